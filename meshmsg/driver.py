@@ -1,0 +1,235 @@
+"""The shell around the engine: collect → engine → commit → send → deliver, and one timer.
+
+One turn handles whatever came since the last one, so batches form by themselves: the busier the node, the larger
+they are. The same driver runs under asyncio, under uvloop, and under the simulator's virtual clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from meshmsg.engine.effects import Dial, Outcome
+from meshmsg.engine.engine import Engine
+from meshmsg.engine.peers import SELF_LINK, SELF_ROUTE
+from meshmsg.errors import ForkedProcess, NodeClosed, WrongThread
+from meshmsg.message import DeadLetter, Event
+
+# Frames read in one turn: bounds how long a flood can keep timers and handlers waiting.
+RECEIVE_LIMIT = 256
+# An edge-triggered file descriptor that was missed is noticed after this at the latest (pyzmq#1203).
+WATCHDOG_S = 1.0
+
+
+class TimerHandle(Protocol):
+    """What ``call_at`` returns."""
+
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """The part of an event loop that the driver needs; the simulator has one of its own."""
+
+    def time(self) -> float: ...
+    def call_soon(self, callback: Callable[[], Any], /) -> Any: ...
+    def call_at(self, when: float, callback: Callable[[], Any], /) -> TimerHandle: ...
+
+
+class Links(Protocol):
+    """The part of a transport that the driver needs."""
+
+    def dial(self, link: int, endpoint: str, identity: bytes) -> None: ...
+    def hang_up(self, link: int) -> None: ...
+    def send(self, link: int, frames: list[bytes]) -> bool: ...
+    def receive(self, limit: int) -> list[tuple[bytes, list[bytes]]]: ...
+    def link_events(self) -> list[tuple[int, Any]]: ...
+    def more(self) -> bool: ...
+
+
+class Driver:
+    """Runs one engine over one transport in one loop. Sockets register what they want to hear of."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.closed = False
+        self.usable = False  # False before the start, after the close, and in a forked child
+        self.thread_id = 0
+        self.unsent_frames = 0
+        self.on_arrival: dict[str, Callable[[], None]] = {}  # by queue
+        self.on_outcome: Callable[[Outcome], None] = lambda outcome: None
+        self.on_dead: Callable[[list[DeadLetter]], None] = lambda letters: None
+        self.on_events: Callable[[list[Event]], None] = lambda events: None
+        self._loop: Loop | None = None
+        self._transport: Links | None = None
+        self._scheduled = False
+        self._timer: TimerHandle | None = None
+        self._timer_at = 0.0
+        self._own: list[list[bytes]] = []  # frames of this node to itself
+        self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._pid = os.getpid()
+        engine.wake = self.wake
+        _drivers.add(self)
+
+    def start(self, loop: Loop, transport: Links) -> None:
+        """Begins to turn."""
+        self._loop = loop
+        self._transport = transport
+        self.thread_id = threading.get_ident()
+        self.usable = True
+        self.wake()
+
+    def now(self) -> float:
+        """The loop's clock, in seconds; 0 before the start."""
+        return self._loop.time() if self._loop is not None else 0.0
+
+    def wake(self) -> None:
+        """Asks for a turn; any number of calls until then make one turn."""
+        if not self._scheduled and self._loop is not None:
+            self._scheduled = True
+            self._loop.call_soon(self.turn)
+
+    def turn(self) -> None:
+        """Everything that has happened, in one batch."""
+        self._scheduled = False
+        loop, transport = self._loop, self._transport
+        if loop is None or transport is None or self.closed:
+            return
+        engine = self.engine
+        now = loop.time()
+        own, self._own = self._own, []
+        for parts in own:
+            engine.handle_parts(SELF_ROUTE, parts, now)
+        for link, event in transport.link_events():
+            engine.handle_link(link, event.value, now)
+        for route, parts in transport.receive(RECEIVE_LIMIT):
+            engine.handle_parts(route, parts, now)
+        if now >= self._timer_at:
+            engine.handle_time(now)
+        effects = engine.drain(now)
+        for dial in effects.dial:
+            self._dial(transport, dial)
+        for link, frames in effects.send:
+            if link == SELF_LINK:
+                self._own.append(frames)
+                self.wake()
+            # No room or no link any more: state frames are repeated, and the lanes find out what was lost.
+            elif not transport.send(link, frames):
+                self.unsent_frames += 1
+        for link in effects.hang_up:
+            transport.hang_up(link)
+        if effects.settled:
+            for outcome in effects.settled:
+                self.on_outcome(outcome)
+        if effects.dead:
+            self.on_dead(effects.dead)
+        if effects.events:
+            self.on_events(effects.events)
+        for queue in effects.deliver:
+            arrival = self.on_arrival.get(queue)
+            if arrival is not None:
+                arrival()
+        if self._conditions:
+            self._check_conditions()
+        self._arm(loop, now, effects.wake_at)
+        if transport.more():
+            self.wake()
+
+    def _dial(self, transport: Links, dial: Dial) -> None:
+        try:
+            transport.dial(dial.link, dial.endpoint, dial.identity)
+        except (OSError, ValueError) as error:
+            # An endpoint that makes no sense here costs its announcer's link, nothing else (G11).
+            self.engine.handle_dial_refused(dial.link, dial.endpoint, str(error), self.now())
+            self.wake()
+
+    def _arm(self, loop: Loop, now: float, wake_at: float | None) -> None:
+        """One timer, armed anew only when it must ring earlier or has rung."""
+        when = now + WATCHDOG_S if wake_at is None else min(wake_at, now + WATCHDOG_S)
+        if self._timer is not None and now < self._timer_at <= when:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = max(when, now)
+        self._timer = loop.call_at(self._timer_at, self.wake)
+
+    # -- waiting ---------------------------------------------------------------------------------------------
+
+    async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Waits until a condition on the engine holds; False when ``timeout`` seconds passed first."""
+        if condition():
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (condition, future)
+        self._conditions.append(entry)
+        self.wake()
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError:
+            return condition()
+        finally:
+            if entry in self._conditions:
+                self._conditions.remove(entry)
+        return True
+
+    def _check_conditions(self) -> None:
+        waiting = []
+        for entry in self._conditions:
+            condition, future = entry
+            if future.done():
+                continue
+            if self.closed or condition():
+                future.set_result(None)
+            else:
+                waiting.append(entry)
+        self._conditions = waiting
+
+    # -- guards ----------------------------------------------------------------------------------------------
+
+    def may_use(self) -> bool:
+        """Whether this thread may use the node now; the cheap half of ``require_usable``."""
+        return self.usable and threading.get_ident() == self.thread_id
+
+    def require_usable(self) -> None:
+        """Raises the exception that tells why this node cannot be used here and now."""
+        name = self.engine.identity.name
+        if os.getpid() != self._pid:
+            raise ForkedProcess(
+                f"node {name!r} belongs to process {self._pid}, this is its forked child {os.getpid()}: "
+                'make a new Node here, or start processes with multiprocessing.get_context("spawn")'
+            )
+        if self.closed:
+            raise NodeClosed(f"node {name!r} is closed: make a new Node")
+        if not self.usable:
+            raise NodeClosed(f"node {name!r} is not started: use `async with node:`, or `await node.start()`")
+        if threading.get_ident() != self.thread_id:
+            raise WrongThread(
+                f"node {name!r} belongs to the thread of its event loop: use loop.call_soon_threadsafe, "
+                "asyncio.run_coroutine_threadsafe, or meshmsg.blocking.Node, which any thread may use"
+            )
+
+    def stop(self) -> None:
+        """Turns no more."""
+        self.closed = True
+        self.usable = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._check_conditions()
+
+
+_drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
+
+
+def _disable_in_child() -> None:
+    """libzmq aborts or hangs in a forked child (pyzmq#1504, libzmq#3223); so nothing there may touch it."""
+    for driver in list(_drivers):
+        driver.usable = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disable_in_child)

@@ -1,0 +1,246 @@
+"""A queue's inbox: one consumer's buffer over the lanes of all its producers, and the credit they share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any, Protocol
+
+from meshmsg.engine.lane import InLane
+from meshmsg.message import Message
+from meshmsg.wire import frames
+from meshmsg.wire.codec import Undecodable
+
+
+class Clock(Protocol):
+    """Tells the engine's time; asked only where time matters."""
+
+    def now(self) -> float: ...
+
+
+class Inbox:
+    """What one consumer received and has not started yet, and what it may still receive (G2, G5)."""
+
+    def __init__(self, queue: str, prefetch: int, changed: Callable[[Inbox], None]) -> None:
+        self.queue = queue
+        self.prefetch = prefetch
+        self.buffer: deque[Message] = deque()
+        self.lanes: dict[tuple[str, int], InLane] = {}
+        self.decode: Callable[[Any], Any] | None = None  # into the consumer's own types; raises to reject
+        self.extended: Callable[[InLane, int], None] | None = None
+        self.closing = False
+        self.received = 0
+        self.dirty = False
+        self._changed = changed
+        self._dirty_lanes: list[InLane] = []
+        self._expiring: dict[tuple[str, int, int], float] = {}  # (peer, lane, seq) -> end of its time to live
+        self._grants = 0
+        self._newest: dict[str, int] = {}  # by producer: numbers are never reused, so an older lane is over
+
+    # -- lanes -----------------------------------------------------------------------------------------------
+
+    def open_lane(self, number: int, peer: str, sender: str) -> InLane | None:
+        """A producer starts a stream. An older one of the same producer is over: its messages went elsewhere."""
+        if number <= self._newest.get(peer, 0):
+            return None
+        self._newest[peer] = number
+        for lane in [lane for lane in self.lanes.values() if lane.peer == peer and lane.number < number]:
+            self.close_lane(lane)
+        lane = InLane(number, peer, sender, self.queue, self._lane_changed)
+        lane.extended = self.extended
+        self.lanes[peer, number] = lane
+        lane.mark()
+        return lane
+
+    def close_lane(self, lane: InLane) -> None:
+        """The producer gave the lane up and will send its messages elsewhere: what has not started must not."""
+        lane.alive = False
+        self.lanes.pop((lane.peer, lane.number), None)
+        self.buffer = deque(message for message in self.buffer if message._lane is not lane)
+        self._expiring = {k: v for k, v in self._expiring.items() if k[:2] != (lane.peer, lane.number)}
+        self._regrant()
+
+    def orphan_peer(self, peer: str, *, dead: bool) -> None:
+        """A producer is gone: what it sent is still processed, since nobody else may have it.
+
+        Unless its process is certainly ``dead`` it may come back and use its credit, which stays reserved as long
+        as the lane lives.
+        """
+        if dead:
+            self._newest.pop(peer, None)
+        for lane in [lane for lane in self.lanes.values() if lane.peer == peer]:
+            lane.alive = False
+            if dead:
+                lane.limit = lane.received
+            if not lane.unsettled:
+                del self.lanes[lane.peer, lane.number]
+        self._regrant()
+
+    # -- messages --------------------------------------------------------------------------------------------
+
+    def accept(self, lane: InLane, data: frames.Data, bodies: list[Any], now: float) -> None:
+        """Puts an arriving batch into the buffer, without what this lane has brought before (G2)."""
+        lane.want = data.want
+        lane.heard(data.floor)
+        seen = lane.accept(data.first_seq, data.total)
+        if seen == data.total:
+            return
+        self.received += data.total - seen
+        seq, index = data.first_seq, 0
+        for first_id, count, details in data.runs:
+            skip = min(max(0, seen - index), count)
+            if skip < count:
+                self._buffer_run(lane, seq + skip, first_id + skip, bodies[index + skip : index + count], details, now)
+            seq += count
+            index += count
+        if self.closing:
+            self.return_unstarted()
+        lane.mark()
+
+    def _buffer_run(
+        self, lane: InLane, seq: int, number: int, bodies: list[Any], details: dict[str, Any] | None, now: float
+    ) -> None:
+        count = len(bodies)
+        if details and details.get("x") is not None:
+            self._expiring[lane.peer, lane.number, seq] = now + details["x"]
+        for index, body in enumerate(bodies):
+            if type(body) is Undecodable:
+                lane.reject(seq + index, f"the body cannot be decoded: {body.error}")
+            elif self.decode is not None:
+                try:
+                    bodies[index] = self.decode(body)
+                except Exception as error:
+                    lane.reject(seq + index, f"the body does not fit the type of {self.queue!r}: {error}")
+                    bodies[index] = Undecodable(str(error))
+        messages = map(
+            Message, repeat(lane), range(seq, seq + count), range(number, number + count), bodies, repeat(details)
+        )
+        self.buffer.extend(message for message in messages if type(message.body) is not Undecodable)
+
+    def take(self, limit: int, now: float) -> list[Message]:
+        """Hands out up to ``limit`` messages; from here on each is started and needs its verdict."""
+        taken: list[Message] = []
+        buffer = self.buffer
+        while buffer and len(taken) < limit:
+            message = buffer.popleft()
+            if self._expiring and self._is_expired(message, now):
+                continue
+            taken.append(message)
+        return taken
+
+    def take_one(self, clock: Clock) -> Message | None:
+        """Like ``take(1, now)``, but looks at the clock only if some message can expire."""
+        while self.buffer:
+            message = self.buffer.popleft()
+            if not self._expiring or not self._is_expired(message, clock.now()):
+                return message
+        return None
+
+    def watch_extensions(self, extended: Callable[[InLane, int], None]) -> None:
+        """Has ``extended`` called for each ``message.extend()``."""
+        self.extended = extended
+        for lane in self.lanes.values():
+            lane.extended = extended
+
+    @property
+    def has_room(self) -> bool:
+        """Whether producers have credit left, so that more can come before anything is settled."""
+        return any(lane.alive and lane.limit > lane.received for lane in self.lanes.values())
+
+    def _is_expired(self, message: Message, now: float) -> bool:
+        lane = message._lane
+        assert isinstance(lane, InLane)
+        expires_at = self._expiring.pop((lane.peer, lane.number, message._seq), None)
+        if expires_at is None or now < expires_at:
+            return False
+        lane.judge(message._seq, frames.EXPIRED, None, "its time to live ended in the consumer's buffer")
+        return True
+
+    def return_unstarted(self) -> None:
+        """Gives everything in the buffer back; it costs no attempt (G4)."""
+        self.closing = True
+        self._expiring.clear()
+        buffer, self.buffer = self.buffer, deque()
+        for message in buffer:
+            lane = message._lane
+            assert isinstance(lane, InLane)
+            lane.judge(message._seq, frames.RETURNED, None, "the consumer left")
+
+    # -- credit ----------------------------------------------------------------------------------------------
+
+    @property
+    def unsettled(self) -> int:
+        """Messages held, started or not."""
+        return sum(lane.unsettled for lane in self.lanes.values())
+
+    def on_lane_state(self, lane: InLane, state: frames.LaneState) -> None:
+        """Takes a producer's view: its backlog, its end of the stream, credit that it gave back."""
+        lane.heard(state.floor)
+        if state.returns > lane.returns and lane.received <= state.limit <= lane.limit:
+            lane.returns = state.returns
+            lane.limit = state.limit
+            lane.flags &= ~frames.RECALL
+            self._regrant()
+        if state.next_seq > lane.received:
+            lane.flags |= frames.GAP
+        lane.want = state.want
+        lane.mark()
+
+    def flush(self) -> list[tuple[InLane, frames.Ack]]:
+        """The state of every lane that has news, with fresh credit in it."""
+        self.dirty = False
+        dirty, self._dirty_lanes = self._dirty_lanes, []
+        if not self.closing:
+            self._grant(dirty)
+        out: list[tuple[InLane, frames.Ack]] = []
+        for lane in (*dirty, *self._dirty_lanes):  # granting may add lanes
+            if lane.dirty:
+                lane.dirty = False
+                if lane.alive:
+                    out.append((lane, lane.state()))
+                    lane.flags = 0
+                elif not lane.unsettled:
+                    self.lanes.pop((lane.peer, lane.number), None)
+        self._dirty_lanes = []
+        return out
+
+    def _grant(self, dirty: list[InLane]) -> None:
+        """Tops up the lanes with news, to an equal share of the prefetch; the hungry and long waiting first."""
+        lanes = [lane for lane in self.lanes.values() if lane.alive]
+        free = self.prefetch - sum(lane.outstanding for lane in self.lanes.values())
+        share = max(1, self.prefetch // max(1, len(lanes)))
+        hungry = [lane for lane in lanes if lane.want and lane.limit == lane.received]
+        if len(lanes) > 1:
+            dirty = sorted({*dirty, *hungry}, key=lambda lane: (not lane.want, lane.granted_at, lane.number))
+        for lane in dirty:
+            grant = min(share - lane.outstanding, free)
+            if grant > 0 and lane.alive:
+                lane.limit += grant
+                free -= grant
+                self._grants += 1
+                lane.granted_at = self._grants
+                lane.mark()
+        if free <= 0 and any(lane.limit == lane.received for lane in hungry):
+            for lane in lanes:  # ask those back who don't use theirs
+                if lane.limit > lane.received and not lane.want:
+                    lane.flags |= frames.RECALL
+                    lane.mark()
+
+    def _regrant(self) -> None:
+        """Credit came free: every lane below its share is looked at again."""
+        for lane in self.lanes.values():
+            lane.mark()
+
+    def _lane_changed(self, lane: InLane) -> None:
+        self._dirty_lanes.append(lane)
+        if not self.dirty:
+            self.dirty = True
+            self._changed(self)
+
+    def check(self) -> None:
+        """The inbox's own invariants, for the simulator."""
+        for lane in self.lanes.values():
+            lane.check()
+        held = self.unsettled
+        assert held <= self.prefetch, f"{self.queue}: holds {held} of {self.prefetch}"

@@ -1,0 +1,507 @@
+"""A queue's outbox: every accepted message is ready, scheduled, in flight, processed or dead, and nowhere else.
+
+Hot path: ``push`` appends to a list. Everything else happens once a turn, in runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from meshmsg.engine.balance import STRATEGIES
+from meshmsg.engine.lane import OutLane, verdict_name
+from meshmsg.engine.retry import backoff
+from meshmsg.engine.run import Details, Run
+from meshmsg.errors import ProtocolError
+from meshmsg.message import Attempt, Ledger, Reason
+from meshmsg.options import PushOptions
+from meshmsg.wire import frames
+
+# Messages a run holds at most: keeps splitting a long backlog cheap.
+MAX_RUN = 512
+# Bytes of bodies in one frame: large enough to be cheap, small enough not to stall heartbeats behind it.
+MAX_FRAME_BYTES = 256 * 1024
+# Suspects in one lane at a time, see ``_suspect_room``.
+SUSPECT_WINDOW = 16
+
+
+class Outbox:
+    """The messages of one queue in one producer.
+
+    ``bury`` is called with ``(run, reason, error)`` for each message that dies.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        options: PushOptions,
+        generator: random.Random,
+        bury: Callable[[Outbox, Run, Reason, str], None],
+        wall_offset: float = 0.0,
+    ) -> None:
+        self.queue = queue
+        self.options = options
+        self.wall_offset = wall_offset  # wall clock minus the engine's clock, for histories
+        self.pending = 0
+        self.pending_bytes = 0
+        self.processed = 0
+        self.dead = 0
+        self.redelivered = 0
+        self.next_id = 0  # of the first message that is still staged
+        self.staged: list[bytes] = []
+        self.lanes: dict[int, OutLane] = {}
+        self.watched: set[int] = set()
+        self.outcomes: list[int] = []  # watched ones that were processed
+        self.dirty = True
+        self._generator = generator
+        self._bury = bury
+        self._share = STRATEGIES[options.balance]
+        self._ready: dict[int, deque[Run]] = {0: deque()}  # by priority
+        self._suspects: deque[Run] = deque()
+        self.waiting = 0  # messages in these two; dropped ones count until somebody passes them over
+        self._scheduled: list[tuple[float, int, Run]] = []
+        self._expiring: list[tuple[float, int, Run]] = []
+        self._keys: dict[str, deque[Run]] = {}  # a key is here while one of its messages is under way
+        self._turns = 0
+        self._routable_at = 0.0  # when a consumer was last there
+
+    # -- accepting -------------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether another message would break ``max_pending`` or ``max_pending_bytes`` (G5)."""
+        return self.pending >= self.options.max_pending or self.pending_bytes >= self.options.max_pending_bytes
+
+    def push(self, body: bytes) -> int:
+        """Accepts a plain message and returns its number. The caller has checked ``full``."""
+        staged = self.staged
+        staged.append(body)
+        self.pending += 1
+        self.pending_bytes += len(body)
+        return self.next_id + len(staged) - 1
+
+    def push_many(self, bodies: list[bytes]) -> int:
+        """Accepts plain messages and returns the number of the first."""
+        first = self.next_id + len(self.staged)
+        self.staged += bodies
+        self.pending += len(bodies)
+        self.pending_bytes += sum(map(len, bodies))
+        return first
+
+    def push_detailed(self, body: bytes, details: Details, now: float) -> int:
+        """Accepts a message with a key, a priority, headers, a delay or a time to live."""
+        self.absorb(now)
+        run = Run(self.next_id, [body], now, details)
+        self.next_id += 1
+        self.pending += 1
+        self.pending_bytes += len(body)
+        if details.expires_at is not None:
+            heapq.heappush(self._expiring, (details.expires_at, run.first_id, run))
+        self._admit(run, now)
+        self._drop_oldest(now)
+        return run.first_id
+
+    def revive(self, run: Run, now: float) -> None:
+        """Takes a dead letter back: a new life with all its attempts, under its old id."""
+        details = run.require_details()
+        details.attempts = details.losses = 0
+        details.dropped = False
+        details.expires_at = None
+        details.due_at = None
+        details.redelivered = True
+        self.dead -= 1
+        self.pending += 1
+        self.pending_bytes += len(run.bodies[0])
+        self._admit(run, now)
+
+    def absorb(self, now: float) -> None:
+        """Turns what was staged since the last turn into ready runs."""
+        staged = self.staged
+        if not staged:
+            return
+        self.staged = []
+        ready = self._ready[0]
+        for start in range(0, len(staged), MAX_RUN):
+            part = staged[start : start + MAX_RUN] if len(staged) > MAX_RUN else staged
+            if self.options.ttl is None:
+                ready.append(Run(self.next_id, part, now))
+                self.waiting += len(part)
+                self.next_id += len(part)
+                continue
+            for body in part:
+                run = Run(self.next_id, [body], now, Details(expires_at=now + self.options.ttl))
+                heapq.heappush(self._expiring, (now + self.options.ttl, run.first_id, run))
+                ready.append(run)
+                self.waiting += 1
+                self.next_id += 1
+        self.dirty = True
+        self._drop_oldest(now)
+
+    def _admit(self, run: Run, now: float) -> None:
+        """Puts a single message where it waits: schedule, line of its key, or ready."""
+        details = run.details
+        assert details is not None
+        self.dirty = True
+        if details.due_at is not None and details.due_at > now:
+            heapq.heappush(self._scheduled, (details.due_at, run.first_id, run))
+            return
+        if details.key is not None:
+            line = self._keys.get(details.key)
+            if line is not None:
+                line.append(run)
+                return
+            self._keys[details.key] = deque()
+            details.owns_key = True
+        self._enqueue(run)
+
+    def _enqueue(self, run: Run, *, first: bool = False) -> None:
+        """Ready to go; ``first`` for what was under way before."""
+        self.dirty = True
+        self.waiting += len(run)
+        details = run.details
+        if details is not None and details.losses:
+            self._suspects.append(run)
+            return
+        line = self._ready.setdefault(details.priority if details else 0, deque())
+        if first:
+            line.appendleft(run)
+        else:
+            line.append(run)
+
+    def _drop_oldest(self, now: float) -> None:
+        if self.options.overflow != "drop_oldest":
+            return
+        while self.pending > self.options.max_pending or self.pending_bytes > self.options.max_pending_bytes:
+            run = next(self._take(1, now, lowest_first=True), None)
+            if run is None:
+                return  # all the rest is with consumers
+            self._die(run, "overflow", f"the outbox of {self.queue!r} was full", now)
+
+    # -- lanes -----------------------------------------------------------------------------------------------
+
+    def open_lane(self, lane: OutLane) -> None:
+        """A consumer appeared."""
+        self.lanes[lane.number] = lane
+        self.dirty = True
+
+    def close_lane(self, number: int, verdict: str, now: float) -> None:
+        """A consumer is lost. It cannot say what it had started, so all it held counts as one attempt (G4)."""
+        lane = self.lanes.pop(number, None)
+        if lane is None:
+            return
+        self._routable_at = now
+        for run in self._singles(run for _, run in lane.records):
+            details = run.require_details()
+            details.losses += 1
+            self._failed(run, lane.peer_name, verdict, f"consumer {lane.peer_name!r} was lost ({verdict})", None, now)
+
+    def on_ack(self, lane: OutLane, ack: frames.Ack, now: float) -> None:
+        """Applies a consumer's state: verdicts first, because the floor covers judged messages too."""
+        if ack.floor > lane.next_seq or ack.received > lane.next_seq:
+            raise ProtocolError(f"an ACK up to {ack.floor} of {lane.next_seq} messages sent")
+        returned: list[Run] = []
+        for seq, kind, delay, text in ack.verdicts:
+            for run in lane.settle(seq, seq + 1):
+                if kind == frames.RETURNED:
+                    returned.append(run)
+                else:
+                    self._judged(run, lane.peer_name, kind, delay, text, now)
+        for run in reversed(returned):  # never started: no attempt, but it was on the way once
+            run.require_details().redelivered = True
+            self._enqueue(run, first=True)
+        for start, stop in ack.ranges:
+            self._processed(lane.settle(start, min(stop, lane.next_seq)))
+        if ack.floor > lane.floor:
+            self._processed(lane.settle(0, ack.floor))
+        if lane.grant(ack.limit, ack.returns):
+            self.dirty = True
+
+    def _processed(self, runs: list[Run]) -> None:
+        for run in runs:
+            count = len(run)
+            self.processed += count
+            self.pending -= count
+            self.pending_bytes -= sum(map(len, run.bodies))
+            self.dirty = True
+            if run.details is not None:
+                self._release_key(run.details)
+            if self.watched:
+                known = self.watched.intersection(range(run.first_id, run.first_id + count))
+                self.outcomes.extend(known)
+                self.watched -= known
+
+    def _judged(self, run: Run, consumer: str, kind: int, delay: float | None, text: str, now: float) -> None:
+        if kind == frames.REJECTED:
+            self._note(run, consumer, "rejected", text, now)
+            self._die(run, "rejected", text, now)
+        elif kind == frames.EXPIRED:
+            self._note(run, consumer, "expired", text, now)
+            self._die(run, "expired", text, now)
+        else:
+            run.require_details().losses = 0  # its consumer lived to say so: not what kills consumers
+            self._failed(run, consumer, verdict_name(kind), text, delay, now)
+
+    def _failed(
+        self, run: Run, consumer: str, verdict: str, text: str, delay: float | None, now: float
+    ) -> None:
+        """One attempt is used up: again later, or dead (G4)."""
+        details = run.require_details()
+        details.attempts += 1
+        details.redelivered = True
+        self._note(run, consumer, verdict, text, now)
+        retry = self.options.retry
+        if details.attempts >= retry.max_attempts:
+            self._die(run, "attempts", text, now)
+            return
+        if delay is None:
+            first_loss = details.losses == 1 and details.attempts == 1
+            delay = 0.0 if first_loss else backoff(retry, details.attempts, self._generator)
+        if details.expires_at is not None and details.expires_at <= now + delay:
+            self._die(run, "expired", f"its time to live ends before the next attempt; last error: {text}", now)
+            return
+        self.redelivered += 1
+        self.dirty = True
+        if delay > 0:
+            heapq.heappush(self._scheduled, (now + delay, run.first_id, run))
+        else:
+            self._enqueue(run, first=True)
+
+    def _note(self, run: Run, consumer: str, verdict: str, text: str, now: float) -> None:
+        run.require_details().history.append(Attempt(consumer, now + self.wall_offset, verdict, text))
+
+    def _die(self, run: Run, reason: Reason, error: str, now: float) -> None:
+        for single in self._singles([run]):
+            details = single.require_details()
+            details.dropped = True
+            self.dead += 1
+            self.pending -= 1
+            self.pending_bytes -= len(single.bodies[0])
+            self.dirty = True
+            self._release_key(details)
+            self._bury(self, single, reason, error)
+
+    def _release_key(self, details: Details) -> None:
+        """The next message of this key may go (G3)."""
+        if details.key is None or not details.owns_key:
+            return
+        details.owns_key = False
+        line = self._keys[details.key]
+        while line:
+            run = line.popleft()
+            heir = run.require_details()
+            if not heir.dropped:
+                heir.owns_key = True
+                self._enqueue(run)
+                return
+        del self._keys[details.key]
+
+    @staticmethod
+    def _singles(runs: Iterable[Run]) -> Iterator[Run]:
+        for run in runs:
+            while len(run) > 1:
+                yield run.split(1)
+            yield run
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Moves what is due to ready, and what is over to the dead letters."""
+        while self._scheduled and self._scheduled[0][0] <= now:
+            _, _, run = heapq.heappop(self._scheduled)
+            details = run.require_details()
+            if details.dropped:
+                continue
+            if details.attempts:
+                self._enqueue(run, first=True)  # it still owns its key
+            else:
+                details.due_at = None
+                self._admit(run, now)
+        while self._expiring and self._expiring[0][0] <= now:
+            _, _, run = heapq.heappop(self._expiring)
+            details = run.require_details()
+            due = details.expires_at is not None and details.expires_at <= now  # not after a redrive
+            if due and not details.dropped and not self._is_in_flight(run):
+                self._die(run, "expired", "its time to live ended before a consumer took it", now)
+        if self.options.unroutable_after is not None and not self.lanes:
+            self._bury_unroutable(now)
+
+    def _is_in_flight(self, run: Run) -> bool:
+        return any(run is other for lane in self.lanes.values() for _, other in lane.records)
+
+    def _bury_unroutable(self, now: float) -> None:
+        patience = self.options.unroutable_after
+        assert patience is not None
+        error = f"no node pulled {self.queue!r} for {patience:g} s; start one, or raise unroutable_after="
+        for line in self._ready.values():
+            while line and max(line[0].accepted_at, self._routable_at) + patience <= now:
+                run = line.popleft()
+                self.waiting -= len(run)
+                if not (run.details and run.details.dropped):
+                    self._die(run, "unroutable", error, now)
+
+    def wake_at(self) -> float | None:
+        """When ``tick`` next has something to do."""
+        times = [heap[0][0] for heap in (self._scheduled, self._expiring) if heap]
+        if self.options.unroutable_after is not None and not self.lanes:
+            starts = [line[0].accepted_at for line in self._ready.values() if line]
+            times += [max(start, self._routable_at) + self.options.unroutable_after for start in starts]
+        return min(times, default=None)
+
+    # -- dispatch --------------------------------------------------------------------------------------------
+
+    def dispatch(self, now: float) -> list[tuple[OutLane, list[Run]]]:
+        """Hands ready messages to lanes with credit; each result goes out as frames of its lane."""
+        self.dirty = False
+        open_lanes = [lane for lane in self.lanes.values() if lane.open and lane.credit > 0]
+        if not open_lanes:
+            return []
+        out: list[tuple[OutLane, list[Run]]] = []
+        if self._suspects:
+            out += self._dispatch_suspects(open_lanes, now)
+        lanes = [lane for lane in open_lanes if not lane.suspects and lane.credit > 0]
+        waiting = self.waiting - len(self._suspects)
+        if not lanes or not waiting:
+            return out
+        self._turns += 1
+        if len(lanes) > 1:  # rotated, so that remainders don't always start with the oldest lane
+            turn = self._turns % len(lanes)
+            lanes = lanes[turn:] + lanes[:turn]
+        shares = self._share(
+            waiting, [lane.in_flight for lane in lanes], [lane.credit for lane in lanes], self._generator
+        )
+        for lane, share in zip(lanes, shares, strict=True):
+            if share:
+                runs = list(self._take(share, now))
+                if runs:
+                    out.append((lane, runs))
+        return out
+
+    def _dispatch_suspects(self, lanes: list[OutLane], now: float) -> list[tuple[OutLane, list[Run]]]:
+        out: list[tuple[OutLane, list[Run]]] = []
+        for lane in sorted(lanes, key=lambda lane: lane.in_flight):
+            runs: list[Run] = []
+            taken = 0
+            while self._suspects and taken < lane.credit:
+                run = self._suspects[0]
+                if run.details is not None and run.details.dropped:
+                    self._suspects.popleft()
+                    self.waiting -= 1
+                    continue
+                if lane.suspects + taken >= self._suspect_room(run):
+                    break
+                runs.append(self._suspects.popleft())
+                self.waiting -= 1
+                taken += 1
+            if runs:
+                out.append((lane, runs))
+        return out
+
+    def _suspect_room(self, run: Run) -> int:
+        """How many suspects a lane may hold with this one.
+
+        What a lost consumer held is suspect: one of it may have killed it. Suspects go out in small windows and,
+        when they have seen two losses or have one attempt left, alone; so the attempts of the poison message run
+        out, and only its.
+        """
+        details = run.require_details()
+        alone = details.losses > 1 or details.attempts + 1 >= self.options.retry.max_attempts
+        return 1 if alone else SUSPECT_WINDOW
+
+    def _take(self, count: int, now: float, *, lowest_first: bool = False) -> Iterator[Run]:
+        """Takes up to ``count`` ready messages, highest priority first, in the order they became ready."""
+        for priority in sorted(self._ready, reverse=not lowest_first):
+            line = self._ready[priority]
+            while line and count:
+                run = line[0]
+                if run.details is not None and run.details.dropped:
+                    line.popleft()
+                    self.waiting -= 1
+                    continue
+                if len(run) <= count:
+                    line.popleft()
+                else:
+                    run = run.split(count)
+                count -= len(run)
+                self.waiting -= len(run)
+                yield run
+            if not line and priority:
+                del self._ready[priority]
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def ledger(self) -> Ledger:
+        """The books of this queue at this moment (G1)."""
+        in_flight = sum(lane.in_flight for lane in self.lanes.values())
+        ready = self._count_live(run for line in (*self._ready.values(), self._suspects) for run in line)
+        ready += len(self.staged)
+        return Ledger(
+            accepted=self.next_id + len(self.staged),
+            processed=self.processed,
+            dead=self.dead,
+            pending=self.pending,
+            ready=ready,
+            in_flight=in_flight,
+            scheduled=self.pending - ready - in_flight,
+            redelivered=self.redelivered,
+        )
+
+    def check(self) -> None:
+        """Counts everything anew and compares, for the simulator."""
+        for lane in self.lanes.values():
+            lane.check()
+        books = self.ledger()
+        waiting = sum(len(run) for line in (*self._ready.values(), self._suspects) for run in line)
+        assert self.waiting == waiting, f"{self.queue}: counts {self.waiting} waiting, holds {waiting}"
+        scheduled = self._count_live(run for _, _, run in self._scheduled)
+        scheduled += self._count_live(run for line in self._keys.values() for run in line)
+        assert books.accepted == books.processed + books.dead + books.pending, f"{self.queue}: {books}"
+        assert books.scheduled == scheduled, f"{self.queue}: {books} but {scheduled} scheduled"
+        held = self.held_ids()
+        assert len(held) == len(set(held)) == books.pending, f"{self.queue}: {books} but {len(held)} held"
+
+    def held_ids(self) -> list[int]:
+        """Numbers of every pending message, for the simulator's own books."""
+        lines: list[Iterable[Run]] = [*self._ready.values(), self._suspects, *self._keys.values()]
+        lines.append(run for _, _, run in self._scheduled)
+        lines.append(run for lane in self.lanes.values() for _, run in lane.records)
+        numbers = [
+            number
+            for line in lines
+            for run in line
+            if not (run.details and run.details.dropped)
+            for number in range(run.first_id, run.first_id + len(run))
+        ]
+        return numbers + list(range(self.next_id, self.next_id + len(self.staged)))
+
+    @staticmethod
+    def _count_live(runs: Iterable[Run]) -> int:
+        return sum(len(run) for run in runs if not (run.details and run.details.dropped))
+
+
+def cut_frames(runs: list[Run]) -> Iterator[list[Run]]:
+    """Splits what goes to one lane into frames of bounded size; a large body travels alone."""
+    frame: list[Run] = []
+    size = 0
+    for run in runs:
+        run_bytes = sum(map(len, run.bodies))
+        while size + run_bytes > MAX_FRAME_BYTES and len(run) > 1:
+            head = run.split(max(1, len(run) // 2))
+            yield from cut_frames([*frame, head])
+            frame, size, run_bytes = [], 0, sum(map(len, run.bodies))
+        if frame and size + run_bytes > MAX_FRAME_BYTES:
+            yield frame
+            frame, size = [], 0
+        frame.append(run)
+        size += run_bytes
+    if frame:
+        yield frame
+
+
+def describe_runs(runs: list[Run], now: float) -> list[list[Any]]:
+    """The runs as a ``DATA`` frame lists them."""
+    return [
+        [run.first_id, len(run), run.details.on_wire(now) if run.details is not None else None] for run in runs
+    ]

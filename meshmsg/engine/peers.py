@@ -1,0 +1,409 @@
+"""Who is there: links, introductions, and three signals of life kept apart.
+
+* A link that breaks is a process that may have crashed: dial again at once; refused means gone.
+* A link that stands says that the *process* lives, because libzmq's own heartbeats hold it up.
+* Frames say that it makes *progress*; without any it is suspect, gets no new work, and is given up much later.
+
+Discovery only says who might exist. A node is a peer once both directions are proven: it answered the token of our
+link, on a link of its own. A link is one connection and never reconnects (libzmq#4503, #2892): a new one has a new
+number and a new routing id.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from meshmsg.engine.effects import Dial
+from meshmsg.options import LivenessOptions
+from meshmsg.wire.frames import Hello
+
+LinkNews = Literal["up", "failed", "down"]
+
+LEFT = "left"  # the reason of a node that says goodbye
+
+MAX_PEERS = 2000
+SELF_LINK, SELF_ROUTE = 0, b"\0self"  # a node is a peer of its own: its frames never leave the process
+
+REDIAL_S = 0.25  # first pause before dialling a known but absent node again; doubles
+REDIAL_MAX_S = 5.0
+HELLO_TIMEOUT_S = 3.0  # a link that stands but brings no answer is hung up and tried again
+RECONNECT_GRACE_S = 0.4  # what a peer with a broken link gets to answer a new one, at least
+FORGET_AFTER_S = 300.0  # how long a node is dialled that nobody announces any more
+
+
+@dataclass(slots=True)
+class Identity:
+    """Who this node is. A restart has a new incarnation, a higher number than the one before."""
+
+    node_id: str
+    incarnation: int
+    name: str
+    mesh: str
+    endpoints: tuple[str, ...] = ()
+    offers: dict[str, Any] = field(default_factory=dict)
+    offers_version: int = 0
+
+
+@dataclass(slots=True)
+class PeerState:
+    """One other node. ``link`` is ours to it, ``routes`` are the routing ids of its links to us."""
+
+    node_id: str
+    incarnation: int
+    name: str
+    endpoints: tuple[str, ...]
+    offers: dict[str, Any]
+    offers_version: int
+    heard_at: float
+    state: Literal["new", "alive", "suspect"] = "new"
+    link: int | None = None
+    routes: set[bytes] = field(default_factory=set)
+    answered: int = -1  # the newest token of its links that we answered
+    broken_at: float | None = None  # since when our link to it is down
+    process_seen_at: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Names this life of the node; lanes belong to it."""
+        return f"{self.node_id}.{self.incarnation}"
+
+
+@dataclass(slots=True)
+class Prospect:
+    """A node that might exist, and the links that are dialled to find out, one an address side by side."""
+
+    node_id: str | None
+    endpoints: tuple[str, ...]
+    announced: bool
+    since: float
+    links: dict[int, str] = field(default_factory=dict)
+    dialled_at: float = 0.0
+    redial_at: float = 0.0
+    pause_s: float = REDIAL_S
+    reached: str | None = None  # node id of the peer found there
+
+
+class Peers:
+    """All other nodes. Results of every call collect in ``dial``, ``hang_up``, ``hello``, ``ups``, ``downs``, ``notes``."""
+
+    def __init__(self, identity: Identity, liveness: LivenessOptions, generator: random.Random) -> None:
+        self.identity = identity
+        self.liveness = liveness
+        self.by_id: dict[str, PeerState] = {}
+        self.by_route: dict[bytes, PeerState] = {}
+        self.prospects: dict[str, Prospect] = {}
+        self.dial: list[Dial] = []
+        self.hang_up: list[int] = []
+        self.hello: list[tuple[int, Hello]] = []
+        self.ups: list[tuple[PeerState, bool]] = []  # (peer, whether it was unknown until now)
+        self.downs: list[tuple[PeerState, str]] = []
+        self.notes: list[tuple[str, str, str, str]] = []  # (kind, peer name, peer id, text)
+        self._generator = generator
+        self._next_link = 1
+        self._by_link: dict[int, Prospect] = {}
+        myself = PeerState(identity.node_id, identity.incarnation, identity.name, (), {}, 0, math.inf, "alive", SELF_LINK)
+        self.by_id[identity.node_id] = self.by_route[SELF_ROUTE] = myself
+
+    # -- discovery -------------------------------------------------------------------------------------------
+
+    def discovered(self, node_id: str | None, endpoints: tuple[str, ...], now: float) -> None:
+        """Somebody might be at these endpoints."""
+        if node_id == self.identity.node_id or not endpoints:
+            return
+        key = node_id or endpoints[0]
+        prospect = self.prospects.get(key)
+        if prospect is None:
+            if len(self.prospects) >= MAX_PEERS:
+                self.notes.append(("peers.full", "", key, f"more than {MAX_PEERS} nodes announced; ignored"))
+                return
+            prospect = self.prospects[key] = Prospect(node_id, endpoints, True, now)
+        moved = prospect.endpoints != endpoints
+        prospect.announced, prospect.endpoints, prospect.since = True, endpoints, now
+        if (node_id not in self.by_id and not prospect.links) or (moved and prospect.reached is None):
+            self._dial(prospect, now)
+
+    def withdrawn(self, node_id: str) -> None:
+        """Nobody announces it any more. A living peer stays; a link decides, not an announcement."""
+        prospect = self.prospects.get(node_id)
+        if prospect is not None:
+            prospect.announced = False
+
+    def _dial(self, prospect: Prospect, now: float) -> None:
+        self._drop_links(prospect)
+        prospect.dialled_at = now
+        for endpoint in prospect.endpoints:
+            link = self._next_link
+            self._next_link += 1
+            prospect.links[link] = endpoint
+            self._by_link[link] = prospect
+            who = self.identity
+            self.dial.append(Dial(link, endpoint, f"{who.node_id}.{who.incarnation}.{link}".encode()))
+            self._introduce(link, prospect.node_id or prospect.reached, None)
+
+    def _introduce(self, link: int, expects: str | None, answers: int | None) -> None:
+        who = self.identity
+        self.hello.append(
+            (
+                link,
+                Hello(
+                    who.node_id,
+                    who.incarnation,
+                    who.name,
+                    who.mesh,
+                    who.endpoints,
+                    who.offers,
+                    who.offers_version,
+                    link,
+                    expects,
+                    answers,
+                ),
+            )
+        )
+
+    def _drop_links(self, prospect: Prospect, keep: int | None = None) -> None:
+        for link in [link for link in prospect.links if link != keep]:
+            del prospect.links[link], self._by_link[link]
+            self.hang_up.append(link)
+
+    # -- links -----------------------------------------------------------------------------------------------
+
+    def on_link(self, link: int, news: LinkNews, now: float) -> None:
+        """A link came up, could not be made, or broke."""
+        prospect = self._by_link.get(link)
+        if prospect is None:
+            return
+        peer = self.by_id.get(prospect.reached or prospect.node_id or "")
+        if news == "up":
+            if peer is not None:
+                peer.process_seen_at = now
+            return
+        del prospect.links[link], self._by_link[link]
+        self.hang_up.append(link)
+        if peer is not None and peer.link == link:
+            peer.link = None
+            peer.broken_at = now
+            self._suspect(peer, "its connection broke")
+            self._dial(prospect, now)
+        elif not prospect.links:
+            # Nobody listens there. If it was a peer until now, its process is gone.
+            if peer is not None and peer.link is None and news == "failed" and peer.broken_at is not None:
+                self._gone(peer, "crashed", now)
+            self._retry_later(prospect, now)
+
+    def _retry_later(self, prospect: Prospect, now: float) -> None:
+        prospect.redial_at = now + prospect.pause_s * (0.75 + 0.5 * self._generator.random())
+        prospect.pause_s = min(REDIAL_MAX_S, prospect.pause_s * 2)
+
+    # -- frames ----------------------------------------------------------------------------------------------
+
+    def on_hello(self, route: bytes, hello: Hello, now: float) -> None:
+        """Somebody introduces itself, or answers our introduction."""
+        who = self.identity
+        if hello.mesh != who.mesh:
+            self.notes.append(("mesh.other", hello.name, hello.node_id, f"is of mesh {hello.mesh!r}, not {who.mesh!r}"))
+            return
+        if hello.node_id == who.node_id:
+            self._met_myself(hello)
+            return
+        if hello.expects is not None and hello.expects != who.node_id:
+            self.notes.append(
+                ("node.misdirected", hello.name, hello.node_id, "dialled this address for another node, now gone")
+            )
+            return
+        peer = self.by_id.get(hello.node_id)
+        if peer is not None and hello.incarnation < peer.incarnation:
+            return  # a late word of a former life
+        if peer is not None and hello.incarnation > peer.incarnation:
+            self._gone(peer, "restarted", now)
+            peer = None
+        if peer is None:
+            peer = self._meet(hello, now)
+            if peer is None:
+                return
+        peer.heard_at = now
+        peer.endpoints = hello.endpoints
+        peer.routes.add(route)
+        self.by_route[route] = peer
+        if hello.offers_version >= peer.offers_version:
+            peer.offers, peer.offers_version = hello.offers, hello.offers_version
+        if hello.answers is not None:
+            self._on_answer(peer, hello.answers)
+        prospect = self._prospect_of(peer, now)
+        if peer.link is None and not prospect.links:
+            self._dial(prospect, now)
+        if hello.token > peer.answered:
+            peer.answered = hello.token
+            for link in [peer.link] if peer.link is not None else list(prospect.links):
+                self._introduce(link, peer.node_id, hello.token)
+
+    def _met_myself(self, hello: Hello) -> None:
+        prospect = self._by_link.get(hello.token)
+        if hello.incarnation != self.identity.incarnation:
+            text = f"another process uses this node's id {hello.node_id}; give each its own store"
+            self.notes.append(("node.id_clash", hello.name, hello.node_id, text))
+        elif prospect is not None:  # a seed list that contains this node itself
+            self._drop_links(prospect)
+            self._forget(prospect)
+
+    def _meet(self, hello: Hello, now: float) -> PeerState | None:
+        if len(self.by_id) >= MAX_PEERS:
+            self.notes.append(("peers.full", hello.name, hello.node_id, f"more than {MAX_PEERS} peers; ignored"))
+            return None
+        for other in self.by_id.values():
+            if other.name == hello.name:
+                text = f"two nodes are named {hello.name!r}; they are told apart by id"
+                self.notes.append(("name.shared", hello.name, hello.node_id, text))
+        peer = PeerState(
+            hello.node_id, hello.incarnation, hello.name, hello.endpoints, hello.offers, hello.offers_version, now
+        )
+        self.by_id[hello.node_id] = peer
+        return peer
+
+    def _on_answer(self, peer: PeerState, token: int) -> None:
+        """Our link ``token`` reached it: both directions are proven."""
+        prospect = self._by_link.get(token)
+        if prospect is None or peer.link == token:
+            return
+        if peer.link is not None:  # a second way to the same node: one is enough
+            self._drop_links(prospect)
+            prospect.reached = peer.node_id
+            if prospect.node_id is None:
+                self._adopt_seed(prospect, peer)
+            return
+        self._drop_links(prospect, keep=token)
+        prospect.reached = peer.node_id
+        prospect.pause_s = REDIAL_S
+        peer.link = token
+        peer.broken_at = None
+        self.ups.append((peer, peer.state == "new"))  # also after a broken link: the lanes compare notes
+        peer.state = "alive"
+
+    def _adopt_seed(self, prospect: Prospect, peer: PeerState) -> None:
+        """A seed turned out to be a node that is known by its id already."""
+        self.notes.append(("seed.known", peer.name, peer.node_id, f"seed {prospect.endpoints[0]} is {peer.name!r}"))
+
+    def _prospect_of(self, peer: PeerState, now: float) -> Prospect:
+        for prospect in self.prospects.values():
+            if peer.node_id in (prospect.node_id, prospect.reached) and prospect.links:
+                return prospect
+        own = self.prospects.get(peer.node_id)
+        if own is None:
+            own = self.prospects[peer.node_id] = Prospect(peer.node_id, peer.endpoints, False, now)
+        return own
+
+    def on_bye(self, peer: PeerState, reason: str, now: float) -> None:
+        """It leaves, and says so."""
+        self._gone(peer, reason or LEFT, now)
+
+    def expel(self, peer: PeerState, why: str, now: float) -> None:
+        """It broke the protocol: its links are not believed any more (G11). It may introduce itself anew."""
+        self._gone(peer, why, now)
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Suspects the silent, gives up the gone, dials the absent."""
+        limits = self.liveness
+        for peer in list(self.by_id.values()):
+            silent = now - peer.heard_at
+            if peer.link is None and peer.broken_at is not None:
+                sign = max(peer.heard_at, peer.process_seen_at)
+                if now >= max(sign + limits.gone_after, peer.broken_at + RECONNECT_GRACE_S):
+                    self._gone(peer, "silent", now)
+                    continue
+            if silent >= limits.stall_after:
+                self._gone(peer, "stalled", now)
+            elif silent >= limits.suspect_after:
+                self._suspect(peer, f"silent for {silent:.1f} s")
+        for prospect in list(self.prospects.values()):
+            if (prospect.reached or prospect.node_id) in self.by_id:
+                prospect.since = now
+                due = prospect.dialled_at + HELLO_TIMEOUT_S if prospect.links else prospect.redial_at
+                if self._lacks_link(prospect) and now >= due:
+                    self._dial(prospect, now)
+            elif not prospect.announced and now - prospect.since > FORGET_AFTER_S:
+                self._drop_links(prospect)
+                self._forget(prospect)
+            elif prospect.links and now >= prospect.dialled_at + HELLO_TIMEOUT_S:
+                self._drop_links(prospect)
+                self._retry_later(prospect, now)
+            elif not prospect.links and now >= prospect.redial_at:
+                self._dial(prospect, now)
+
+    def _lacks_link(self, prospect: Prospect) -> bool:
+        peer = self.by_id.get(prospect.reached or prospect.node_id or "")
+        return peer is not None and peer.link is None
+
+    def wake_at(self) -> Iterator[float]:
+        """When ``tick`` may have something to do."""
+        limits = self.liveness
+        for peer in self.by_id.values():
+            if peer.link is None and peer.broken_at is not None:
+                sign = max(peer.heard_at, peer.process_seen_at)
+                yield max(sign + limits.gone_after, peer.broken_at + RECONNECT_GRACE_S)
+            if peer.state == "alive":
+                yield peer.heard_at + limits.suspect_after
+            else:
+                yield peer.heard_at + limits.stall_after
+        for prospect in self.prospects.values():
+            if prospect.links:
+                if self._lacks_link(prospect) or (prospect.reached or prospect.node_id) not in self.by_id:
+                    yield prospect.dialled_at + HELLO_TIMEOUT_S
+            elif (prospect.reached or prospect.node_id) not in self.by_id or self._lacks_link(prospect):
+                yield prospect.redial_at
+
+    def on_heard(self, peer: PeerState, now: float) -> None:
+        """A frame arrived: it makes progress."""
+        if peer.link == SELF_LINK:
+            return
+        peer.heard_at = now
+        if peer.state == "suspect" and peer.link is not None:
+            peer.state = "alive"
+            self.ups.append((peer, False))
+
+    def _suspect(self, peer: PeerState, text: str) -> None:
+        if peer.state == "alive":
+            peer.state = "suspect"
+            self.notes.append(("peer.suspect", peer.name, peer.node_id, text))
+
+    def _gone(self, peer: PeerState, why: str, now: float) -> None:
+        del self.by_id[peer.node_id]
+        for route in peer.routes:
+            self.by_route.pop(route, None)
+        for prospect in list(self.prospects.values()):
+            if peer.node_id in (prospect.node_id, prospect.reached):
+                self._drop_links(prospect)
+                prospect.reached = None
+                prospect.since = now
+                prospect.redial_at = now + REDIAL_S
+                prospect.pause_s = REDIAL_S
+                if why == LEFT and prospect.node_id is not None:
+                    self._forget(prospect)
+        self.downs.append((peer, why))
+
+    def _forget(self, prospect: Prospect) -> None:
+        for key in [key for key, value in self.prospects.items() if value is prospect]:
+            del self.prospects[key]
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def linked(self) -> Iterator[tuple[int, PeerState]]:
+        """Peers that can be written to, with the link."""
+        for peer in self.by_id.values():
+            if peer.link is not None:
+                yield peer.link, peer
+
+    def check(self) -> None:
+        """Own invariants, for the simulator."""
+        for prospect in self.prospects.values():
+            for link in prospect.links:
+                assert self._by_link.get(link) is prospect
+        for route, peer in self.by_route.items():
+            assert self.by_id.get(peer.node_id) is peer, f"route {route!r} of a peer that is gone"
+        for peer in self.by_id.values():
+            known = peer.link in (None, SELF_LINK) or peer.link in self._by_link
+            assert known, f"{peer.name} has a link nobody made"

@@ -1,0 +1,122 @@
+"""Every error meshmsg raises, in one tree; each says what went wrong, for whom, and what to do next.
+
+::
+
+    MeshError
+    ├── ConfigurationError (ValueError)      an option or argument that cannot work
+    │   ├── UnknownOption (TypeError)        a keyword nobody knows; names the closest one
+    │   └── NameClash                        the name is taken with other options
+    ├── EncodeError (TypeError, ValueError)  a body that cannot be sent; names the path to the value
+    ├── BodyTooLarge (ValueError)            a body over ``max_message_bytes``
+    ├── ProtocolError (ValueError)           a peer's frame that cannot be read
+    ├── NodeClosed (RuntimeError)            the node was closed, or not yet started
+    ├── ForkedProcess (RuntimeError)         a node used in a child of the process that made it
+    ├── WrongThread (RuntimeError)           an asyncio node used from another thread
+    ├── AlreadySettled (RuntimeError)        a second verdict on one message
+    ├── OutboxFull (BlockingIOError)         ``send_nowait`` found no room
+    ├── DeadLettered                         ``deliver``: the message became a dead letter
+    ├── WaitTimeout (TimeoutError)           ``wait_for``, ``flush`` or ``deliver`` ran out of time
+    ├── AddressUnavailable (OSError)         nothing could be bound or dialled there
+    ├── TooManyLinks (OSError)               the process's file descriptors do not suffice
+    ├── DiscoveryUnavailable (OSError)       mDNS cannot run here
+    └── MissingExtra (ImportError)           an optional dependency is not installed
+
+``Reject`` stands outside the tree: a handler raises it to say that a message must not be retried.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meshmsg.message import DeadLetter
+
+
+class MeshError(Exception):
+    """Base of every error that meshmsg raises."""
+
+
+class ConfigurationError(MeshError, ValueError):
+    """An option or argument that cannot work."""
+
+
+class UnknownOption(ConfigurationError, TypeError):
+    """A keyword that no option has."""
+
+
+class NameClash(ConfigurationError):
+    """A name that is already taken in this node, with other options."""
+
+
+class EncodeError(MeshError, TypeError, ValueError):
+    """A body that MessagePack cannot carry; ``path`` leads to the offending value."""
+
+    def __init__(self, message: str, path: str = "body") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class BodyTooLarge(MeshError, ValueError):
+    """A body over the node's ``max_message_bytes``."""
+
+
+class ProtocolError(MeshError, ValueError):
+    """A frame that breaks the wire protocol; it costs its sender's link and nothing else (G11)."""
+
+
+class NodeClosed(MeshError, RuntimeError):
+    """The node is closed, or has not been started."""
+
+
+class ForkedProcess(MeshError, RuntimeError):
+    """A node was used in a forked child; make a new node there, or start children with "spawn"."""
+
+
+class WrongThread(MeshError, RuntimeError):
+    """An asyncio node was used outside its event loop's thread."""
+
+
+class AlreadySettled(MeshError, RuntimeError):
+    """A message got a second verdict."""
+
+
+class OutboxFull(MeshError, BlockingIOError):
+    """``send_nowait`` found ``max_pending`` or ``max_pending_bytes`` reached (G5)."""
+
+
+class DeadLettered(MeshError):
+    """``deliver`` learned that the message became a dead letter; ``letter`` tells why."""
+
+    def __init__(self, message: str, letter: DeadLetter) -> None:
+        super().__init__(message)
+        self.letter = letter
+
+
+class WaitTimeout(MeshError, TimeoutError):
+    """What was waited for did not happen in time."""
+
+
+class AddressUnavailable(MeshError, OSError):
+    """An address that cannot be bound or dialled."""
+
+
+class TooManyLinks(MeshError, OSError):
+    """Another link would not fit into the process's file descriptors."""
+
+
+class DiscoveryUnavailable(MeshError, OSError):
+    """mDNS cannot run on this machine; static seeds still work."""
+
+
+class MissingExtra(MeshError, ImportError):
+    """An optional dependency is missing; the message names the extra to install."""
+
+
+class Reject(Exception):
+    """Raised by a handler: this message can never succeed, make it a dead letter at once (G1, G4).
+
+    >>> raise Reject("no such image")
+    Traceback (most recent call last):
+    ...
+    meshmsg.errors.Reject: no such image
+    """

@@ -1,0 +1,291 @@
+"""What applications hold in their hands: messages, batches, dead letters, ledgers, events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Protocol
+
+from meshmsg.errors import AlreadySettled, Reject
+
+Reason = Literal["rejected", "attempts", "expired", "unroutable", "overflow"]
+
+
+class Settler(Protocol):
+    """Where a message's verdict goes: the receiving half of the lane it came on."""
+
+    @property
+    def sender(self) -> str: ...
+    @property
+    def queue(self) -> str: ...
+    def message_id(self, number: int) -> str: ...
+    def ack(self, seq: int) -> None: ...
+    def nack(self, seq: int, delay: float | None, error: str) -> None: ...
+    def reject(self, seq: int, reason: str) -> None: ...
+    def extend(self, seq: int) -> None: ...
+
+
+_NO_HEADERS: Mapping[str, Any] = {}
+
+
+class Message:
+    """One message in a consumer's hands. It wants exactly one verdict: ack, nack or reject (G1, G2).
+
+    Used as a context manager it acks at the end; an exception nacks and goes on, ``Reject`` rejects and ends there.
+
+    >>> from meshmsg.testing import make_message
+    >>> message = make_message({"path": "a.jpg"}, queue="thumbnails")
+    >>> with message:
+    ...     print(message.body["path"], message.queue, message.attempt)
+    a.jpg thumbnails 1
+    >>> message.settled
+    True
+    """
+
+    __slots__ = ("_details", "_lane", "_number", "_seq", "body", "settled")
+
+    def __init__(
+        self, lane: Settler, seq: int, number: int, body: Any, details: dict[str, Any] | None = None
+    ) -> None:
+        self._lane = lane
+        self._seq = seq
+        self._number = number
+        self.body = body
+        self._details = details
+        self.settled = False
+
+    @property
+    def id(self) -> str:
+        """``node/queue/number``: stable over retries, restarts of consumers, and redrives."""
+        return self._lane.message_id(self._number)
+
+    @property
+    def sender(self) -> str:
+        """Name of the node that sent it."""
+        return self._lane.sender
+
+    @property
+    def queue(self) -> str:
+        """The queue it came through."""
+        return self._lane.queue
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first attempt; a nack, a timeout and the loss of a consumer each count one (G4)."""
+        return self._details.get("a", 1) if self._details else 1
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it was sent to a consumer before (G2)."""
+        return bool(self._details and self._details.get("r"))
+
+    @property
+    def key(self) -> str | None:
+        """The key whose messages are processed in order, or None (G3)."""
+        return self._details.get("k") if self._details else None
+
+    @property
+    def priority(self) -> int:
+        """0 unless the sender said otherwise; higher goes first."""
+        return self._details.get("p", 0) if self._details else 0
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """What the sender put beside the body; empty by default."""
+        return self._details.get("h") or _NO_HEADERS if self._details else _NO_HEADERS
+
+    def ack(self) -> None:
+        """It is done. Raises ``AlreadySettled`` at a second verdict."""
+        if self.settled:
+            self._refuse_second_verdict()
+        self._lane.ack(self._seq)
+        self.settled = True
+
+    def nack(self, delay: float | None = None, error: str = "nack") -> None:
+        """It failed: again after the queue's backoff, or after ``delay`` seconds; ``error`` is kept (G4)."""
+        if self.settled:
+            self._refuse_second_verdict()
+        self._lane.nack(self._seq, delay, error)
+        self.settled = True
+
+    def reject(self, reason: str = "rejected") -> None:
+        """It can never succeed: a dead letter at once, with this text as its error."""
+        if self.settled:
+            self._refuse_second_verdict()
+        self._lane.reject(self._seq, reason)
+        self.settled = True
+
+    def extend(self) -> None:
+        """Starts the handler's ``timeout`` anew. Without a ``timeout`` no extension is ever needed."""
+        self._lane.extend(self._seq)
+
+    def _refuse_second_verdict(self) -> None:
+        raise AlreadySettled(f"message {self.id} already has its verdict; give each message exactly one")
+
+    def __enter__(self) -> Message:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            if not self.settled:
+                self.ack()
+            return False
+        if not self.settled:
+            if isinstance(error, Reject):
+                self.reject(str(error) or "rejected")
+            else:
+                self.nack(error=describe_error(error))
+        return isinstance(error, Reject)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id} attempt={self.attempt} from {self.sender}>"
+
+
+class Batch(Sequence[Message]):
+    """Messages taken together; as a context manager it acks or nacks all that have no verdict yet.
+
+    Its settling costs less than one verdict after the other, because neighbours travel as one range.
+    """
+
+    __slots__ = ("messages",)
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages = messages
+
+    @property
+    def bodies(self) -> list[Any]:
+        """The bodies, in order."""
+        return [message.body for message in self.messages]
+
+    def ack(self) -> None:
+        """Acks every message that has no verdict yet."""
+        for message in self.messages:
+            if not message.settled:
+                message._lane.ack(message._seq)
+                message.settled = True
+
+    def nack(self, delay: float | None = None, error: str = "nack") -> None:
+        """Nacks every message that has no verdict yet."""
+        for message in self.messages:
+            if not message.settled:
+                message.nack(delay, error)
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            self.ack()
+        elif isinstance(error, Reject):
+            for message in self.messages:
+                if not message.settled:
+                    message.reject(str(error) or "rejected")
+        else:
+            self.nack(error=describe_error(error))
+        return isinstance(error, Reject)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.messages)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.messages[index]
+
+
+class Attempt(NamedTuple):
+    """One attempt at a message: which consumer, when (Unix seconds), and how it ended."""
+
+    consumer: str
+    time: float
+    verdict: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that will not be tried again, with its reason and history (G1)."""
+
+    id: str
+    queue: str
+    body: Any
+    headers: Mapping[str, Any]
+    key: str | None
+    reason: Reason
+    error: str
+    attempts: tuple[Attempt, ...]
+    accepted_at: float
+    died_at: float
+
+
+class Ledger(NamedTuple):
+    """Where the messages of a queue are: ``accepted = processed + dead + pending``, always.
+
+    ``pending`` splits into ``ready`` (waits for a consumer or for credit), ``in_flight`` (with a consumer) and
+    ``scheduled`` (waits for its delay or backoff, or for the message before it of the same key).
+
+    >>> Ledger(accepted=3, processed=1, dead=0, pending=2, ready=2).balanced
+    True
+    """
+
+    accepted: int = 0
+    processed: int = 0
+    dead: int = 0
+    pending: int = 0
+    ready: int = 0
+    in_flight: int = 0
+    scheduled: int = 0
+    redelivered: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the books agree."""
+        inside = self.ready + self.in_flight + self.scheduled
+        return self.accepted == self.processed + self.dead + self.pending and self.pending == inside
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something rare that an operator wants to know; ``kind`` is one of the names in ``docs/guarantees.md``."""
+
+    kind: str
+    time: float
+    peer: str = ""
+    peer_id: str = ""
+    queue: str = ""
+    text: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another node as this one sees it."""
+
+    id: str
+    name: str
+    state: Literal["alive", "suspect"]
+    endpoints: tuple[str, ...]
+    offers: Mapping[str, Any]
+    silent_for: float
+
+    @property
+    def pulls(self) -> tuple[str, ...]:
+        """Queues it consumes."""
+        return tuple(self.offers.get("pull", ()))
+
+    @property
+    def pushes(self) -> tuple[str, ...]:
+        """Queues it produces for."""
+        return tuple(self.offers.get("push", ()))
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception as one line of at most 1,000 characters, for verdicts and dead letters."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return text if len(text) <= 1000 else text[:997] + "..."

@@ -1,0 +1,456 @@
+"""The node: the composition root, and the only file that wires rooms together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery, local_addresses
+from meshmsg.driver import Driver
+from meshmsg.engine.effects import Outcome
+from meshmsg.engine.engine import Engine
+from meshmsg.engine.peers import Identity
+from meshmsg.errors import ConfigurationError, MeshError, MissingExtra, NameClash, NodeClosed, WaitTimeout
+from meshmsg.message import DeadLetter, Event, Ledger, Peer
+from meshmsg.observe.events import EventHub, EventStream
+from meshmsg.options import (
+    LivenessOptions,
+    PullOptions,
+    PushOptions,
+    make_options,
+    require_int,
+    require_name,
+    require_number,
+)
+from meshmsg.sockets.push_pull import Pull, Push
+from meshmsg.transport.zmq import ZmqTransport
+
+logger = logging.getLogger("meshmsg.node")
+
+DEFAULT_DRAIN_S = 5.0
+GOODBYE_S = 0.3  # what producers get to take back what is on its way to a leaving consumer
+LINGER_MS = 300  # what goodbyes get to leave the process
+
+
+class Node:
+    """One process's place in a mesh.
+
+    Parameters
+    ----------
+    name:
+        For people; need not be unique, nodes are told apart by an id of their own.
+    mesh:
+        Nodes of one mesh see each other and nobody else.
+    seeds:
+        Addresses to dial besides what mDNS finds: ``"tcp://host:port"`` or ``"host:port"``.
+    mdns:
+        Whether to announce and look for nodes through multicast DNS.
+    interfaces:
+        Interface names or addresses. The default is loopback: without a key a node talks to its own machine (G12).
+    unencrypted:
+        Allows interfaces beyond loopback although this version cannot encrypt yet. For test networks only.
+    port:
+        TCP port of the node's inbox; 0 lets the system choose.
+    heartbeat, suspect_after, gone_after, stall_after:
+        Seconds, see ``LivenessOptions``.
+    max_message_bytes:
+        Largest encoded body to send, and largest frame to take, in bytes.
+    max_dead_letters:
+        Dead letters kept in memory; the oldest go first, with an event.
+    drain:
+        Seconds that leaving the ``with`` block waits for pending work (G10).
+
+    Examples
+    --------
+    >>> async with Node("camera") as node:
+    ...     print(node.name, node.mesh, node.peers())
+    camera default []
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        mesh: str = "default",
+        seeds: Sequence[str] = (),
+        mdns: bool = True,
+        interfaces: Sequence[str] | None = None,
+        unencrypted: bool = False,
+        port: int = 0,
+        heartbeat: float = 0.5,
+        suspect_after: float = 1.5,
+        gone_after: float = 2.0,
+        stall_after: float = 30.0,
+        max_message_bytes: int = 64 * 2**20,
+        max_dead_letters: int = 10_000,
+        drain: float = DEFAULT_DRAIN_S,
+    ) -> None:
+        self.name = require_name("Node(name)", name)
+        self.mesh = require_name("Node(mesh=)", mesh)
+        require_int("Node(max_message_bytes=)", max_message_bytes, at_least=1024)
+        require_int("Node(max_dead_letters=)", max_dead_letters, at_least=1)
+        require_int("Node(port=)", port, at_least=0)
+        require_number("Node(drain=)", drain, at_least=0)
+        self.drain = drain
+        self._interfaces = _choose_addresses(interfaces, unencrypted)
+        self._seeds = StaticDiscovery(seeds) if seeds else None
+        self._mdns = mdns
+        self._port = port
+        self._max_message_bytes = max_message_bytes
+        liveness = LivenessOptions(heartbeat, suspect_after, gone_after, stall_after)
+        identity = Identity(uuid.uuid4().hex, time.time_ns(), name, mesh)
+        self._engine = Engine(
+            identity,
+            generator=random.Random(),
+            liveness=liveness,
+            max_dead_letters=max_dead_letters,
+        )
+        self._driver = Driver(self._engine)
+        self._driver.on_outcome = self._handle_outcome
+        self._driver.on_dead = self._handle_dead
+        self._hub = EventHub(name)
+        self._driver.on_events = self._hub.publish
+        self._transport: ZmqTransport | None = None
+        self._discoveries: list[Discovery] = []
+        self._background: set[asyncio.Task[Any]] = set()
+        self._pushes: dict[str, Push] = {}
+        self._pulls: dict[str, Pull] = {}
+        self._books: dict[str, Ledger] | None = None  # the last ones, after the close
+        self._closing: asyncio.Task[dict[str, Ledger]] | None = None
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """What tells this node apart from all others; new at every start."""
+        return self._engine.identity.node_id
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where other nodes reach this one, once it is started."""
+        return self._engine.identity.endpoints
+
+    async def start(self) -> Self:
+        """Binds, announces, connects. ``async with node:`` does it too. Raises ``AddressUnavailable``."""
+        if self._driver.closed:
+            raise NodeClosed(f"node {self.name!r} is closed: make a new Node")
+        if self._transport is not None:
+            raise NodeClosed(f"node {self.name!r} is started already")
+        loop = asyncio.get_running_loop()
+        _require_reader_loop(loop)
+        transport = ZmqTransport(
+            addresses=self._interfaces,
+            port=self._port,
+            # A frame holds a body and a few bytes around it.
+            max_message_bytes=self._max_message_bytes + 4096,
+            heartbeat_interval_s=self._engine.liveness.heartbeat,
+            heartbeat_timeout_s=self._engine.liveness.suspect_after,
+        )
+        identity = self._engine.identity
+        identity.endpoints = transport.bind()
+        self._transport = transport
+        self._engine.set_wall_offset(time.time() - loop.time())
+        self._driver.start(loop, transport)
+        transport.start(loop, self._driver.wake)
+        if all(address.startswith("127.") or address == "::1" for address in self._interfaces):
+            logger.info("node %r talks to its own machine only (loopback), at %s", self.name, identity.endpoints[0])
+        if self._mdns:
+            found = MdnsDiscovery(
+                mesh=self.mesh,
+                node_id=identity.node_id,
+                name=self.name,
+                endpoints=identity.endpoints,
+                interfaces=self._interfaces,
+            )
+            self._discoveries.append(found)
+        if self._seeds is not None:
+            self._discoveries.append(self._seeds)
+        for discovery in self._discoveries:
+            self._spawn(self._discover(discovery))
+        for pull in self._pulls.values():
+            pull.start()
+        return self
+
+    async def _discover(self, discovery: Discovery) -> None:
+        try:
+            await discovery.start(self._handle_found, self._handle_lost)
+        except MeshError as error:
+            # Seeds, or nodes that dial this one, may do.
+            self._hub.publish([Event("discovery.failed", time.time(), text=str(error))])
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self, drain: float | None = None) -> dict[str, Ledger]:
+        """Leaves: takes no more work, gives pending work ``drain`` seconds, says goodbye, returns the ledgers (G10).
+
+        Ends within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
+        """
+        if self._closing is None:
+            seconds = self.drain if drain is None else drain
+            require_number("close(drain=)", seconds, at_least=0)
+            if self._transport is not None and not self._driver.closed:
+                self._driver.require_usable()
+            self._closing = asyncio.ensure_future(self._close(seconds))
+        return await asyncio.shield(self._closing)
+
+    async def _close(self, drain: float) -> dict[str, Ledger]:
+        if self._transport is None:
+            self._driver.stop()
+            return self.ledger()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + drain
+        await asyncio.gather(*(pull.close(drain) for pull in self._pulls.values()))
+        pushes = [push for push in self._pushes.values() if push.options.reliable]
+        left = max(0.0, deadline - loop.time())
+        await self._driver.until(lambda: not any(push.ledger().pending for push in pushes), left)
+        await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
+        self._engine.close()
+        self._driver.turn()
+        self._books = self._engine.ledger()
+        self._driver.stop()
+        for push in self._pushes.values():
+            push.close()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*(discovery.close() for discovery in self._discoveries), return_exceptions=True)
+        self._transport.close(linger_ms=LINGER_MS)
+        self._hub.close()
+        for queue, books in self._books.items():
+            if books.pending:
+                logger.warning("node %r closed with %d messages of %r pending", self.name, books.pending, queue)
+        return self._books
+
+    def run(self, *, uvloop: bool | None = None) -> dict[str, Ledger]:
+        """Starts the node and blocks until SIGINT or SIGTERM, then drains and closes; returns the ledgers.
+
+        ``uvloop=True`` insists on uvloop (extra ``speed``), False on asyncio; None takes uvloop if it is installed.
+        A second signal closes at once.
+        """
+        with asyncio.Runner(loop_factory=_loop_factory(uvloop)) as runner:
+            return runner.run(self._serve())
+
+    async def _serve(self) -> dict[str, Ledger]:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        hurry = asyncio.Event()
+
+        def on_signal() -> None:
+            (hurry if stop.is_set() else stop).set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, on_signal)
+            except (NotImplementedError, RuntimeError):  # Windows, or not the main thread
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
+        await self.start()
+        await stop.wait()
+        closing = asyncio.ensure_future(self.close())
+        hurried = asyncio.ensure_future(hurry.wait())
+        await asyncio.wait({closing, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if not closing.done():
+            return self.ledger()
+        hurried.cancel()
+        return await closing
+
+    # -- sockets ---------------------------------------------------------------------------------------------
+
+    def push(self, queue: str, **options: Any) -> Push:
+        """The producer's end of a queue; the same queue with the same options is the same socket.
+
+        Takes the options of ``PushOptions``: ``retry``, ``balance``, ``max_pending``, ``max_pending_bytes``,
+        ``overflow``, ``ttl``, ``unroutable_after``, ``dead_letter_to``, ``reliable``; and ``on_dead_letter``, a
+        function or coroutine function. Raises ``UnknownOption``, ``ConfigurationError``, ``NameClash``.
+        """
+        self._require_open()
+        require_name("push(queue)", queue)
+        hook = options.pop("on_dead_letter", None)
+        chosen = make_options(PushOptions, f"push({queue!r})", options)
+        push = self._pushes.get(queue)
+        if push is not None:
+            if options and push.options != chosen:
+                raise NameClash(
+                    f"node {self.name!r} already pushes to {queue!r} with other options ({push.options}): "
+                    "open a queue once, and hand the socket around"
+                )
+        else:
+            outbox = self._engine.open_push(queue, chosen)
+            push = self._pushes[queue] = Push(self._driver, outbox, chosen, self._max_message_bytes)
+            self._driver.wake()
+        if hook is not None:
+            push.on_dead_letter(hook)
+        return push
+
+    def pull(self, queue: str, **options: Any) -> Pull:
+        """The consumer's end of a queue: a decorator for a handler, or an async iterator.
+
+        Takes the options of ``PullOptions``: ``prefetch`` (256), ``concurrency`` (1), ``timeout`` (seconds a handler
+        may take), ``type``, ``reliable``. Raises ``UnknownOption``, ``ConfigurationError``, ``NameClash``.
+        """
+        self._require_open()
+        require_name("pull(queue)", queue)
+        chosen = make_options(PullOptions, f"pull({queue!r})", options)
+        if queue in self._engine.inboxes:
+            raise NameClash(
+                f"node {self.name!r} already pulls {queue!r}: one pull a queue and node; "
+                "use concurrency= for more handlers, or close the first pull"
+            )
+        pull = Pull(self._driver, self._engine.open_pull(queue, chosen.prefetch), chosen)
+        self._pulls[queue] = pull
+        self._driver.wake()
+        return pull
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    async def wait_for(
+        self,
+        *,
+        pull: str | None = None,
+        push: str | None = None,
+        peer: str | None = None,
+        count: int = 1,
+        timeout: float | None = None,
+    ) -> None:
+        """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
+
+        Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
+        """
+        self._driver.require_usable()
+        given = {"pull": pull, "push": push, "peer": peer}
+        wanted = [(kind, name) for kind, name in given.items() if name is not None]
+        if len(wanted) != 1:
+            raise ConfigurationError("wait_for takes exactly one of pull=, push= and peer=")
+        require_int("wait_for(count=)", count, at_least=0)
+        kind, name = wanted[0]
+
+        def found() -> int:
+            if kind == "peer":
+                return sum(1 for each in self.peers() if each.name == name and each.state == "alive")
+            return self._engine.count_offers(kind, name)
+
+        if not await self._driver.until(lambda: found() >= count, timeout):
+            hint = self._engine.describe_consumers(name) if kind == "pull" else f"{len(self.peers())} peers seen"
+            raise WaitTimeout(f"found {found()} of {count} for {kind}={name!r} within {timeout} s; {hint}")
+        self._driver.require_usable()
+
+    def peers(self) -> list[Peer]:
+        """The other nodes of the mesh that are connected both ways."""
+        return self._engine.list_peers(self._driver.now())
+
+    def ledger(self) -> dict[str, Ledger]:
+        """The books of every queue this node sends to (G1); after the close, the last ones."""
+        return self._books if self._books is not None else self._engine.ledger()
+
+    def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
+        """The dead letters that are kept, oldest first; of one queue, or of all."""
+        return self._engine.dead_letters.letters(queue)
+
+    def redrive(self, *ids: str, queue: str | None = None) -> list[str]:
+        """Sends dead letters again, under their ids and with all their attempts; returns the ids that went.
+
+        Without ids, all of ``queue``, or all there are.
+        """
+        self._driver.require_usable()
+        chosen: Iterable[str] = ids or [letter.id for letter in self.dead_letters(queue)]
+        moved = self._engine.redrive(chosen)
+        self._driver.wake()
+        return moved
+
+    def events(self) -> EventStream:
+        """An async iterator over what happens from now on: peers, dead letters, refused frames."""
+        return self._hub.open()
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self._driver.closed or self._closing is not None:
+            raise NodeClosed(f"node {self.name!r} is closed: make a new Node")
+        if self._transport is not None:
+            self._driver.require_usable()
+
+    def _handle_found(self, candidate: Candidate) -> None:
+        if self._driver.usable:
+            self._engine.handle_discovered(candidate.node_id, candidate.endpoints, self._driver.now())
+            self._driver.wake()
+
+    def _handle_lost(self, node_id: str) -> None:
+        self._engine.handle_withdrawn(node_id)
+
+    def _handle_outcome(self, outcome: Outcome) -> None:
+        push = self._pushes.get(outcome.queue)
+        if push is not None:
+            push.handle_outcome(outcome)
+
+    def _handle_dead(self, letters: list[DeadLetter]) -> None:
+        for letter in letters:
+            text = f"{letter.id} ({letter.reason}): {letter.error}"
+            self._hub.publish([Event("dead_letter", letter.died_at, queue=letter.queue, text=text)])
+            push = self._pushes.get(letter.queue)
+            if push is not None:
+                try:
+                    for awaitable in push.handle_dead(letter):
+                        self._spawn(awaitable)
+                except Exception:
+                    logger.exception("on_dead_letter of %r failed on %s", letter.queue, letter.id)
+
+    def _spawn(self, awaitable: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(awaitable)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Future[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("node %r: a background task failed", self.name, exc_info=task.exception())
+
+
+def _choose_addresses(interfaces: Sequence[str] | None, unencrypted: bool) -> tuple[str, ...]:
+    """Loopback unless somebody insists: without a key nothing leaves the machine (G12)."""
+    if interfaces is None:
+        return ("127.0.0.1",)
+    if isinstance(interfaces, str) or not interfaces:
+        raise ConfigurationError(f"interfaces= takes a list of names or addresses, got {interfaces!r}")
+    addresses = tuple(local_addresses(loopback=False, only=interfaces))
+    beyond = [address for address in addresses if not address.startswith("127.") and address != "::1"]
+    if beyond and not unencrypted:
+        raise ConfigurationError(
+            f"interfaces={list(interfaces)} reach beyond this machine ({', '.join(beyond)}), and this version of "
+            "meshmsg cannot encrypt yet: stay on loopback, or say unencrypted=True on a test network"
+        )
+    if beyond:
+        logger.warning("traffic on %s is neither encrypted nor authenticated", ", ".join(beyond))
+    return addresses
+
+
+def _require_reader_loop(loop: asyncio.AbstractEventLoop) -> None:
+    if sys.platform == "win32" and isinstance(loop, asyncio.ProactorEventLoop):
+        raise ConfigurationError(
+            "Windows' default event loop cannot watch ZeroMQ's sockets: use node.run(), or "
+            "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
+        )
+
+
+def _loop_factory(uvloop: bool | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop if wanted or there; on Windows a selector loop, because ZeroMQ needs ``add_reader`` (pyzmq#1423)."""
+    if uvloop is not False and sys.platform != "win32":
+        try:
+            import uvloop as uvloop_module
+        except ImportError:
+            if uvloop:
+                raise MissingExtra('run(uvloop=True) needs uvloop: pip install "meshmsg[speed]"') from None
+        else:
+            return uvloop_module.new_event_loop
+    return asyncio.SelectorEventLoop if sys.platform == "win32" else None

@@ -1,0 +1,193 @@
+"""What can be configured, checked when it is given: one frozen dataclass a subject."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from meshmsg.errors import ConfigurationError, UnknownOption
+
+Balance = Literal["least_outstanding", "round_robin", "random"]
+Overflow = Literal["wait", "drop_oldest"]
+
+MAX_NAME_BYTES = 200
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed message is tried again, and how often (G4).
+
+    Parameters
+    ----------
+    max_attempts:
+        Attempts before the message becomes a dead letter; at least 1. Default 5 (Kafka's share groups use 5).
+    backoff:
+        Seconds before the second attempt, doubled by ``factor`` for each one after it.
+    factor:
+        Growth of the backoff, at least 1.
+    max_backoff:
+        Cap of the backoff in seconds.
+    jitter:
+        ``"full"`` draws the delay from ``U(0, backoff)``, ``"none"`` waits all of it. Full jitter is the
+        variant with the least total work in AWS's "Exponential Backoff and Jitter" (Brooker, 2015).
+
+    >>> Retry(max_attempts=3, backoff=0.1).ceiling(2)
+    0.2
+    """
+
+    max_attempts: int = 5
+    backoff: float = 0.5
+    factor: float = 2.0
+    max_backoff: float = 60.0
+    jitter: Literal["full", "none"] = "full"
+
+    def __post_init__(self) -> None:
+        require_int("Retry(max_attempts=)", self.max_attempts, at_least=1)
+        require_number("Retry(backoff=)", self.backoff, at_least=0)
+        require_number("Retry(factor=)", self.factor, at_least=1)
+        require_number("Retry(max_backoff=)", self.max_backoff, at_least=0)
+        require_choice("Retry(jitter=)", self.jitter, ("full", "none"))
+
+    def ceiling(self, attempts: int) -> float:
+        """Seconds that the delay after this many failed attempts can take at most."""
+        # The exponent is bounded so that a long-lived message cannot overflow a float.
+        return min(self.max_backoff, self.backoff * self.factor ** min(attempts - 1, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """Options of ``node.push(queue, ...)``: what a producer does with its work."""
+
+    retry: Retry = field(default_factory=Retry)
+    balance: Balance = "least_outstanding"
+    max_pending: int = 10_000
+    max_pending_bytes: int = 256 * 2**20
+    overflow: Overflow = "wait"
+    ttl: float | None = None
+    unroutable_after: float | None = None
+    dead_letter_to: str | None = None
+    reliable: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.retry, Retry):
+            raise ConfigurationError(f"retry= takes a Retry, not {self.retry!r}: retry=Retry(max_attempts=3)")
+        require_choice("balance=", self.balance, ("least_outstanding", "round_robin", "random"))
+        require_int("max_pending=", self.max_pending, at_least=1)
+        require_int("max_pending_bytes=", self.max_pending_bytes, at_least=1)
+        require_choice("overflow=", self.overflow, ("wait", "drop_oldest"))
+        if self.ttl is not None:
+            require_number("ttl=", self.ttl, at_least=0)
+        if self.unroutable_after is not None:
+            require_number("unroutable_after=", self.unroutable_after, at_least=0)
+        if self.dead_letter_to is not None:
+            require_name("dead_letter_to=", self.dead_letter_to)
+        require_bool("reliable=", self.reliable)
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """Options of ``node.pull(queue, ...)``: how a consumer takes work."""
+
+    prefetch: int = 256
+    concurrency: int = 1
+    timeout: float | None = None
+    type: Any = None
+    reliable: bool = True
+
+    def __post_init__(self) -> None:
+        require_int("prefetch=", self.prefetch, at_least=1)
+        require_int("concurrency=", self.concurrency, at_least=1)
+        if self.timeout is not None:
+            require_number("timeout=", self.timeout, above=0)
+        require_bool("reliable=", self.reliable)
+
+
+@dataclass(frozen=True, slots=True)
+class LivenessOptions:
+    """How soon a silent peer is suspected, and how soon it is given up.
+
+    Parameters
+    ----------
+    heartbeat:
+        Seconds between two heartbeats to each peer.
+    suspect_after:
+        Seconds of silence after which a peer gets no new work.
+    gone_after:
+        Seconds without a sign of the peer's process after which its work goes elsewhere.
+    stall_after:
+        Seconds that a process may live without progress (its loop blocked) before its work goes elsewhere.
+    """
+
+    heartbeat: float = 0.5
+    suspect_after: float = 1.5
+    gone_after: float = 2.0
+    stall_after: float = 30.0
+
+    def __post_init__(self) -> None:
+        require_number("heartbeat=", self.heartbeat, above=0)
+        require_number("suspect_after=", self.suspect_after, above=0)
+        require_number("gone_after=", self.gone_after, above=0)
+        require_number("stall_after=", self.stall_after, above=0)
+        if not self.heartbeat < self.suspect_after <= self.gone_after <= self.stall_after:
+            raise ConfigurationError(
+                "liveness needs heartbeat < suspect_after <= gone_after <= stall_after, got "
+                f"{self.heartbeat}, {self.suspect_after}, {self.gone_after}, {self.stall_after}"
+            )
+
+
+def make_options(options: type[OptionsT], where: str, given: dict[str, Any]) -> OptionsT:
+    """Builds an options dataclass from keywords; an unknown one names the closest that exists."""
+    known = [each.name for each in fields(options)]  # type: ignore[arg-type]  # OptionsT is always a dataclass
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise UnknownOption(f"{where} has no option {name!r}: {hint}")
+    return options(**given)
+
+
+def require_name(where: str, name: object) -> str:
+    """A queue, topic or mesh name: 1 to 200 bytes of printable UTF-8 without white space."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"{where} takes a name (str), not {type(name).__name__} {name!r}")
+    if not name or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        raise ConfigurationError(f"{where} takes a name of 1 to {MAX_NAME_BYTES} bytes, got {name[:50]!r}")
+    if not name.isprintable() or any(letter.isspace() for letter in name):
+        raise ConfigurationError(f"{where} takes printable characters without white space, got {name!r}")
+    return name
+
+
+def require_int(where: str, value: object, *, at_least: int) -> None:
+    """Checks a whole number and its lower bound."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigurationError(f"{where} takes a whole number, not {type(value).__name__} {value!r}")
+    if value < at_least:
+        raise ConfigurationError(f"{where} takes {at_least} or more, got {value}")
+
+
+def require_number(
+    where: str, value: object, *, at_least: float | None = None, above: float | None = None
+) -> None:
+    """Checks a finite number and its lower bound."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ConfigurationError(f"{where} takes a number, not {type(value).__name__} {value!r}")
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ConfigurationError(f"{where} takes a finite number, got {value}")
+    if at_least is not None and value < at_least:
+        raise ConfigurationError(f"{where} takes {at_least} or more, got {value}")
+    if above is not None and value <= above:
+        raise ConfigurationError(f"{where} takes more than {above}, got {value}")
+
+
+def require_choice(where: str, value: object, choices: tuple[str, ...]) -> None:
+    """Checks that a value is one of a few words."""
+    if value not in choices:
+        raise ConfigurationError(f"{where} takes one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def require_bool(where: str, value: object) -> None:
+    """Checks a flag."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{where} takes True or False, got {value!r}")

@@ -1,0 +1,1 @@
+"""What applications hold: one socket type a ZeroMQ pair, named after it."""

@@ -1,0 +1,129 @@
+"""One dialled link: a DEALER that only sends, and the monitor that says what becomes of its connection."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import zmq
+
+from meshmsg.transport.endpoints import uses_ipv6
+from meshmsg.transport.interface import LinkEvent
+from meshmsg.transport.segments import SEGMENT_BYTES, split_frame
+from meshmsg.transport.tuning import Context, Socket, Tuning, descriptor_of, events_of, milliseconds
+
+# The engine's credit keeps a link far below this many messages; reaching it means the peer takes nothing at
+# all.
+SEND_HIGH_WATER = 10_000
+# Nobody has to send anything to a DEALER of ours; heartbeats and handshakes are small.
+MAX_UNWANTED_BYTES = 4096
+
+_ENDED = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED  # how a refused connection ends when libzmq may not reconnect
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDED
+
+
+class DialledLink:
+    """A link's sockets. Call ``read_events`` when the monitor's descriptor is readable, ``close`` once."""
+
+    __slots__ = ("number", "endpoint", "up", "monitor_descriptor", "_dealer", "_monitor")
+
+    def __init__(self, context: Context, number: int, endpoint: str, identity: bytes, tuning: Tuning) -> None:
+        self.number = number
+        self.endpoint = endpoint
+        self.up = False
+        self._dealer = context.socket(zmq.DEALER)
+        self._monitor: Socket | None = None
+        try:
+            self._tune(identity, tuning)
+            self._monitor = self._dealer.get_monitor_socket(_WATCHED)
+            self.monitor_descriptor = descriptor_of(self._monitor)
+            self._dealer.connect(endpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def _tune(self, identity: bytes, tuning: Tuning) -> None:
+        dealer = self._dealer
+        dealer.setsockopt(zmq.ROUTING_ID, identity)
+        # Never again over a second connection: that would lose what was in flight without telling, and meet
+        # its own routing id, still held by a half-open first one (libzmq#4503, #2892).
+        dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, milliseconds(tuning.dial_timeout_s))
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
+        dealer.setsockopt(zmq.RCVHWM, 1)
+        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_UNWANTED_BYTES)
+        dealer.setsockopt(zmq.IPV6, 1 if uses_ipv6(self.endpoint) else 0)
+        tuning.keep_alive(dealer)
+        tuning.limit_handshake(dealer)
+
+    @property
+    def send_descriptor(self) -> int:
+        """Becomes readable when ``has_room`` may have changed."""
+        return descriptor_of(self._dealer)
+
+    def send(self, frames: Sequence[bytes]) -> bool:
+        """Hand one message to libzmq; false if it would block, or the connection is gone."""
+        # The second try, because a send alone looks for news of the I/O thread at most once a millisecond.
+        return self._try_send(frames) or (self.has_room() and self._try_send(frames))
+
+    def has_room(self) -> bool:
+        """Whether ``send`` could succeed. Asking takes in what the I/O thread has reported."""
+        return bool(events_of(self._dealer) & zmq.POLLOUT)
+
+    def read_events(self) -> list[LinkEvent]:
+        """What happened since the last call. After FAILED or DOWN nothing more will."""
+        assert self._monitor is not None
+        events: list[LinkEvent] = []
+        while True:
+            try:
+                # Two frames, the first of which begins with the event's number.
+                head = self._monitor.recv(zmq.DONTWAIT)
+                self._monitor.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return events
+            number = int.from_bytes(head[:2], sys.byteorder)
+            if number & _ENDED:
+                events.append(LinkEvent.DOWN if self.up else LinkEvent.FAILED)
+                self.up = False
+                return events
+            if number & zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.up = True
+                events.append(LinkEvent.UP)
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close the sockets; what was sent has ``linger_ms`` left to leave."""
+        if self._monitor is not None:
+            # In another order the monitor leaks, or the context hangs (pyzmq#1554, libzmq#3575).
+            self._dealer.disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
+        self._dealer.close(linger=linger_ms)
+
+    def _try_send(self, frames: Sequence[bytes]) -> bool:
+        try:
+            for frame in frames[:-1]:
+                self._send_frame(frame, zmq.DONTWAIT | zmq.SNDMORE)
+            self._send_frame(frames[-1], zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    def _send_frame(self, frame: bytes, flags: int) -> None:
+        # Always copied. pyzmq's zero-copy is a little cheaper for large frames, but it crashes the process
+        # when libzmq lets go of one after pyzmq's atexit handler has run: at the end of a program whose last
+        # message lingers.
+        send = self._dealer.send
+        if len(frame) < SEGMENT_BYTES:
+            send(frame, flags)
+            return
+        segments = split_frame(frame)
+        for segment in segments[:-1]:
+            send(segment, flags | zmq.SNDMORE)
+        send(segments[-1], flags)

@@ -1,0 +1,1 @@
+"""What travels between nodes: frames (kinds, header, version) and the body codec."""

@@ -1,0 +1,185 @@
+"""MessagePack for bodies: encoded once at ``send``, decoded a batch at a time.
+
+A body is None, a bool, an int of 64 bits, a float, a str, bytes, an aware datetime, or a list, tuple or dict of
+bodies; dict keys are any of the scalars. Dataclasses, msgspec structs and pydantic models travel as dicts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgpack
+
+from meshmsg.errors import EncodeError, ProtocolError
+
+# The C packer stops at 511 levels; the limit is documented at half of that, and so is a reader's recursion.
+MAX_DEPTH = 255
+
+
+class Undecodable:
+    """Stands in for a body that could not be decoded, so that one bad body never costs its batch."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+
+
+def make_encoder() -> Callable[[Any], bytes]:
+    """Returns a function that encodes one body; not to be shared between threads.
+
+    >>> make_encoder()([1, "a"])
+    b'\\x92\\x01\\xa1a'
+    """
+    pack: Callable[[Any], bytes] = msgpack.Packer(default=_to_plain, datetime=True, autoreset=True).pack
+
+    def encode(body: Any) -> bytes:
+        try:
+            return pack(body)
+        except Exception as error:
+            raise explain_encode_error(body, error) from None
+
+    return encode
+
+
+def encode_batch(bodies: Sequence[bytes]) -> bytes:
+    """Joins encoded bodies into one MessagePack array."""
+    count = len(bodies)
+    if count < 16:
+        header = bytes((0x90 | count,))
+    elif count < 65536:
+        header = b"\xdc" + count.to_bytes(2, "big")
+    else:
+        header = b"\xdd" + count.to_bytes(4, "big")
+    return header + b"".join(bodies)
+
+
+def decode_batch(payload: bytes, count: int) -> list[Any]:
+    """Decodes a batch of ``count`` bodies; a body that cannot be decoded becomes an ``Undecodable``.
+
+    Raises ``ProtocolError`` when the payload is not an array of that many MessagePack values.
+    """
+    try:
+        bodies = msgpack.unpackb(payload, strict_map_key=False, timestamp=3)
+    except Exception:
+        bodies = _decode_one_by_one(payload, count)
+    if type(bodies) is not list or len(bodies) != count:
+        raise ProtocolError(f"a batch announced {count} bodies and held {_describe(bodies)}")
+    return bodies
+
+
+def decode_body(encoded: bytes) -> Any:
+    """Decodes one body, as the sender keeps it for its dead letters."""
+    return decode_batch(b"\x91" + encoded, 1)[0]
+
+
+def explain_encode_error(body: Any, error: Exception) -> EncodeError:
+    """Finds the value that made encoding fail, and says where it is and what to send instead."""
+    path, value, reason = _find_unsendable(body, "body", 0) or ("body", body, str(error))
+    return EncodeError(f"{path} cannot be sent: {reason} (value {_shorten(value)})", path)
+
+
+def _to_plain(value: Any) -> Any:
+    """Models travel as dicts: dataclasses, msgspec structs, pydantic models."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    struct_fields = getattr(value, "__struct_fields__", None)
+    if struct_fields is not None and not isinstance(value, type):
+        return {name: getattr(value, name) for name in struct_fields}
+    model_dump = getattr(value, "model_dump", None)
+    if model_dump is not None and not isinstance(value, type):
+        return model_dump(mode="python")
+    raise TypeError(_why_unsendable(value))
+
+
+def _why_unsendable(value: Any) -> str:
+    if isinstance(value, datetime):
+        return "a datetime needs a time zone, as in datetime.now(timezone.utc)"
+    name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return f"MessagePack has no {name}; send a dict, list, str, bytes, number, bool, None or aware datetime"
+
+
+def _find_unsendable(value: Any, path: str, depth: int) -> tuple[str, Any, str] | None:
+    """Walks depth first to the first value that fails by itself."""
+    if depth > MAX_DEPTH:
+        return path, value, f"it is nested deeper than {MAX_DEPTH} levels, or contains itself"
+    children: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, (list, dict, set)) or not _packs_alone(key):
+                return f"{path} key {_shorten(key)}", key, _why_unsendable(key)
+            children.append((f"{path}[{key!r}]", item))
+    elif isinstance(value, (list, tuple)):
+        children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    elif not _packs_alone(value):
+        try:
+            plain = _to_plain(value)
+        except Exception:
+            if isinstance(value, int):
+                return path, value, "MessagePack carries integers of 64 bits"
+            if isinstance(value, str):
+                return path, value, "the text is not valid Unicode (a lone surrogate)"
+            return path, value, _why_unsendable(value)
+        children = [(f"{path}.{name}", item) for name, item in plain.items()]
+    for child_path, child in children:
+        found = _find_unsendable(child, child_path, depth + 1)
+        if found is not None:
+            return found
+    return None
+
+
+def _packs_alone(value: Any) -> bool:
+    try:
+        msgpack.packb(value, datetime=True)
+    except Exception:
+        return False
+    return True
+
+
+def _decode_one_by_one(payload: bytes, count: int) -> list[Any]:
+    """The slow way after a failure: finds where each body begins and decodes them apart."""
+    unpacker = msgpack.Unpacker(max_buffer_size=len(payload) + 1, strict_map_key=False, timestamp=3)
+    unpacker.feed(payload)
+    bodies: list[Any] = []
+    try:
+        if unpacker.read_array_header() != count:
+            raise ProtocolError(f"a batch announced {count} bodies and held another number")
+        start = unpacker.tell()
+        for _ in range(count):
+            unpacker.skip()
+            bodies.append(_decode_alone(payload[start : unpacker.tell()]))
+            start = unpacker.tell()
+    except ProtocolError:
+        raise
+    except Exception as error:
+        raise ProtocolError(f"a batch is not MessagePack: {error or type(error).__name__}") from None
+    if start != len(payload):
+        raise ProtocolError(f"a batch has {len(payload) - start} bytes after its last body")
+    return bodies
+
+
+def _decode_alone(encoded: bytes) -> Any:
+    try:
+        return msgpack.unpackb(encoded, strict_map_key=False, timestamp=3)
+    except TypeError:  # an array as a dict key; as tuples they are hashable (msgpack-python#703)
+        try:
+            return msgpack.unpackb(encoded, strict_map_key=False, timestamp=3, use_list=False)
+        except Exception as error:
+            return Undecodable(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        return Undecodable(f"{type(error).__name__}: {error}")
+
+
+def _describe(value: Any) -> str:
+    return str(len(value)) if isinstance(value, list) else f"a {type(value).__name__}"
+
+
+def _shorten(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else text[:77] + "..."

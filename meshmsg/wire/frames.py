@@ -1,0 +1,268 @@
+"""The frames between two nodes. Every layout is written down in ``docs/wire-protocol.md``.
+
+A frame is one ZeroMQ message: a header (a MessagePack array whose first item is the kind), and for ``DATA`` a second
+part with the bodies. Readers ignore items after those they know, and count kinds they don't know.
+State frames are absolute and idempotent: losing one costs time, never truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from meshmsg.errors import ProtocolError
+from meshmsg.wire.codec import encode_batch
+
+PROTOCOL_VERSION = 1
+
+HELLO, BYE, BEAT, OFFERS = 1, 2, 3, 4
+LANE, DATA, CLOSE = 16, 17, 18
+ACK, LOST = 24, 25
+
+# What a consumer says about one message. ACKED ones travel as cumulative floor and ranges, not as verdicts.
+NACKED, REJECTED, EXPIRED, RETURNED = 1, 2, 3, 4
+
+GAP, RECALL = 1, 2  # flags of an ACK
+
+# A peer's header is small; whoever sends more is not speaking this protocol.
+MAX_HEADER_BYTES = 4 * 2**20
+MAX_SEQ = 2**62
+
+
+class Hello(NamedTuple):
+    """The first frame on every link: who speaks, from where, and whom it believes to talk to."""
+
+    node_id: str
+    incarnation: int
+    name: str
+    mesh: str
+    endpoints: tuple[str, ...]
+    offers: dict[str, Any]
+    offers_version: int
+    token: int
+    expects: str | None
+    answers: int | None
+    version: int = PROTOCOL_VERSION
+
+
+class Bye(NamedTuple):
+    """The sender leaves now."""
+
+    reason: str
+
+
+class Beat(NamedTuple):
+    """The sender makes progress."""
+
+
+class Offers(NamedTuple):
+    """What the sender offers, complete; a higher version replaces a lower one."""
+
+    version: int
+    offers: dict[str, Any]
+
+
+class LaneState(NamedTuple):
+    """A producer's view of a lane: what was sent, what waits, what credit it gave back."""
+
+    lane: int
+    queue: str
+    next_seq: int
+    floor: int
+    want: int
+    limit: int
+    returns: int
+
+
+class Data(NamedTuple):
+    """Messages ``first_seq`` and following; each run is ``[first id, count, details or None]``."""
+
+    lane: int
+    first_seq: int
+    floor: int
+    want: int
+    total: int
+    runs: list[list[Any]]
+    payload: bytes
+
+
+class Close(NamedTuple):
+    """The producer gave this lane up; what was not started must not be."""
+
+    lane: int
+
+
+class Ack(NamedTuple):
+    """A consumer's view of a lane: received, credit, and every verdict that is not confirmed yet."""
+
+    lane: int
+    received: int
+    limit: int
+    returns: int
+    floor: int
+    ranges: list[list[int]]
+    verdicts: list[list[Any]]
+    flags: int
+
+
+class Lost(NamedTuple):
+    """The consumer does not know this lane (any more)."""
+
+    lane: int
+
+
+Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost
+
+_pack = msgpack.Packer(autoreset=True).pack
+
+
+def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
+    """The ZeroMQ parts of a frame; ``bodies`` are a ``Data``'s encoded bodies."""
+    if isinstance(frame, Ack):
+        return [_pack((ACK, *frame))]
+    if isinstance(frame, Data):
+        return [_pack((DATA, *frame[:-1])), encode_batch(bodies)]
+    if isinstance(frame, LaneState):
+        return [_pack((LANE, *frame))]
+    if isinstance(frame, Beat):
+        return [_pack((BEAT,))]
+    if isinstance(frame, Hello):
+        return [_pack((HELLO, frame._asdict()))]
+    if isinstance(frame, Offers):
+        return [_pack((OFFERS, *frame))]
+    if isinstance(frame, Close):
+        return [_pack((CLOSE, frame.lane))]
+    if isinstance(frame, Lost):
+        return [_pack((LOST, frame.lane))]
+    return [_pack((BYE, frame.reason))]
+
+
+def decode(parts: Sequence[bytes]) -> Frame | None:
+    """Reads one frame; None for an unknown kind. Raises ``ProtocolError`` for anything malformed (G11)."""
+    if not parts or len(parts) > 2:
+        raise ProtocolError(f"a frame of {len(parts)} parts; one or two make a frame")
+    if len(parts[0]) > MAX_HEADER_BYTES:
+        raise ProtocolError(f"a header of {len(parts[0])} bytes; at most {MAX_HEADER_BYTES}")
+    try:
+        header = msgpack.unpackb(parts[0])
+    except Exception as error:
+        raise ProtocolError(f"a header that is not MessagePack: {error or type(error).__name__}") from None
+    if type(header) is not list or not header or type(header[0]) is not int:
+        raise ProtocolError("a header that is not an array starting with the frame's kind")
+    reader = _READERS.get(header[0])
+    if reader is None:
+        return None
+    try:
+        return reader(header, parts)  # type: ignore[no-any-return]  # every reader returns its own Frame
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ProtocolError):
+            raise
+        raise ProtocolError(f"a frame of kind {header[0]} with wrong fields: {error}") from None
+
+
+def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
+    known = header[1]
+    if type(known) is not dict or type(known.get("version")) is not int:
+        raise ProtocolError("a HELLO without a version")
+    if known["version"] != PROTOCOL_VERSION:
+        raise ProtocolError(f"it speaks protocol version {known['version']}, this node {PROTOCOL_VERSION}")
+    hello = Hello(*(known[name] for name in Hello._fields))
+    endpoints = [_text(each, "endpoint", 300) for each in hello.endpoints[:16]]
+    _text(hello.node_id, "node_id", 64)
+    _text(hello.name, "name", 400)
+    _text(hello.mesh, "mesh", 400)
+    _natural(hello.incarnation)
+    _natural(hello.token)
+    _check_offers(hello.offers)
+    _natural(hello.offers_version)
+    if hello.answers is not None:
+        _natural(hello.answers)
+    if hello.expects is not None:
+        _text(hello.expects, "expects", 64)
+    return hello._replace(endpoints=tuple(endpoints))
+
+
+def _read_data(header: list[Any], parts: Sequence[bytes]) -> Data:
+    _, lane, first_seq, floor, want, count, runs = header[:7]
+    for value in (lane, first_seq, floor, want, count):
+        _natural(value)
+    total = 0
+    for first_id, length, details in runs:
+        _natural(first_id)
+        total += _natural(length)
+        if details is not None:
+            _check_details(details, length)
+    if total != count or len(parts) != 2 or not count:
+        raise ProtocolError(f"a DATA frame of {count} messages with runs of {total} and {len(parts)} parts")
+    return Data(lane, first_seq, floor, want, count, runs, parts[1])
+
+
+def _check_details(details: Any, length: int) -> None:
+    if type(details) is not dict or length != 1:
+        raise ProtocolError("details belong to a single message")
+    if type(details.get("h", {})) is not dict or type(details.get("k", "")) is not str:
+        raise ProtocolError("headers are a map and a key is a text")
+    _natural(details.get("a", 1))
+    if type(details.get("p", 0)) is not int or not isinstance(details.get("x", 0.0), (int, float)):
+        raise ProtocolError("a priority or time to live that is not a number")
+
+
+def _read_ack(header: list[Any], parts: Sequence[bytes]) -> Ack:
+    _, lane, received, limit, returns, floor, ranges, verdicts, flags = header[:9]
+    for value in (lane, received, limit, returns, floor, flags):
+        _natural(value)
+    for start, stop in ranges:
+        if not floor <= _natural(start) < _natural(stop):
+            raise ProtocolError("an ACK range that is empty or below the floor")
+    for seq, kind, delay, text in verdicts:
+        _natural(seq)
+        if type(kind) is not int or type(text) is not str or not isinstance(delay, (int, float, type(None))):
+            raise ProtocolError("a verdict that is not [seq, kind, delay, text]")
+        if delay is not None and not 0 <= delay < 1e9:
+            raise ProtocolError(f"a verdict with a delay of {delay} s")
+    return Ack(lane, received, limit, returns, floor, ranges, verdicts, flags)
+
+
+def _read_lane(header: list[Any], parts: Sequence[bytes]) -> LaneState:
+    state = LaneState(*header[1:8])
+    _text(state.queue, "queue", 200)
+    for value in (state.lane, *state[2:]):
+        _natural(value)
+    return state
+
+
+def _read_offers(header: list[Any], parts: Sequence[bytes]) -> Offers:
+    _check_offers(header[2])
+    return Offers(_natural(header[1]), header[2])
+
+
+def _check_offers(offers: object) -> None:
+    if type(offers) is not dict or any(type(each) is not dict for each in offers.values()):
+        raise ProtocolError("offers that are not a map of maps")
+
+
+def _natural(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_SEQ:
+        raise ProtocolError(f"expected a natural number, got {str(value)[:40]}")
+    return value
+
+
+def _text(value: object, what: str, limit: int) -> str:
+    if type(value) is not str or len(value) > limit:
+        raise ProtocolError(f"{what} is not a text of at most {limit} characters")
+    return value
+
+
+_READERS: dict[int, Any] = {
+    HELLO: _read_hello,
+    BYE: lambda header, parts: Bye(_text(header[1], "reason", 400)),
+    BEAT: lambda header, parts: Beat(),
+    OFFERS: _read_offers,
+    LANE: _read_lane,
+    DATA: _read_data,
+    CLOSE: lambda header, parts: Close(_natural(header[1])),
+    ACK: _read_ack,
+    LOST: lambda header, parts: Lost(_natural(header[1])),
+}

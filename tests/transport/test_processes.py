@@ -1,0 +1,125 @@
+"""Peers that are real processes: killed, frozen, busy, and ending in the moment they said goodbye."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from meshmsg.transport.zmq import ZmqTransport
+from tests.transport.side import DOWN, FAILED, UP, Side
+
+# A node whose own code does nothing but wait: what it answers, libzmq's I/O thread answers.
+BUSY_PEER = """
+import sys
+from meshmsg.transport.zmq import ZmqTransport
+transport = ZmqTransport(heartbeat_interval_s=0.1, heartbeat_timeout_s=0.3)
+print(transport.bind()[0], flush=True)
+sys.stdin.read()
+transport.close()
+"""
+
+# A program whose last act is to close, right after the last message.
+LEAVING_PEER = """
+import asyncio, sys
+from meshmsg.transport.zmq import ZmqTransport
+
+async def main():
+    transport, woken = ZmqTransport(), asyncio.Event()
+    transport.bind()
+    transport.start(asyncio.get_running_loop(), woken.set)
+    transport.dial(1, sys.argv[1], b"leaving")
+    while not transport.link_events():
+        await woken.wait()
+        woken.clear()
+    transport.send(1, [b"goodbye", bytes(2_000_000)])
+    transport.close(linger_ms=5000)
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def started(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def endpoint_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def quick() -> ZmqTransport:
+    return ZmqTransport(heartbeat_interval_s=0.1, heartbeat_timeout_s=0.3, dial_timeout_s=0.5)
+
+
+async def test_a_killed_process_is_down_and_then_refuses() -> None:
+    # Heartbeats so slow that they cannot be what notices.
+    ours = ZmqTransport(heartbeat_interval_s=600, heartbeat_timeout_s=600)
+    with Side(ours) as side, started(BUSY_PEER) as process:
+        endpoint = endpoint_of(process)
+        side.transport.dial(1, endpoint, b"a")
+        await side.until_event(1, UP)
+        process.kill()
+        await side.until_event(1, DOWN)
+        side.transport.dial(2, endpoint, b"b")
+        await side.until_event(2, FAILED)
+
+
+async def test_a_frozen_process_is_down_and_a_busy_one_is_not() -> None:
+    with Side(quick()) as side, started(BUSY_PEER) as frozen, started(BUSY_PEER) as busy:
+        side.transport.dial(1, endpoint_of(busy), b"a")
+        frozen_endpoint = endpoint_of(frozen)
+        side.transport.dial(2, frozen_endpoint, b"b")
+        await side.until_event(1, UP)
+        await side.until_event(2, UP)
+        frozen.send_signal(signal.SIGSTOP)
+        await side.until_event(2, DOWN)
+        # Frozen, it still accepts connections: the kernel does that. Its handshake does not come.
+        side.transport.dial(3, frozen_endpoint, b"c")
+        await side.until_event(3, FAILED)
+        # Thawed, it can be dialled again.
+        frozen.send_signal(signal.SIGCONT)
+        side.transport.dial(4, frozen_endpoint, b"d")
+        await side.until_event(4, UP)
+        assert side.transport.send(1, [b"the busy one was there all the time"])
+        assert (1, DOWN) not in side.events
+
+
+async def test_a_goodbye_leaves_although_the_process_ends() -> None:
+    with Side(ZmqTransport()) as side, started(LEAVING_PEER, side.endpoint) as process:
+        frames = await side.until_received(1)
+        assert frames == [[b"goodbye", bytes(2_000_000)]]
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("state", ["frozen", "gone"])
+async def test_a_process_ends_although_its_peer_takes_nothing(state: str) -> None:
+    with started(BUSY_PEER) as peer:
+        endpoint = endpoint_of(peer)
+        program = LEAVING_PEER.replace("bytes(2_000_000)", "bytes(20_000_000)").replace("5000", "200")
+        program = program.replace("    transport.send", "    input()\n    transport.send")
+        with started(program, endpoint) as process:
+            assert process.stdin is not None
+            if state == "frozen":
+                peer.send_signal(signal.SIGSTOP)
+            else:
+                peer.kill()
+                peer.wait()
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.wait(20) == 0
