@@ -16,7 +16,8 @@ WHEEL := .venv-wheel
 PY := $(VENV)/bin/python
 WHEEL_PY := $(WHEEL)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-PYTEST := -m pytest -n $(WORKERS) --dist loadgroup
+# worksteal: with loadgroup, pytest-xdist 3.8 waits for ever once a worker has died.
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # What a wheel is made of. Folders count too: a file removed changes its folder.
 SOURCES := $(shell find meshmsg -name __pycache__ -prune -o -print 2>/dev/null) pyproject.toml README.md LICENSE
 

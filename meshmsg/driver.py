@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from meshmsg.engine.effects import Dial, Outcome
+from meshmsg.engine.effects import Dial, Effects, Outcome
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.peers import SELF_LINK, SELF_ROUTE
 from meshmsg.errors import ForkedProcess, NodeClosed, WrongThread
@@ -56,18 +56,21 @@ class Driver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.closed = False
-        self.usable = False  # False before the start, after the close, and in a forked child
-        self.thread_id = 0
+        self.owner = 0  # the thread that may use the node now; 0 for none
         self.unsent_frames = 0
         self.on_arrival: dict[str, Callable[[], None]] = {}  # by queue
         self.on_outcome: Callable[[Outcome], None] = lambda outcome: None
         self.on_dead: Callable[[list[DeadLetter]], None] = lambda letters: None
         self.on_events: Callable[[list[Event]], None] = lambda events: None
+        self.on_topology: list[Callable[[], None]] = []
+        self._topology = 0
         self._loop: Loop | None = None
         self._transport: Links | None = None
-        self._scheduled = False
+        self._thread_id = 0
+        self.scheduled = False  # whether a turn is to come
         self._timer: TimerHandle | None = None
         self._timer_at = 0.0
+        self._time_is_due = True
         self._own: list[list[bytes]] = []  # frames of this node to itself
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._pid = os.getpid()
@@ -78,8 +81,7 @@ class Driver:
         """Begins to turn."""
         self._loop = loop
         self._transport = transport
-        self.thread_id = threading.get_ident()
-        self.usable = True
+        self._thread_id = self.owner = threading.get_ident()
         self.wake()
 
     def now(self) -> float:
@@ -88,18 +90,37 @@ class Driver:
 
     def wake(self) -> None:
         """Asks for a turn; any number of calls until then make one turn."""
-        if not self._scheduled and self._loop is not None:
-            self._scheduled = True
-            self._loop.call_soon(self.turn)
+        if not self.scheduled and self._loop is not None:
+            self.scheduled = True
+            self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        if self.scheduled:  # else something took it already
+            self.turn()
 
     def turn(self) -> None:
-        """Everything that has happened, in one batch."""
-        self._scheduled = False
+        """Everything that has happened, in one batch; now, instead of when the loop gets to it."""
+        self.scheduled = False
         loop, transport = self._loop, self._transport
         if loop is None or transport is None or self.closed:
             return
-        engine = self.engine
         now = loop.time()
+        wake_at = None
+        try:
+            wake_at = self._collect_and_act(transport, now)
+        except Exception as error:
+            # A bug, here or in a hook: the loop reports it, and the node goes on (G11). The simulator's loop
+            # has no such handler, and stops.
+            report = getattr(loop, "call_exception_handler", None)
+            if report is None:
+                raise
+            report({"message": f"meshmsg: node {self.engine.identity.name!r} failed in a turn", "exception": error})
+        self._arm(loop, now, wake_at)
+        if transport.more():
+            self.wake()
+
+    def _collect_and_act(self, transport: Links, now: float) -> float | None:
+        engine = self.engine
         own, self._own = self._own, []
         for parts in own:
             engine.handle_parts(SELF_ROUTE, parts, now)
@@ -107,9 +128,15 @@ class Driver:
             engine.handle_link(link, event.value, now)
         for route, parts in transport.receive(RECEIVE_LIMIT):
             engine.handle_parts(route, parts, now)
-        if now >= self._timer_at:
+        if self._time_is_due:
+            self._time_is_due = False
             engine.handle_time(now)
         effects = engine.drain(now)
+        self._send(transport, effects)
+        self._tell(engine, effects)
+        return effects.wake_at
+
+    def _send(self, transport: Links, effects: Effects) -> None:
         for dial in effects.dial:
             self._dial(transport, dial)
         for link, frames in effects.send:
@@ -121,9 +148,10 @@ class Driver:
                 self.unsent_frames += 1
         for link in effects.hang_up:
             transport.hang_up(link)
-        if effects.settled:
-            for outcome in effects.settled:
-                self.on_outcome(outcome)
+
+    def _tell(self, engine: Engine, effects: Effects) -> None:
+        for outcome in effects.settled:
+            self.on_outcome(outcome)
         if effects.dead:
             self.on_dead(effects.dead)
         if effects.events:
@@ -132,11 +160,12 @@ class Driver:
             arrival = self.on_arrival.get(queue)
             if arrival is not None:
                 arrival()
+        if engine.topology != self._topology:
+            self._topology = engine.topology
+            for callback in self.on_topology:
+                callback()
         if self._conditions:
             self._check_conditions()
-        self._arm(loop, now, effects.wake_at)
-        if transport.more():
-            self.wake()
 
     def _dial(self, transport: Links, dial: Dial) -> None:
         try:
@@ -149,12 +178,18 @@ class Driver:
     def _arm(self, loop: Loop, now: float, wake_at: float | None) -> None:
         """One timer, armed anew only when it must ring earlier or has rung."""
         when = now + WATCHDOG_S if wake_at is None else min(wake_at, now + WATCHDOG_S)
-        if self._timer is not None and now < self._timer_at <= when:
+        if self._timer is not None and self._timer_at <= when:
             return
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = max(when, now)
-        self._timer = loop.call_at(self._timer_at, self.wake)
+        self._timer = loop.call_at(self._timer_at, self._ring)
+
+    def _ring(self) -> None:
+        # Some loops ring a moment early (uvloop counts milliseconds); the time is due all the same.
+        self._timer = None
+        self._time_is_due = True
+        self.turn()
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
@@ -190,32 +225,43 @@ class Driver:
 
     # -- guards ----------------------------------------------------------------------------------------------
 
-    def may_use(self) -> bool:
-        """Whether this thread may use the node now; the cheap half of ``require_usable``."""
-        return self.usable and threading.get_ident() == self.thread_id
+    @property
+    def usable(self) -> bool:
+        """False before the start, after the close, and in a forked child."""
+        return self.owner != 0
 
-    def require_usable(self) -> None:
-        """Raises the exception that tells why this node cannot be used here and now."""
+    def require_process(self) -> None:
+        """Raises ``ForkedProcess`` in a forked child."""
         name = self.engine.identity.name
         if os.getpid() != self._pid:
             raise ForkedProcess(
                 f"node {name!r} belongs to process {self._pid}, this is its forked child {os.getpid()}: "
                 'make a new Node here, or start processes with multiprocessing.get_context("spawn")'
             )
+
+    def require_running(self) -> None:
+        """Raises the exception that tells why this node cannot be used now, in any thread."""
+        self.require_process()
+        name = self.engine.identity.name
         if self.closed:
             raise NodeClosed(f"node {name!r} is closed: make a new Node")
         if not self.usable:
-            raise NodeClosed(f"node {name!r} is not started: use `async with node:`, or `await node.start()`")
-        if threading.get_ident() != self.thread_id:
+            raise NodeClosed(f"node {name!r} is not started: use `async with node:` (blocking: `with`), or start()")
+
+    def require_usable(self) -> None:
+        """Raises the exception that tells why this node cannot be used here and now."""
+        self.require_running()
+        if threading.get_ident() != self.owner:
             raise WrongThread(
-                f"node {name!r} belongs to the thread of its event loop: use loop.call_soon_threadsafe, "
-                "asyncio.run_coroutine_threadsafe, or meshmsg.blocking.Node, which any thread may use"
+                f"node {self.engine.identity.name!r} belongs to the thread of its event loop: use "
+                "loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe; any thread may use a "
+                "meshmsg.blocking.Node"
             )
 
     def stop(self) -> None:
         """Turns no more."""
         self.closed = True
-        self.usable = False
+        self.owner = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -228,7 +274,7 @@ _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
 def _disable_in_child() -> None:
     """libzmq aborts or hangs in a forked child (pyzmq#1504, libzmq#3223); so nothing there may touch it."""
     for driver in list(_drivers):
-        driver.usable = False
+        driver.owner = 0
 
 
 if hasattr(os, "register_at_fork"):

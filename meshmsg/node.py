@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery, local_addresses
 from meshmsg.driver import Driver
@@ -30,7 +30,9 @@ from meshmsg.options import (
     require_name,
     require_number,
 )
+from meshmsg.sockets.bare import BarePull, BarePush
 from meshmsg.sockets.push_pull import Pull, Push
+from meshmsg.sockets.raw import RawSockets
 from meshmsg.transport.zmq import ZmqTransport
 
 logger = logging.getLogger("meshmsg.node")
@@ -123,6 +125,9 @@ class Node:
         self._background: set[asyncio.Task[Any]] = set()
         self._pushes: dict[str, Push] = {}
         self._pulls: dict[str, Pull] = {}
+        self._raws: RawSockets | None = None
+        self._bare_pushes: dict[str, BarePush] = {}
+        self._bare_pulls: dict[str, BarePull] = {}
         self._books: dict[str, Ledger] | None = None  # the last ones, after the close
         self._closing: asyncio.Task[dict[str, Ledger]] | None = None
 
@@ -159,7 +164,7 @@ class Node:
         self._transport = transport
         self._engine.set_wall_offset(time.time() - loop.time())
         self._driver.start(loop, transport)
-        transport.start(loop, self._driver.wake)
+        transport.start(loop, self._driver.turn)
         if all(address.startswith("127.") or address == "::1" for address in self._interfaces):
             logger.info("node %r talks to its own machine only (loopback), at %s", self.name, identity.endpoints[0])
         if self._mdns:
@@ -175,6 +180,12 @@ class Node:
             self._discoveries.append(self._seeds)
         for discovery in self._discoveries:
             self._spawn(self._discover(discovery))
+        self._raws = RawSockets(self._driver, transport, self._interfaces)
+        for bare_push in self._bare_pushes.values():
+            bare_push.connect(self._raws)
+        for bare_pull in self._bare_pulls.values():
+            bare_pull.connect(self._raws)
+            bare_pull.start()
         for pull in self._pulls.values():
             pull.start()
         return self
@@ -213,10 +224,12 @@ class Node:
             return self.ledger()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + drain
-        await asyncio.gather(*(pull.close(drain) for pull in self._pulls.values()))
-        pushes = [push for push in self._pushes.values() if push.options.reliable]
+        unannounced = asyncio.gather(*(each.close() for each in self._discoveries), return_exceptions=True)
+        await asyncio.gather(*(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values())))
         left = max(0.0, deadline - loop.time())
-        await self._driver.until(lambda: not any(push.ledger().pending for push in pushes), left)
+        await self._driver.until(lambda: not any(box.pending for box in self._engine.outboxes.values()), left)
+        for bare in self._bare_pushes.values():
+            await bare.close()
         await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
         self._engine.close()
         self._driver.turn()
@@ -226,7 +239,7 @@ class Node:
             push.close()
         for task in self._background:
             task.cancel()
-        await asyncio.gather(*(discovery.close() for discovery in self._discoveries), return_exceptions=True)
+        await unannounced
         self._transport.close(linger_ms=LINGER_MS)
         self._hub.close()
         for queue, books in self._books.items():
@@ -240,7 +253,7 @@ class Node:
         ``uvloop=True`` insists on uvloop (extra ``speed``), False on asyncio; None takes uvloop if it is installed.
         A second signal closes at once.
         """
-        with asyncio.Runner(loop_factory=_loop_factory(uvloop)) as runner:
+        with asyncio.Runner(loop_factory=choose_loop(uvloop)) as runner:
             return runner.run(self._serve())
 
     async def _serve(self) -> dict[str, Ledger]:
@@ -268,7 +281,11 @@ class Node:
 
     # -- sockets ---------------------------------------------------------------------------------------------
 
-    def push(self, queue: str, **options: Any) -> Push:
+    @overload
+    def push(self, queue: str, *, reliable: Literal[False]) -> BarePush: ...
+    @overload
+    def push(self, queue: str, **options: Any) -> Push: ...
+    def push(self, queue: str, **options: Any) -> Push | BarePush:
         """The producer's end of a queue; the same queue with the same options is the same socket.
 
         Takes the options of ``PushOptions``: ``retry``, ``balance``, ``max_pending``, ``max_pending_bytes``,
@@ -279,6 +296,8 @@ class Node:
         require_name("push(queue)", queue)
         hook = options.pop("on_dead_letter", None)
         chosen = make_options(PushOptions, f"push({queue!r})", options)
+        if not chosen.reliable:
+            return self._push_bare(queue, options)
         push = self._pushes.get(queue)
         if push is not None:
             if options and push.options != chosen:
@@ -303,15 +322,45 @@ class Node:
         self._require_open()
         require_name("pull(queue)", queue)
         chosen = make_options(PullOptions, f"pull({queue!r})", options)
-        if queue in self._engine.inboxes:
+        if queue in self._engine.inboxes or queue in self._bare_pulls:
             raise NameClash(
                 f"node {self.name!r} already pulls {queue!r}: one pull a queue and node; "
                 "use concurrency= for more handlers, or close the first pull"
             )
+        if not chosen.reliable:
+            bare = self._bare_pulls[queue] = BarePull(self._driver, queue, chosen)
+            if self._raws is not None:
+                bare.connect(self._raws)
+            return bare
         pull = Pull(self._driver, self._engine.open_pull(queue, chosen.prefetch), chosen)
         self._pulls[queue] = pull
         self._driver.wake()
         return pull
+
+    def raw(self, kind: int, name: str) -> Any:
+        """A plain pyzmq socket that discovery keeps connected, with no layer on top.
+
+        ``kind`` is ``zmq.PUSH``, ``zmq.SUB`` and so on. PULL, PUB, XPUB, ROUTER and REP bind and are offered to the
+        mesh under ``name``; their counterparts connect to every node that offers one, as nodes come and go.
+        Use the socket in this thread, and close it when done. Raises ``ConfigurationError``, ``NameClash``.
+        """
+        require_name("raw(name)", name)
+        self._driver.require_usable()
+        assert self._raws is not None, "a usable node has started its sockets"
+        return self._raws.open(kind, name).socket
+
+    def _push_bare(self, queue: str, options: dict[str, Any]) -> BarePush:
+        if len(options) > 1:
+            others = ", ".join(sorted(set(options) - {"reliable"}))
+            raise ConfigurationError(f"push({queue!r}, reliable=False) is bare ZeroMQ and has no {others}")
+        if queue in self._pushes:
+            raise NameClash(f"node {self.name!r} already pushes to {queue!r} reliably: use another queue name")
+        bare = self._bare_pushes.get(queue)
+        if bare is None:
+            bare = self._bare_pushes[queue] = BarePush(self._driver, queue)
+            if self._raws is not None:
+                bare.connect(self._raws)
+        return bare
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -443,7 +492,7 @@ def _require_reader_loop(loop: asyncio.AbstractEventLoop) -> None:
         )
 
 
-def _loop_factory(uvloop: bool | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
+def choose_loop(uvloop: bool | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop if wanted or there; on Windows a selector loop, because ZeroMQ needs ``add_reader`` (pyzmq#1423)."""
     if uvloop is not False and sys.platform != "win32":
         try:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -240,6 +241,11 @@ def has_docstring(thing: object) -> bool:
 def test_public_names_exist_and_are_documented() -> None:
     missing = {where for where, thing in public_things() if not has_docstring(thing)}
     report([f"{where} has no docstring" for where in sorted(missing)])
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert meshmsg.__version__ == project["version"]
 
 
 # --- guarantees ---------------------------------------------------------------------------------------------

@@ -20,9 +20,7 @@ SERVICE_TYPE = "_meshmsg._tcp.local."
 VERSION = b"1"
 
 MAX_TXT_BYTES = 512
-MAX_FIELD_BYTES = (
-    200  # of mesh and name; an entry of a TXT record holds 255 bytes with its key (RFC 6763, 6.1)
-)
+MAX_FIELD_BYTES = 200  # of mesh and name; an entry of a TXT record holds 255 bytes with its key (RFC 6763, 6.1)
 MAX_NAME_CHARACTERS = 64
 MAX_ADDRESSES = 8
 
@@ -72,6 +70,13 @@ def check_node_id(node_id: str) -> str:
     return node_id
 
 
+def check_mesh(mesh: str) -> str:
+    """The mesh name, if it can be announced; raises ``ConfigurationError`` otherwise."""
+    if not isinstance(mesh, str) or not 1 <= len(mesh.encode(errors="replace")) <= MAX_FIELD_BYTES:
+        raise ConfigurationError(f"a mesh name has 1 to {MAX_FIELD_BYTES} bytes in UTF-8, not {mesh!r}")
+    return mesh
+
+
 def node_id_of(instance_name: str) -> str | None:
     """The node id in a full instance name, or None if the name is not of our form."""
     node_id, dot, service_type = instance_name.partition(".")
@@ -81,13 +86,11 @@ def node_id_of(instance_name: str) -> str | None:
 
 
 def encode_text(*, mesh: str, node_id: str, name: str, run: str) -> dict[str, str]:
-    """The entries of our TXT record; a long name is cut, a long mesh name raises ``ConfigurationError``.
+    """The entries of our TXT record; a long name is cut.
 
     ``run`` only makes the packets of two starts differ: listeners drop a packet equal to one that they heard
     less than 0.8 s ago, which would hide a node that comes back quickly with its old id and port.
     """
-    if not 1 <= len(mesh.encode(errors="replace")) <= MAX_FIELD_BYTES:
-        raise ConfigurationError(f"a mesh name has 1 to {MAX_FIELD_BYTES} bytes in UTF-8, not {mesh!r}")
     shown = name.encode(errors="replace")[:MAX_FIELD_BYTES].decode(errors="ignore")
     return {"v": VERSION.decode(), "id": node_id, "mesh": mesh, "name": shown, "run": run}
 

@@ -37,7 +37,7 @@ class Discovery(Protocol):
         that crashed may stay announced for minutes. Exceptions they raise are logged.
 
         Raises ``DiscoveryUnavailable`` if this kind of discovery cannot run here, and ``MeshError`` if it was
-        started or closed before.
+        started or closed before. If ``close`` is called meanwhile, it returns and nothing is reported.
         """
         ...
 

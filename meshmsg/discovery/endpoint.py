@@ -64,9 +64,7 @@ def _read_host(text: str, host: str) -> str:
 
 
 def _read_port(text: str, port_text: str) -> int:
-    if not (
-        port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65535
-    ):
+    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65535):
         raise _refusal(text, f"has the port {port_text!r}, which is no number from 1 to 65535")
     return int(port_text)
 
@@ -79,6 +77,4 @@ def _is_address(text: str, *, version: int) -> bool:
 
 
 def _refusal(text: object, problem: str) -> ConfigurationError:
-    return ConfigurationError(
-        f'the address {text!r} {problem}; write "tcp://HOST:PORT", for example "{EXAMPLE}"'
-    )
+    return ConfigurationError(f'the address {text!r} {problem}; write "tcp://HOST:PORT", for example "{EXAMPLE}"')

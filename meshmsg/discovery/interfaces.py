@@ -64,9 +64,7 @@ def interface_of(address: str) -> str | None:
 
 def describe_interfaces() -> str:
     """The interfaces and their addresses in one line, for error messages."""
-    return ", ".join(
-        f"{name} ({' '.join(found)})" for name, found in _addresses_by_interface().items() if found
-    )
+    return ", ".join(f"{name} ({' '.join(found)})" for name, found in _addresses_by_interface().items() if found)
 
 
 def is_loopback(address: str) -> bool:
@@ -122,9 +120,7 @@ async def follow_addresses(
 
 def _named_addresses(table: dict[str, list[str]], only: Sequence[str], *, loopback: bool) -> list[str]:
     if isinstance(only, str):
-        raise ConfigurationError(
-            f"interfaces must be a list of names or addresses, not one string: write [{only!r}]"
-        )
+        raise ConfigurationError(f"interfaces must be a list of names or addresses, not one string: write [{only!r}]")
     chosen: list[str] = []
     for wanted in only:
         if wanted in table:

@@ -28,6 +28,11 @@ class KnownNodes:
         self._closed = False
         self._complained = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing will be passed on any more."""
+        return self._closed
+
     def __contains__(self, node_id: str) -> bool:
         return node_id in self._candidates
 
@@ -64,7 +69,7 @@ class KnownNodes:
 
     def withdraw(self, node_id: str) -> None:
         """Pass on that a reported node is gone; nothing happens for one that never was reported."""
-        if self._closed or self._candidates.pop(node_id, None) is None:
+        if self._candidates.pop(node_id, None) is None:
             return
         self._complained = False
         try:
@@ -73,6 +78,6 @@ class KnownNodes:
             logger.exception("lost() failed for node %s", node_id)
 
     def close(self) -> None:
-        """Forget everything and stay silent from now on."""
+        """Stay silent from now on."""
         self._closed = True
         self._candidates.clear()

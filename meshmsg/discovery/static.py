@@ -26,9 +26,7 @@ class StaticDiscovery:
 
     def __init__(self, seeds: Sequence[str]) -> None:
         if isinstance(seeds, str | bytes):
-            raise ConfigurationError(
-                f"seeds must be a list of addresses, not one string: write seeds=[{seeds!r}]"
-            )
+            raise ConfigurationError(f"seeds must be a list of addresses, not one string: write seeds=[{seeds!r}]")
         self.endpoints = tuple(dict.fromkeys(join_endpoint(*split_endpoint(seed)) for seed in seeds))
         self._known: KnownNodes | None = None
         self._closed = False

@@ -14,8 +14,8 @@ def least_outstanding(
 ) -> list[int]:
     """Fills the emptiest lanes first, as water fills a vessel, so that all end at one level if credit allows.
 
-    >>> least_outstanding(4, [0, 3, 9], [9, 9, 9], random.Random(1))
-    [4, 0, 0]
+    >>> least_outstanding(3, [0, 3, 9], [9, 9, 9], random.Random(1))
+    [3, 0, 0]
     >>> least_outstanding(7, [0, 3, 9], [9, 9, 9], random.Random(1))
     [5, 2, 0]
     """

@@ -49,7 +49,9 @@ class Engine:
         self.refused_frames = 0
         self.unknown_kinds = 0
         self.lane_losses = 0
+        self.topology = 0  # changes whenever a peer comes, goes, or offers something else
         self.wake: Callable[[], None] = lambda: None  # asks the driver for a turn
+        self.make_outbox: type[Outbox] = Outbox  # a face with threads has one of its own
         self._generator = generator
         self._effects = Effects()
         self._dirty_inboxes: list[Inbox] = []
@@ -73,7 +75,7 @@ class Engine:
         """A queue to send work to; the same queue again is the same outbox."""
         outbox = self.outboxes.get(queue)
         if outbox is None:
-            outbox = Outbox(queue, options, self._generator, self._bury, self.wall_offset)
+            outbox = self.make_outbox(queue, options, self._generator, self._bury, self.wall_offset)
             self.outboxes[queue] = outbox
             self.offer("push", queue, {})
             for peer in self.peers.by_id.values():
@@ -200,6 +202,7 @@ class Engine:
         elif isinstance(frame, frames.Offers):
             if frame.version > peer.offers_version:
                 peer.offers, peer.offers_version = frame.offers, frame.version
+                self.topology += 1
                 self._sync_lanes(peer)
         elif isinstance(frame, frames.Close):
             inbox, in_lane = self._in_lane(peer, frame.lane)
@@ -216,7 +219,8 @@ class Engine:
         """A lane to every consumer of a queue of ours; those who stopped consuming get no more."""
         if peer.link is None:
             return
-        pulls = peer.offers.get("pull", {})
+        # Who pulls with reliable=False speaks bare ZeroMQ and knows no lanes.
+        pulls = {name for name, offer in peer.offers.get("pull", {}).items() if offer.get("reliable", True)}
         for queue, outbox in list(self.outboxes.items()):
             lanes = (lane for lane in outbox.lanes.values() if lane.peer == peer.key and not lane.leaving)
             lane = next(lanes, None)
@@ -355,7 +359,7 @@ class Engine:
     def _forward(self, letter: DeadLetter, run: Run, target: str) -> bool:
         """Moves a dead letter to a queue of its own, unless it has been through one or that one is full."""
         outbox = self.open_push(target, PushOptions())
-        if "dead-letter" in letter.headers or outbox.full:
+        if "dead-letter" in letter.headers or not outbox.fits(len(run.bodies[0])):
             return False
         told = {
             "id": letter.id,
@@ -421,8 +425,11 @@ class Engine:
     def _apply_peer_news(self, now: float) -> None:
         """Carries what the peers machine found out to the lanes."""
         peers = self.peers
-        if peers.hello or peers.notes or peers.downs or peers.ups or peers.dial or peers.hang_up:
-            self._peers_wake_at = None
+        if not (peers.hello or peers.notes or peers.downs or peers.ups or peers.dial or peers.hang_up):
+            return
+        self._peers_wake_at = None
+        if peers.ups or peers.downs:
+            self.topology += 1
         for link, hello in peers.hello:
             self._effects.send.append((link, frames.encode(hello)))
         peers.hello.clear()
@@ -506,8 +513,10 @@ class Engine:
         self._dirty_inboxes.clear()
         effects, self._effects = self._effects, Effects()
         peers = self.peers
-        effects.dial, peers.dial = peers.dial, []
-        effects.hang_up, peers.hang_up = peers.hang_up, []
+        if peers.dial:
+            effects.dial, peers.dial = peers.dial, []
+        if peers.hang_up:
+            effects.hang_up, peers.hang_up = peers.hang_up, []
         effects.wake_at = self._wake_at()
         return effects
 
@@ -554,10 +563,15 @@ class Engine:
         listed = f"{len(others)} peers seen: {'; '.join(seen)}" if seen else "no peers seen"
         return f"no node pulls {queue!r} ({listed}): start a consumer of this queue in mesh {self.identity.mesh!r}"
 
+    def offered(self, kind: str, name: str) -> list[dict[str, Any]]:
+        """What living nodes, this one included, say about an offer."""
+        peers = self.peers.by_id.values()
+        living = [peer for peer in peers if peer.state == "alive" and peer.link is not None]
+        return [peer.offers[kind][name] for peer in living if name in peer.offers.get(kind, ())]
+
     def count_offers(self, kind: str, name: str) -> int:
         """How many living nodes, this one included, offer something."""
-        peers = self.peers.by_id.values()
-        return sum(1 for peer in peers if peer.state == "alive" and peer.link is not None and name in peer.offers.get(kind, ()))
+        return len(self.offered(kind, name))
 
     def list_peers(self, now: float) -> list[Peer]:
         """Everybody whose both directions are proven."""

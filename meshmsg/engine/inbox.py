@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any, Protocol
 
 from meshmsg.engine.lane import InLane
 from meshmsg.message import Message
 from meshmsg.wire import frames
-from meshmsg.wire.codec import Undecodable
+from meshmsg.wire.codec import PartialBatch, Undecodable
+
+
+def _is_readable(message: Message) -> bool:
+    return type(message.body) is not Undecodable
 
 
 class Clock(Protocol):
@@ -34,7 +38,7 @@ class Inbox:
         self.dirty = False
         self._changed = changed
         self._dirty_lanes: list[InLane] = []
-        self._expiring: dict[tuple[str, int, int], float] = {}  # (peer, lane, seq) -> end of its time to live
+        self.expiring: dict[tuple[str, int, int], float] = {}  # (peer, lane, seq) -> end of its time to live
         self._grants = 0
         self._newest: dict[str, int] = {}  # by producer: numbers are never reused, so an older lane is over
 
@@ -58,7 +62,7 @@ class Inbox:
         lane.alive = False
         self.lanes.pop((lane.peer, lane.number), None)
         self.buffer = deque(message for message in self.buffer if message._lane is not lane)
-        self._expiring = {k: v for k, v in self._expiring.items() if k[:2] != (lane.peer, lane.number)}
+        self.expiring = {k: v for k, v in self.expiring.items() if k[:2] != (lane.peer, lane.number)}
         self._regrant()
 
     def orphan_peer(self, peer: str, *, dead: bool) -> None:
@@ -91,32 +95,42 @@ class Inbox:
         for first_id, count, details in data.runs:
             skip = min(max(0, seen - index), count)
             if skip < count:
-                self._buffer_run(lane, seq + skip, first_id + skip, bodies[index + skip : index + count], details, now)
+                # One run is the rule; its bodies need no copy.
+                part = bodies if count - skip == len(bodies) else bodies[index + skip : index + count]
+                if type(bodies) is PartialBatch or self.decode is not None:
+                    part = self._convert(lane, seq + skip, part)
+                self._buffer_run(lane, seq + skip, first_id + skip, part, details, now)
             seq += count
             index += count
         if self.closing:
             self.return_unstarted()
-        lane.mark()
 
     def _buffer_run(
         self, lane: InLane, seq: int, number: int, bodies: list[Any], details: dict[str, Any] | None, now: float
     ) -> None:
         count = len(bodies)
         if details and details.get("x") is not None:
-            self._expiring[lane.peer, lane.number, seq] = now + details["x"]
-        for index, body in enumerate(bodies):
+            self.expiring[lane.peer, lane.number, seq] = now + details["x"]
+        messages: Iterable[Message] = map(
+            Message, repeat(lane), range(seq, seq + count), range(number, number + count), bodies, repeat(details)
+        )
+        if type(bodies) is PartialBatch:
+            messages = filter(_is_readable, messages)
+        self.buffer.extend(messages)
+
+    def _convert(self, lane: InLane, seq: int, bodies: list[Any]) -> PartialBatch:
+        """Bodies in the consumer's own type; those that don't fit are rejected on the spot."""
+        converted = PartialBatch(bodies)
+        for index, body in enumerate(converted):
             if type(body) is Undecodable:
                 lane.reject(seq + index, f"the body cannot be decoded: {body.error}")
             elif self.decode is not None:
                 try:
-                    bodies[index] = self.decode(body)
+                    converted[index] = self.decode(body)
                 except Exception as error:
                     lane.reject(seq + index, f"the body does not fit the type of {self.queue!r}: {error}")
-                    bodies[index] = Undecodable(str(error))
-        messages = map(
-            Message, repeat(lane), range(seq, seq + count), range(number, number + count), bodies, repeat(details)
-        )
-        self.buffer.extend(message for message in messages if type(message.body) is not Undecodable)
+                    converted[index] = Undecodable(str(error))
+        return converted
 
     def take(self, limit: int, now: float) -> list[Message]:
         """Hands out up to ``limit`` messages; from here on each is started and needs its verdict."""
@@ -124,7 +138,7 @@ class Inbox:
         buffer = self.buffer
         while buffer and len(taken) < limit:
             message = buffer.popleft()
-            if self._expiring and self._is_expired(message, now):
+            if self.expiring and self._is_expired(message, now):
                 continue
             taken.append(message)
         return taken
@@ -133,7 +147,7 @@ class Inbox:
         """Like ``take(1, now)``, but looks at the clock only if some message can expire."""
         while self.buffer:
             message = self.buffer.popleft()
-            if not self._expiring or not self._is_expired(message, clock.now()):
+            if not self.expiring or not self._is_expired(message, clock.now()):
                 return message
         return None
 
@@ -151,7 +165,7 @@ class Inbox:
     def _is_expired(self, message: Message, now: float) -> bool:
         lane = message._lane
         assert isinstance(lane, InLane)
-        expires_at = self._expiring.pop((lane.peer, lane.number, message._seq), None)
+        expires_at = self.expiring.pop((lane.peer, lane.number, message._seq), None)
         if expires_at is None or now < expires_at:
             return False
         lane.judge(message._seq, frames.EXPIRED, None, "its time to live ended in the consumer's buffer")
@@ -160,7 +174,7 @@ class Inbox:
     def return_unstarted(self) -> None:
         """Gives everything in the buffer back; it costs no attempt (G4)."""
         self.closing = True
-        self._expiring.clear()
+        self.expiring.clear()
         buffer, self.buffer = self.buffer, deque()
         for message in buffer:
             lane = message._lane
@@ -189,7 +203,6 @@ class Inbox:
 
     def flush(self) -> list[tuple[InLane, frames.Ack]]:
         """The state of every lane that has news, with fresh credit in it."""
-        self.dirty = False
         dirty, self._dirty_lanes = self._dirty_lanes, []
         if not self.closing:
             self._grant(dirty)
@@ -203,6 +216,7 @@ class Inbox:
                 elif not lane.unsettled:
                     self.lanes.pop((lane.peer, lane.number), None)
         self._dirty_lanes = []
+        self.dirty = False  # only now: what granting marks is said already, and must not ask for another flush
         return out
 
     def _grant(self, dirty: list[InLane]) -> None:

@@ -157,7 +157,7 @@ class InLane:
         self.peer = peer
         self.sender = sender
         self.queue = queue
-        self.prefix = f"{peer[:12]}/{queue}/"
+        self.prefix = f"{peer.partition('.')[0][:12]}/{queue}/"
         self.changed = changed
         self.dirty = False
         self.received = 0  # the sequence number expected next

@@ -45,8 +45,8 @@ class Outbox:
         self.queue = queue
         self.options = options
         self.wall_offset = wall_offset  # wall clock minus the engine's clock, for histories
-        self.pending = 0
-        self.pending_bytes = 0
+        self._room = options.max_pending  # messages that may still be accepted
+        self._room_bytes = options.max_pending_bytes
         self.processed = 0
         self.dead = 0
         self.redelivered = 0
@@ -71,24 +71,39 @@ class Outbox:
     # -- accepting -------------------------------------------------------------------------------------------
 
     @property
-    def full(self) -> bool:
-        """Whether another message would break ``max_pending`` or ``max_pending_bytes`` (G5)."""
-        return self.pending >= self.options.max_pending or self.pending_bytes >= self.options.max_pending_bytes
+    def room(self) -> int:
+        """How many more messages ``max_pending`` allows (G5)."""
+        return self._room - len(self.staged)
+
+    @property
+    def room_bytes(self) -> int:
+        """How many more bytes of bodies ``max_pending_bytes`` allows (G5)."""
+        return self._room_bytes - sum(map(len, self.staged))
+
+    @property
+    def pending(self) -> int:
+        """Messages accepted and neither processed nor dead."""
+        return self.options.max_pending - self.room
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of their bodies."""
+        return self.options.max_pending_bytes - self.room_bytes
+
+    def fits(self, size: int) -> bool:
+        """Whether a body of this size keeps within both limits."""
+        return self.room > 0 and self.room_bytes >= size
 
     def push(self, body: bytes) -> int:
-        """Accepts a plain message and returns its number. The caller has checked ``full``."""
+        """Accepts a plain message and returns its number. The caller has looked at the room."""
         staged = self.staged
         staged.append(body)
-        self.pending += 1
-        self.pending_bytes += len(body)
         return self.next_id + len(staged) - 1
 
     def push_many(self, bodies: list[bytes]) -> int:
         """Accepts plain messages and returns the number of the first."""
         first = self.next_id + len(self.staged)
         self.staged += bodies
-        self.pending += len(bodies)
-        self.pending_bytes += sum(map(len, bodies))
         return first
 
     def push_detailed(self, body: bytes, details: Details, now: float) -> int:
@@ -96,12 +111,11 @@ class Outbox:
         self.absorb(now)
         run = Run(self.next_id, [body], now, details)
         self.next_id += 1
-        self.pending += 1
-        self.pending_bytes += len(body)
+        self._room -= 1
+        self._room_bytes -= len(body)
         if details.expires_at is not None:
             heapq.heappush(self._expiring, (details.expires_at, run.first_id, run))
         self._admit(run, now)
-        self._drop_oldest(now)
         return run.first_id
 
     def revive(self, run: Run, now: float) -> None:
@@ -113,8 +127,8 @@ class Outbox:
         details.due_at = None
         details.redelivered = True
         self.dead -= 1
-        self.pending += 1
-        self.pending_bytes += len(run.bodies[0])
+        self._room -= 1
+        self._room_bytes -= len(run.bodies[0])
         self._admit(run, now)
 
     def absorb(self, now: float) -> None:
@@ -123,6 +137,8 @@ class Outbox:
         if not staged:
             return
         self.staged = []
+        self._room -= len(staged)
+        self._room_bytes -= sum(map(len, staged))
         ready = self._ready[0]
         for start in range(0, len(staged), MAX_RUN):
             part = staged[start : start + MAX_RUN] if len(staged) > MAX_RUN else staged
@@ -138,7 +154,6 @@ class Outbox:
                 self.waiting += 1
                 self.next_id += 1
         self.dirty = True
-        self._drop_oldest(now)
 
     def _admit(self, run: Run, now: float) -> None:
         """Puts a single message where it waits: schedule, line of its key, or ready."""
@@ -171,13 +186,16 @@ class Outbox:
         else:
             line.append(run)
 
-    def _drop_oldest(self, now: float) -> None:
-        if self.options.overflow != "drop_oldest":
-            return
-        while self.pending > self.options.max_pending or self.pending_bytes > self.options.max_pending_bytes:
+    def drop_for(self, size: int, now: float) -> None:
+        """Makes room for a body by dropping the oldest waiting messages, lowest priority first (``overflow``).
+
+        What is with consumers is not dropped: with all of it there, the outbox holds more for a while.
+        """
+        self.absorb(now)
+        while not self.fits(size):
             run = next(self._take(1, now, lowest_first=True), None)
             if run is None:
-                return  # all the rest is with consumers
+                return
             self._die(run, "overflow", f"the outbox of {self.queue!r} was full", now)
 
     # -- lanes -----------------------------------------------------------------------------------------------
@@ -223,8 +241,8 @@ class Outbox:
         for run in runs:
             count = len(run)
             self.processed += count
-            self.pending -= count
-            self.pending_bytes -= sum(map(len, run.bodies))
+            self._room += count
+            self._room_bytes += sum(map(len, run.bodies))
             self.dirty = True
             if run.details is not None:
                 self._release_key(run.details)
@@ -277,8 +295,8 @@ class Outbox:
             details = single.require_details()
             details.dropped = True
             self.dead += 1
-            self.pending -= 1
-            self.pending_bytes -= len(single.bodies[0])
+            self._room += 1
+            self._room_bytes += len(single.bodies[0])
             self.dirty = True
             self._release_key(details)
             self._bury(self, single, reason, error)
@@ -361,7 +379,9 @@ class Outbox:
         out: list[tuple[OutLane, list[Run]]] = []
         if self._suspects:
             out += self._dispatch_suspects(open_lanes, now)
-        lanes = [lane for lane in open_lanes if not lane.suspects and lane.credit > 0]
+        # What was just handed out is not in the lanes' own counts yet, so their credit must not be spent again.
+        given = {lane.number for lane, _ in out}
+        lanes = [lane for lane in open_lanes if not lane.suspects and lane.number not in given]
         waiting = self.waiting - len(self._suspects)
         if not lanes or not waiting:
             return out

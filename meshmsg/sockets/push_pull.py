@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from _thread import get_ident
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any
 
 from meshmsg.driver import Driver
 from meshmsg.engine.effects import Outcome
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.outbox import Outbox
-from meshmsg.engine.run import Details
 from meshmsg.errors import (
-    BodyTooLarge,
     ConfigurationError,
     DeadLettered,
-    EncodeError,
     NodeClosed,
     OutboxFull,
     WaitTimeout,
 )
 from meshmsg.message import Batch, DeadLetter, Ledger, Message
 from meshmsg.options import PullOptions, PushOptions, require_int, require_number
+from meshmsg.sockets.handoff import Handoff
+from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, require_size
+from meshmsg.sockets.threads import ThreadWorkers
 from meshmsg.sockets.turns import yield_turn
-from meshmsg.sockets.workers import Handler, Workers
-from meshmsg.wire.codec import make_encoder
+from meshmsg.sockets.typed import make_converter
+from meshmsg.sockets.workers import Handler, Workers, is_async
+from meshmsg.wire.codec import explain_encode_error, make_packer
 
 # Messages accepted or handled in one turn of the loop at most, if the application itself never waits.
 BURST = 256
-MAX_PRIORITY = 255
-
-
-class MessageIds(Sequence[str]):
-    """The ids of many messages, made when somebody looks at them."""
-
-    def __init__(self, prefix: str, numbers: list[range]) -> None:
-        self._prefix = prefix
-        self._numbers = numbers
-
-    def __len__(self) -> int:
-        return sum(map(len, self._numbers))
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"{self._prefix}{number}" for numbers in self._numbers for number in numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        return list(self)[index]
+# Bodies up to this many bytes are admitted a burst at a time.
+SMALL = 4096
 
 
 class Push:
@@ -64,7 +46,7 @@ class Push:
     ...     print(jobs.ledger().pending)
     ...     await node.close(drain=0)
     1
-    Ledger(accepted=1, processed=0, dead=0, pending=1, ready=1, in_flight=0, scheduled=0, redelivered=0)
+    {'thumbnails': Ledger(accepted=1, processed=0, dead=0, pending=1, ready=1, in_flight=0, scheduled=0, redelivered=0)}
     """
 
     def __init__(self, driver: Driver, outbox: Outbox, options: PushOptions, max_message_bytes: int) -> None:
@@ -72,9 +54,10 @@ class Push:
         self.options = options
         self._driver = driver
         self._outbox = outbox
-        self._encode = make_encoder()
-        self._max_bytes = max_message_bytes
-        self._prefix = f"{driver.engine.identity.node_id[:12]}/{self.queue}/"
+        self._pack = make_packer()
+        self.max_bytes = min(max_message_bytes, options.max_pending_bytes)
+        self.prefix = f"{driver.engine.identity.node_id[:12]}/{self.queue}/"
+        self._burst = 0  # how many small bodies fit without another look
         self._blocks = options.overflow == "wait"
         self._outcomes: dict[int, asyncio.Future[DeadLetter | None]] = {}
         self._on_dead_letter: list[Callable[[DeadLetter], Any]] = []
@@ -111,22 +94,22 @@ class Push:
 
         Raises ``EncodeError`` with the path to a value that cannot be sent, ``BodyTooLarge``, ``NodeClosed``.
         """
-        encoded = self._encode(body)
-        outbox = self._outbox
-        if outbox.full and self._blocks:
-            await self._wait_for_room(len(encoded))
-        if key is None and not priority and ttl is None and delay is None and headers is None:
-            self._check(encoded)
-            number = outbox.push(encoded)
-            if len(outbox.staged) >= BURST:
-                await yield_turn()
-            else:
-                self._driver.wake()
+        try:
+            encoded = self._pack(body)
+        except Exception as error:
+            raise explain_encode_error(body, error) from None
+        driver = self._driver
+        # The hot path: room is looked up once a burst, and so is the loop's need for a turn.
+        if not self._burst or len(encoded) > SMALL or get_ident() != driver.owner:
+            await self._make_room(encoded)
+        self._burst -= 1
+        if headers is None and key is None and ttl is None and delay is None and not priority:
+            number = self._outbox.push(encoded)
+            if not driver.scheduled:
+                driver.wake()
         else:
             number = self._push_detailed(encoded, key, priority, ttl, delay, headers)
-            if outbox.waiting >= BURST:
-                await yield_turn()
-        return f"{self._prefix}{number}"
+        return f"{self.prefix}{number}"
 
     def send_nowait(
         self,
@@ -139,18 +122,20 @@ class Push:
         headers: Mapping[str, Any] | None = None,
     ) -> str:
         """Like ``send``, but raises ``OutboxFull`` instead of waiting (G5)."""
-        encoded = self._encode(body)
+        encoded = encode(self._pack, body)
+        self._check(encoded)
+        self._burst = 0
         outbox = self._outbox
-        if outbox.full and self._blocks:
-            self._driver.require_usable()
-            raise OutboxFull(self._describe_full())
-        if key is None and not priority and ttl is None and delay is None and headers is None:
-            self._check(encoded)
+        if not outbox.fits(len(encoded)):
+            if self._blocks:
+                raise OutboxFull(self.describe_full())
+            outbox.drop_for(len(encoded), self._driver.now())
+        if headers is None and key is None and ttl is None and delay is None and not priority:
             number = outbox.push(encoded)
             self._driver.wake()
         else:
             number = self._push_detailed(encoded, key, priority, ttl, delay, headers)
-        return f"{self._prefix}{number}"
+        return f"{self.prefix}{number}"
 
     async def send_many(self, bodies: Iterable[Any]) -> MessageIds:
         """Accepts many plain messages; faster than one ``send`` each. Waits while the outbox is full (G5).
@@ -158,50 +143,59 @@ class Push:
         A body that cannot be sent raises ``EncodeError``; of a list or tuple nothing is accepted then, of an
         iterator what came more than a burst before it.
         """
-        encoded_all = self._encode_all(bodies, 0) if isinstance(bodies, (list, tuple)) else None
+        encoded_all = encode_all(self._pack, bodies, 0) if isinstance(bodies, (list, tuple)) else None
         source = iter(bodies if encoded_all is None else ())
-        numbers: list[range] = []
+        ids = MessageIds(self.prefix, [])
         accepted = 0
         outbox = self._outbox
         while True:
             if encoded_all is not None:
                 part = encoded_all[accepted : accepted + BURST]
             else:
-                part = self._encode_all([body for body, _ in zip(source, range(BURST), strict=False)], accepted)
+                part = encode_all(self._pack, [body for body, _ in zip(source, range(BURST), strict=False)], accepted)
             if not part:
-                return MessageIds(self._prefix, numbers)
-            if outbox.full and self._blocks:
-                await self._wait_for_room(len(part[0]))
-            self._check(max(part, key=len))
-            first = outbox.push_many(part)
-            if numbers and numbers[-1].stop == first:
-                numbers[-1] = range(numbers[-1].start, first + len(part))
-            else:
-                numbers.append(range(first, first + len(part)))
+                return ids
             accepted += len(part)
-            self._driver.wake()
+            self._check(max(part, key=len))
+            while part:
+                await self.wait_for_room(len(part[0]))
+                fitting = part[: max(1, outbox.room)]
+                if outbox.room_bytes < sum(map(len, fitting)):
+                    fitting = fitting[:1]
+                part = part[len(fitting) :]
+                first = outbox.push_many(fitting)
+                ids.append(range(first, first + len(fitting)))
+                self._driver.wake()
             await yield_turn()
 
     async def deliver(self, body: Any, *, timeout: float | None = None, **options: Any) -> str:
         """Sends one message and waits until a consumer has processed it; returns its id (G1).
 
         Takes the options of ``send``. Raises ``DeadLettered`` with the letter, or ``WaitTimeout`` after
-        ``timeout`` seconds; the message is still on its way then.
+        ``timeout`` seconds; a message that was accepted by then is still on its way.
         """
-        message_id = await self.send(body, **options)
-        number = int(message_id.rpartition("/")[2])
-        future: asyncio.Future[DeadLetter | None] = asyncio.get_running_loop().create_future()
-        self._outcomes[number] = future
-        self._outbox.watched.add(number)
+        return await self.track(self.send(body, **options), timeout)
+
+    async def track(self, sending: Coroutine[Any, Any, str], timeout: float | None) -> str:
+        """Waits until a message is sent and settled; what ``deliver`` of either face does."""
+        message_id = ""
+        number = -1
         try:
             async with asyncio.timeout(timeout):
+                message_id = await sending
+                number = int(message_id.rpartition("/")[2])
+                future: asyncio.Future[DeadLetter | None] = asyncio.get_running_loop().create_future()
+                self._outcomes[number] = future
+                self._outbox.watched.add(number)
                 letter = await future
         except TimeoutError:
-            self._outbox.watched.discard(number)
+            if not message_id:
+                raise WaitTimeout(f"found no room within {timeout} s: {self.describe_full()}") from None
             raise WaitTimeout(
                 f"message {message_id} was not processed within {timeout} s and stays accepted; {self._describe_wait()}"
             ) from None
         finally:
+            self._outbox.watched.discard(number)
             self._outcomes.pop(number, None)
         if letter is not None:
             raise DeadLettered(
@@ -234,25 +228,8 @@ class Push:
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _check(self, encoded: bytes) -> None:
-        if not self._driver.may_use():
-            self._driver.require_usable()
-        if len(encoded) > self._max_bytes:
-            raise BodyTooLarge(
-                f"a body of {len(encoded)} bytes for {self.queue!r}; the node's max_message_bytes is "
-                f"{self._max_bytes}: raise it on both sides, or send a reference instead"
-            )
-
-    def _encode_all(self, bodies: Sequence[Any], offset: int) -> list[bytes]:
-        try:
-            return list(map(self._encode, bodies))
-        except EncodeError:
-            for index, body in enumerate(bodies):
-                try:
-                    self._encode(body)
-                except EncodeError as error:
-                    path = f"bodies[{offset + index}]{error.path.removeprefix('body')}"
-                    raise EncodeError(str(error).replace(error.path, path, 1), path) from None
-            raise
+        self._driver.require_usable()
+        require_size(encoded, self.queue, self.max_bytes)
 
     def _push_detailed(
         self,
@@ -263,40 +240,34 @@ class Push:
         delay: float | None,
         headers: Mapping[str, Any] | None,
     ) -> int:
-        self._check(encoded)
-        if key is not None and not isinstance(key, str):
-            raise ConfigurationError(f"send(key=) takes a str, not {type(key).__name__} {key!r}: key=str(...)")
-        require_int("send(priority=)", priority, at_least=0)
-        if priority > MAX_PRIORITY:
-            raise ConfigurationError(f"send(priority=) takes 0 to {MAX_PRIORITY}, got {priority}")
-        for name, seconds in (("ttl", ttl), ("delay", delay)):
-            if seconds is not None:
-                require_number(f"send({name}=)", seconds, at_least=0)
-        if headers is not None:
-            if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
-                raise ConfigurationError(f"send(headers=) takes a dict with str keys, got {headers!r}")
-            self._check(self._encode(dict(headers)))
         now = self._driver.now()
         ttl = self.options.ttl if ttl is None else ttl
-        details = Details(
-            key,
-            priority,
-            dict(headers) if headers else None,
-            None if ttl is None else now + ttl,
-            None if delay is None else now + delay,
-        )
+        details = make_details(self._pack, key, priority, ttl, delay, headers, now)
         number = self._outbox.push_detailed(encoded, details, now)
         self._driver.wake()
         return number
 
-    async def _wait_for_room(self, size: int) -> None:
-        self._driver.require_usable()
+    async def _make_room(self, encoded: bytes) -> None:
+        """Makes sure that a body fits, and finds out how many small ones after it will do so unasked."""
+        self._check(encoded)
+        await yield_turn()
+        await self.wait_for_room(len(encoded))
         outbox = self._outbox
-        while outbox.full:
-            await self._driver.until(lambda: not outbox.full)
-            self._driver.require_usable()
+        self._burst = max(1, min(BURST, outbox.room, outbox.room_bytes // SMALL))
 
-    def _describe_full(self) -> str:
+    async def wait_for_room(self, size: int) -> None:
+        """Waits until a body fits, or drops the oldest for it (G5)."""
+        self._burst = 0
+        outbox = self._outbox
+        if not self._blocks and not outbox.fits(size):
+            outbox.drop_for(size, self._driver.now())
+        while self._blocks and not outbox.fits(size):
+            await self._driver.until(lambda: outbox.fits(size))
+            self._driver.require_usable()
+            self._burst = 0
+
+    def describe_full(self) -> str:
+        """Why a message has no room, and what to do."""
         outbox = self._outbox
         return (
             f"the outbox of {self.queue!r} holds {outbox.pending} messages, {outbox.pending_bytes} bytes "
@@ -337,21 +308,30 @@ class Pull:
         self.options = options
         self._driver = driver
         self._inbox = inbox
-        self._workers: Workers | None = None
+        self._workers: Workers | ThreadWorkers | None = None
+        self._handoff: Handoff | None = None
         self._arrival: asyncio.Event | None = None
         self._closed = False
+        if options.type is not None:
+            inbox.decode = make_converter(options.type, self.queue)
         driver.on_arrival[self.queue] = self._arrived
 
     def __call__(self, handler: Handler) -> Handler:
         """Registers the handler: acked when it returns, nacked when it raises, rejected on ``Reject``.
 
-        A coroutine function runs in the loop, a plain function in a pool of ``concurrency`` threads.
+        A coroutine function runs in the loop, a plain function in ``concurrency`` threads.
         """
+        if not callable(handler):
+            raise ConfigurationError(f"the handler of pull({self.queue!r}) is not callable: {handler!r}")
         if self._workers is not None:
             raise ConfigurationError(f"pull({self.queue!r}) already has a handler; use concurrency= for more of it")
-        self._workers = Workers(self._driver, self._inbox, self.options, handler)
+        if is_async(handler):
+            self._workers = Workers(self._driver, self._inbox, self.options, handler)
+        else:
+            self._workers = ThreadWorkers(self._driver, self.options, handler, self.queue)
+            self._inbox.watch_extensions(self._workers.extended)
         if self._driver.usable:
-            self._workers.start()
+            self.start()
         return handler
 
     async def __aiter__(self) -> AsyncIterator[Message]:
@@ -368,6 +348,27 @@ class Pull:
             count += 1
             if count % BURST == 0:
                 await yield_turn()
+
+    async def get(self, timeout: float | None = None) -> Message:
+        """One message; raises ``WaitTimeout`` when none came within ``timeout`` seconds, ``NodeClosed`` at the end.
+
+        A timeout around the iterator would end it, because that is what cancelling a generator does.
+        """
+        if timeout is not None:
+            require_number("get(timeout=)", timeout, at_least=0)
+        self._require_iterable()
+        message = self._inbox.take_one(self._driver)
+        try:
+            async with asyncio.timeout(timeout):
+                while message is None and not self._closed:
+                    await self._wait()
+                    message = self._inbox.take_one(self._driver)
+        except TimeoutError:
+            raise WaitTimeout(f"no message of {self.queue!r} came within {timeout} s") from None
+        if message is None:
+            self._driver.require_usable()
+            raise NodeClosed(f"this pull of {self.queue!r} was closed: open another one")
+        return message
 
     async def batches(self, max_size: int = 500, max_wait: float = 0.01) -> AsyncIterator[Batch]:
         """Messages in batches of up to ``max_size``; waits up to ``max_wait`` seconds for a batch to fill.
@@ -404,6 +405,8 @@ class Pull:
         if self._closed:
             return
         self._closed = True
+        if self._handoff is not None:
+            self._handoff.close()
         self._inbox.return_unstarted()
         self._arrived()
         if self._workers is not None:
@@ -414,11 +417,26 @@ class Pull:
 
     def start(self) -> None:
         """The node has started."""
-        if self._workers is not None:
+        if isinstance(self._workers, ThreadWorkers):
+            self._workers.start(self._lend())
+        elif self._workers is not None:
             self._workers.start()
 
+    def open_handoff(self) -> Handoff:
+        """Has messages handed to threads that ask for them, from now on; called in the loop."""
+        self._require_iterable()
+        return self._lend()
+
+    def _lend(self) -> Handoff:
+        if self._handoff is None:
+            self._handoff = Handoff(self._driver, self._inbox, asyncio.get_running_loop())
+            self._handoff.lend()
+        return self._handoff
+
     def _arrived(self) -> None:
-        if self._workers is not None:
+        if self._handoff is not None:
+            self._handoff.lend()
+        if isinstance(self._workers, Workers):
             self._workers.wake()
         if self._arrival is not None:
             self._arrival.set()

@@ -1,20 +1,18 @@
-"""Running a handler: a fixed set of workers takes messages; no task and no timer a message."""
+"""Running a coroutine function as a handler: a fixed set of workers; no task and no timer a message."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
-from meshmsg.errors import ConfigurationError, Reject
+from meshmsg.errors import Reject
 from meshmsg.message import Message, describe_error
 from meshmsg.options import PullOptions
 from meshmsg.sockets.turns import yield_turn
@@ -39,22 +37,23 @@ class Worker:
         self.timed_out = False
 
 
+def is_async(handler: Handler) -> bool:
+    """Whether calling it makes a coroutine; otherwise it is a plain function, for ``ThreadWorkers``."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004 -- an object with an async __call__
+    )
+
+
 class Workers:
     """Feeds a handler from an inbox, ``concurrency`` at a time, each within ``timeout`` seconds."""
 
     def __init__(self, driver: Driver, inbox: Inbox, options: PullOptions, handler: Handler) -> None:
-        if not callable(handler):
-            raise ConfigurationError(f"the handler of pull({inbox.queue!r}) is not callable: {handler!r}")
         self._driver = driver
         self._inbox = inbox
         self._options = options
         self._handler = handler
-        self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-            getattr(handler, "__call__", None)  # noqa: B004 -- an object with an async __call__
-        )
         self._workers: list[Worker] = []
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._pool: ThreadPoolExecutor | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._stopping = False
         if options.timeout is not None:
@@ -63,9 +62,6 @@ class Workers:
     def start(self) -> None:
         """Starts the workers in the running loop."""
         loop = asyncio.get_running_loop()
-        name = getattr(self._handler, "__name__", "handler")
-        if not self._is_async:
-            self._pool = ThreadPoolExecutor(self._options.concurrency, thread_name_prefix=f"meshmsg-{name}")
         for index in range(self._options.concurrency):
             worker = Worker()
             worker.task = loop.create_task(self._work(worker), name=f"meshmsg-{self._inbox.queue}-{index}")
@@ -93,46 +89,46 @@ class Workers:
                 await asyncio.wait(late, timeout=0.5)
         if self._watchdog is not None:
             self._watchdog.cancel()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self, worker: Worker) -> None:
         inbox, driver, handler = self._inbox, self._driver, self._handler
         timed = self._options.timeout is not None
+        # Acks leave, and credit comes back, before the prefetch is used up.
+        burst = max(1, min(BURST, inbox.prefetch // 2))
         count = 0
         while not self._stopping:
             message = inbox.take_one(driver)
             if message is None:
+                if inbox.dirty:
+                    driver.turn()  # the verdicts leave now; a turn of their own would only come later
+                    if inbox.buffer:
+                        continue
                 future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._idle.append(future)
                 await future
                 continue
-            if timed or not self._is_async:
+            if timed:
                 await self._run_guarded(worker, message)
             else:
-                worker.message = message
                 try:
                     await handler(message)
                 except BaseException as error:
                     self._failed(worker, message, error)
                 else:
                     if not message.settled:
-                        message.ack()
-                worker.message = None
+                        message.settled = True
+                        message._lane.ack(message._seq)
             count += 1
-            if count % BURST == 0:
+            if count % burst == 0:
                 await yield_turn()
 
     async def _run_guarded(self, worker: Worker, message: Message) -> None:
-        """With a timeout, or in a thread: the paths that cost more."""
+        """With a timeout: the path that costs more."""
         worker.message, worker.started_at, worker.timed_out = message, self._driver.now(), False
         if self._options.timeout is not None:
             self._watch()
         try:
-            if self._is_async:
-                await self._handler(message)
-            else:
-                await self._run_in_thread(message)
+            await self._handler(message)
         except BaseException as error:
             self._failed(worker, message, error)
         else:
@@ -140,18 +136,6 @@ class Workers:
                 message.ack()
         finally:
             worker.message = None
-
-    async def _run_in_thread(self, message: Message) -> None:
-        """Runs a plain function in the pool, with a copy of the message whose verdicts come back to the loop."""
-        loop = asyncio.get_running_loop()
-        relay = _Relay(message, loop)
-        inner = relay.copy()
-        future = loop.run_in_executor(self._pool, functools.partial(self._handler, inner))
-        try:
-            await future
-        except asyncio.CancelledError:
-            relay.cut()  # the thread cannot be stopped; what it says from now on is too late
-            raise
 
     def _failed(self, worker: Worker, message: Message, error: BaseException) -> None:
         timed_out = isinstance(error, asyncio.CancelledError) and worker.timed_out
@@ -179,7 +163,8 @@ class Workers:
     def _watch(self) -> None:
         """One timer for all workers, at the earliest deadline."""
         if self._watchdog is None and self._options.timeout is not None:
-            running = [worker.started_at for worker in self._workers if worker.message is not None]
+            # One whose time ran out is cancelled already, however long its handler takes to clean up.
+            running = [each.started_at for each in self._workers if each.message is not None and not each.timed_out]
             if running:
                 when = min(running) + self._options.timeout
                 self._watchdog = asyncio.get_running_loop().call_at(when, self._expire)
@@ -201,51 +186,3 @@ class Workers:
             message = worker.message
             if message is not None and message._lane is lane and message._seq == seq:
                 worker.started_at = self._driver.now()
-
-
-class _Relay:
-    """Stands between a message in a thread and its lane in the loop: verdicts cross over one by one."""
-
-    def __init__(self, message: Message, loop: asyncio.AbstractEventLoop) -> None:
-        self._message = message
-        self._loop = loop
-        self._open = True
-
-    def copy(self) -> Message:
-        """The message for the thread."""
-        inner = Message(self, self._message._seq, self._message._number, self._message.body, self._message._details)
-        return inner
-
-    def cut(self) -> None:
-        """The handler ran out of time."""
-        self._open = False
-
-    @property
-    def sender(self) -> str:
-        return self._message.sender
-
-    @property
-    def queue(self) -> str:
-        return self._message.queue
-
-    def message_id(self, number: int) -> str:
-        return self._message.id
-
-    def ack(self, seq: int) -> None:
-        self._cross(self._message.ack)
-
-    def nack(self, seq: int, delay: float | None, error: str) -> None:
-        self._cross(self._message.nack, delay, error)
-
-    def reject(self, seq: int, reason: str) -> None:
-        self._cross(self._message.reject, reason)
-
-    def extend(self, seq: int) -> None:
-        self._cross(self._message.extend)
-
-    def _cross(self, verdict: Callable[..., None], *arguments: Any) -> None:
-        self._loop.call_soon_threadsafe(self._apply, verdict, arguments)
-
-    def _apply(self, verdict: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        if self._open and not self._message.settled:
-            verdict(*arguments)

@@ -20,7 +20,7 @@ SPARE = 32
 
 
 def require_room(links: int) -> None:
-    """Raise ``TooManyLinks`` unless one more link's descriptors may be opened; ``links`` are open already."""
+    """Raise ``TooManyLinks`` unless there are descriptors for one more link; ``links`` are open already."""
     limit = soft_limit()
     if limit is None:
         return
@@ -28,7 +28,7 @@ def require_room(links: int) -> None:
     if used + PER_LINK + SPARE > limit:
         raise TooManyLinks(
             errno.EMFILE,
-            f"no room for a link besides the {links} open ones: {used} of this process's {limit} file "
+            f"no room for another socket, with {links} links open: {used} of this process's {limit} file "
             f"descriptors are in use, a link takes {PER_LINK} and {SPARE} are kept free; "
             f"raise the limit before starting it, for example with: ulimit -n {2 * limit}",
         )

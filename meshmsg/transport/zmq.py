@@ -33,6 +33,8 @@ logger = logging.getLogger("meshmsg.transport")
 RECEIVE_HIGH_WATER = 10_000
 # Many nodes that start together dial all at once; the default is 100.
 BACKLOG = 1024
+# A read is skipped if the descriptor was silent; should it ever be silent wrongly, every so many are made anyway.
+LOOK_EVERY = 16
 # Time for the handshake after the connection took its time.
 DIAL_GRACE = 1.5
 
@@ -79,6 +81,8 @@ class ZmqTransport:
         self._crowded: dict[int, int] = {}  # links that refused a message -> what becomes readable for room
         self._events: list[tuple[int, LinkEvent]] = []
         self._raw: list[RawSocket] = []
+        self._readable = True  # whether the inbox's descriptor told of something, or a read was left unfinished
+        self._passes = 0  # how often receive was called
         self._more = False
         self._closed = False
         self._ending: threading.Thread | None = None
@@ -117,7 +121,7 @@ class ZmqTransport:
         if self._router is None or self._loop is not None:
             raise ConfigurationError("a transport is started once, after bind()")
         try:
-            loop.add_reader(descriptor_of(self._router), wake)
+            loop.add_reader(descriptor_of(self._router), self._on_readable)
         except NotImplementedError:
             raise ConfigurationError(
                 f"{type(loop).__name__} cannot watch ZeroMQ's sockets; "
@@ -138,7 +142,10 @@ class ZmqTransport:
     # --- links ----------------------------------------------------------------------------------------------
 
     def dial(self, link: int, endpoint: str, identity: bytes) -> None:
-        """Open a link; see a ``LinkEvent``. An endpoint that nobody could dial FAILED at once.
+        """Open a link and have a ``LinkEvent`` say what comes of it; see ``Transport.dial``.
+
+        An endpoint without a numeric address FAILED: libzmq would look its name up in the thread that serves
+        all links.
 
         Raises ``TooManyLinks`` when the process has too few file descriptors left.
         """
@@ -159,7 +166,7 @@ class ZmqTransport:
             dialled = DialledLink(self._context, link, endpoint, identity, self._tuning)
         except zmq.ZMQError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                reason = f"no room for a link besides the {len(self._links)} open ones: {explain(error)}"
+                reason = f"no room for another socket, with {len(self._links)} links open: {explain(error)}"
                 raise TooManyLinks(error.errno, reason) from error
             logger.debug("link %d: cannot dial %s: %s", link, endpoint, explain(error))
             self._fail(link, loop)
@@ -192,15 +199,10 @@ class ZmqTransport:
         """What became of links since the last call. One that FAILED or went DOWN is closed and forgotten."""
         self._require_process()
         events, self._events = self._events, []
-        if not self._reported:
-            return events
-        reported, self._reported = sorted(self._reported), set()
-        for link in reported:
-            for event in self._links[link].read_events():
-                events.append((link, event))
-                self._forget_deadline(link)
-                if event is not LinkEvent.UP:
-                    self.hang_up(link)
+        if self._reported:
+            reported, self._reported = sorted(self._reported), set()
+            for link in reported:
+                events += self._read_events(link)
         return events
 
     # --- messages -------------------------------------------------------------------------------------------
@@ -223,8 +225,10 @@ class ZmqTransport:
         self._require_process()
         messages: list[tuple[bytes, list[bytes]]] = []
         self._more = False
-        if self._router is None:
+        self._passes += 1
+        if self._router is None or (not self._readable and self._passes % LOOK_EVERY):
             return messages
+        self._readable = False
         router = self._router
         receive = router.recv
         limit_bytes = self._tuning.max_message_bytes
@@ -238,7 +242,7 @@ class ZmqTransport:
             # libzmq has looked for news before it said so: whatever comes from now on makes the descriptor
             # readable.
             return messages
-        self._more = True
+        self._more = self._readable = True
         return messages
 
     def more(self) -> bool:
@@ -276,6 +280,10 @@ class ZmqTransport:
 
     # --- what the loop calls --------------------------------------------------------------------------------
 
+    def _on_readable(self) -> None:
+        self._readable = True
+        self._wake()
+
     def _on_monitor(self, link: int) -> None:
         self._reported.add(link)
         self._wake()
@@ -287,12 +295,25 @@ class ZmqTransport:
             self._wake()
 
     def _on_deadline(self, link: int) -> None:
-        logger.debug("link %d: no handshake with %s in time", link, self._links[link].endpoint)
-        self.hang_up(link)
-        self._events.append((link, LinkEvent.FAILED))
+        del self._deadlines[link]
+        # In a loop that was held up, the timer may come before the news that the link made it in time.
+        self._events += self._read_events(link)
+        dialled = self._links.get(link)
+        if dialled is not None and not dialled.up:
+            logger.debug("link %d: no handshake with %s in time", link, dialled.endpoint)
+            self.hang_up(link)
+            self._events.append((link, LinkEvent.FAILED))
         self._wake()
 
     # --- the rest -------------------------------------------------------------------------------------------
+
+    def _read_events(self, link: int) -> list[tuple[int, LinkEvent]]:
+        events = [(link, event) for event in self._links[link].read_events()]
+        if events:
+            self._forget_deadline(link)
+            if events[-1][1] is not LinkEvent.UP:
+                self.hang_up(link)
+        return events
 
     def _fail(self, link: int, loop: asyncio.AbstractEventLoop) -> None:
         self._events.append((link, LinkEvent.FAILED))
@@ -309,6 +330,7 @@ class ZmqTransport:
             self._loop.remove_reader(descriptor)
 
     def _open_context(self) -> Context:
+        require_room(len(self._links))
         if self._context is None:
             self._context = make_context()
         return self._context

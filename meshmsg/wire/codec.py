@@ -19,6 +19,10 @@ from meshmsg.errors import EncodeError, ProtocolError
 MAX_DEPTH = 255
 
 
+class PartialBatch(list[Any]):
+    """A decoded batch that holds at least one ``Undecodable``; any other is a plain list."""
+
+
 class Undecodable:
     """Stands in for a body that could not be decoded, so that one bad body never costs its batch."""
 
@@ -28,21 +32,16 @@ class Undecodable:
         self.error = error
 
 
-def make_encoder() -> Callable[[Any], bytes]:
+def make_packer() -> Callable[[Any], bytes]:
     """Returns a function that encodes one body; not to be shared between threads.
 
-    >>> make_encoder()([1, "a"])
+    It raises whatever msgpack raises; ``explain_encode_error`` makes an ``EncodeError`` of that.
+
+    >>> make_packer()([1, "a"])
     b'\\x92\\x01\\xa1a'
     """
     pack: Callable[[Any], bytes] = msgpack.Packer(default=_to_plain, datetime=True, autoreset=True).pack
-
-    def encode(body: Any) -> bytes:
-        try:
-            return pack(body)
-        except Exception as error:
-            raise explain_encode_error(body, error) from None
-
-    return encode
+    return pack
 
 
 def encode_batch(bodies: Sequence[bytes]) -> bytes:
@@ -63,10 +62,10 @@ def decode_batch(payload: bytes, count: int) -> list[Any]:
     Raises ``ProtocolError`` when the payload is not an array of that many MessagePack values.
     """
     try:
-        bodies = msgpack.unpackb(payload, strict_map_key=False, timestamp=3)
+        bodies: list[Any] = msgpack.unpackb(payload, strict_map_key=False, timestamp=3)
     except Exception:
         bodies = _decode_one_by_one(payload, count)
-    if type(bodies) is not list or len(bodies) != count:
+    if type(bodies) not in (list, PartialBatch) or len(bodies) != count:
         raise ProtocolError(f"a batch announced {count} bodies and held {_describe(bodies)}")
     return bodies
 
@@ -158,7 +157,7 @@ def _decode_one_by_one(payload: bytes, count: int) -> list[Any]:
         raise ProtocolError(f"a batch is not MessagePack: {error or type(error).__name__}") from None
     if start != len(payload):
         raise ProtocolError(f"a batch has {len(payload) - start} bytes after its last body")
-    return bodies
+    return PartialBatch(bodies) if any(type(body) is Undecodable for body in bodies) else bodies
 
 
 def _decode_alone(encoded: bytes) -> Any:

@@ -19,7 +19,7 @@ CLASS_IN, CLASS_IN_UNIQUE = 1, 0x8001  # the second replaces what was announced 
 
 
 class Sightings:
-    """Records what is reported; ``until`` waits for a condition on it, up to the test's own deadline."""
+    """Records what is reported; ``until`` waits, up to the test's own deadline."""
 
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
@@ -38,10 +38,17 @@ class Sightings:
     def ids(self) -> set[str | None]:
         return {candidate.node_id for candidate in self.candidates}
 
-    async def until(self, condition: Callable[[Self], bool]) -> None:
+    async def until(self, condition: Callable[[Self], bool], send: Callable[[], None] | None = None) -> None:
+        """Wait for the condition; ``send`` is called at once and every second, as packets may get lost."""
         while not condition(self):
             self._news.clear()
-            await self._news.wait()
+            if send is not None:
+                send()
+            try:
+                async with asyncio.timeout(None if send is None else 1.0):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
 
 
 def new_id() -> str:
@@ -49,9 +56,7 @@ def new_id() -> str:
 
 
 def new_mdns(mesh: str, *, node_id: str | None = None, port: int = 41001, name: str = "") -> MdnsDiscovery:
-    return MdnsDiscovery(
-        mesh=mesh, node_id=node_id or new_id(), name=name, endpoints=[f"tcp://127.0.0.1:{port}"]
-    )
+    return MdnsDiscovery(mesh=mesh, node_id=node_id or new_id(), name=name, endpoints=[f"tcp://127.0.0.1:{port}"])
 
 
 @asynccontextmanager

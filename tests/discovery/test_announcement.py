@@ -30,9 +30,7 @@ def wire(entries: dict[str, str]) -> bytes:
     return txt(*(f"{key}={value}".encode() for key, value in entries.items()))
 
 
-def read(
-    text: bytes, addresses: list[str], *, port: int | None = 41001, reach: Reach = EVERYWHERE
-) -> Candidate:
+def read(text: bytes, addresses: list[str], *, port: int | None = 41001, reach: Reach = EVERYWHERE) -> Candidate:
     return read_announcement(node_id="a1", text=text, port=port, addresses=addresses, mesh="lab", reach=reach)
 
 
@@ -45,9 +43,7 @@ def test_what_is_written_can_be_read() -> None:
 def test_every_name_and_mesh_fits(name: str, mesh: str) -> None:
     text = wire(encode_text(mesh=mesh, node_id="a" * 63, name=name, run="0123abcd"))
     assert len(text) <= MAX_TXT_BYTES
-    candidate = read_announcement(
-        node_id="a" * 63, text=text, port=1, addresses=["::1"], mesh=mesh, reach=EVERYWHERE
-    )
+    candidate = read_announcement(node_id="a" * 63, text=text, port=1, addresses=["::1"], mesh=mesh, reach=EVERYWHERE)
     assert candidate.name.isprintable()
 
 
@@ -91,6 +87,13 @@ def test_absurd_ports(port: int | None) -> None:
         (EVERYWHERE, "fe80::1", False),  # link-local: which interface?
         (EVERYWHERE, "fe80::1%2", False),
         (EVERYWHERE, "240.0.0.1", False),
+        (EVERYWHERE, "255.255.255.255", False),
+        (EVERYWHERE, "224.0.0.251", False),
+        (EVERYWHERE, "0.0.0.0", False),
+        (EVERYWHERE, "0.0.0.1", False),
+        (EVERYWHERE, "::", False),
+        (EVERYWHERE, "ff02::fb", False),
+        (EVERYWHERE, "::ffff:10.0.0.1", False),
         (EVERYWHERE, "no address", False),
         (LOOPBACK_ONLY, "192.168.1.5", False),
         (LOOPBACK_ONLY, "127.200.0.1", True),

@@ -88,7 +88,7 @@ def test_an_explicit_choice(monkeypatch: pytest.MonkeyPatch, only: list[str], ch
     assert local_addresses(loopback=False, only=only) == chosen
 
 
-@pytest.mark.parametrize("unknown", ["eth1", "192.168.1.6", "veth12ab", "fe80::5", ""])
+@pytest.mark.parametrize("unknown", ["eth1", "192.168.1.6", "veth12ab", "fe80::5", "fe80::5%eth0", ""])
 def test_an_unknown_interface_is_told_the_known_ones(monkeypatch: pytest.MonkeyPatch, unknown: str) -> None:
     install(monkeypatch, LAPTOP)
     with pytest.raises(ConfigurationError, match=r"lo \(127\.0\.0\.1 ::1\), eth0 \(192\.168\.1\.5") as caught:

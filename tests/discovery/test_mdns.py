@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -16,13 +17,15 @@ import pytest
 from zeroconf import RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
 from zeroconf.asyncio import AsyncZeroconf
 
-from meshmsg.discovery import Candidate, MdnsDiscovery, mdns
-from meshmsg.errors import ConfigurationError, DiscoveryUnavailable, MeshError
+from meshmsg.discovery import Candidate, MdnsDiscovery, responder
+from meshmsg.errors import ConfigurationError, DiscoveryUnavailable
 from tests.discovery.sightings import (
+    PTR,
     TYPE,
     Sightings,
     Stranger,
     announced,
+    encode_name,
     good_txt,
     new_id,
     new_mdns,
@@ -110,8 +113,10 @@ async def test_a_restart_under_the_same_id_is_reported_with_its_new_endpoint() -
     mesh, node_id = new_id(), new_id()
     async with announced(new_mdns(mesh)) as observer:
         with Stranger() as crashed:  # leaves without a goodbye
-            crashed.announce(node_id, good_txt(mesh, node_id), port=41001)
-            await observer.until(lambda seen: bool(seen.candidates))
+            await observer.until(
+                lambda seen: bool(seen.candidates),
+                lambda: crashed.announce(node_id, good_txt(mesh, node_id), port=41001),
+            )
         async with announced(new_mdns(mesh, node_id=node_id, port=41002)):
             await observer.until(lambda seen: len(seen.candidates) == 2)
     assert observer.candidates[-1] == Candidate(node_id, ("tcp://127.0.0.1:41002",))
@@ -123,10 +128,14 @@ async def test_an_address_that_runs_out_disappears() -> None:
     text = good_txt(mesh, node_id)
     async with announced(new_mdns(mesh)) as observer:
         with Stranger() as stranger:
-            stranger.announce(node_id, text, addresses=["127.0.0.7"], address_ttl=1)
-            await observer.until(lambda seen: len(seen.candidates) == 1)
-            stranger.announce(node_id, text, addresses=["127.0.0.8"])
-            await observer.until(lambda seen: seen.candidates[-1].endpoints == ("tcp://127.0.0.8:41001",))
+            await observer.until(
+                lambda seen: len(seen.candidates) == 1,
+                lambda: stranger.announce(node_id, text, addresses=["127.0.0.7"], address_ttl=1),
+            )
+            await observer.until(
+                lambda seen: seen.candidates[-1].endpoints == ("tcp://127.0.0.8:41001",),
+                lambda: stranger.announce(node_id, text, addresses=["127.0.0.8"]),
+            )
     assert observer.candidates[0].endpoints == ("tcp://127.0.0.7:41001",)
 
 
@@ -147,6 +156,37 @@ async def test_an_announcement_without_its_other_records_is_asked_for_them() -> 
     assert observer.ids == {node_id}
 
 
+async def test_two_starts_never_send_equal_packets() -> None:
+    # Listeners drop a packet that they heard less than 0.8 s ago.
+    mesh, node_id = new_id(), new_id()
+    announcements = set()
+    for _ in range(2):
+        discovery = new_mdns(mesh, node_id=node_id)
+        async with announced(discovery):
+            assert discovery._responder is not None
+            announcements.add(discovery._responder._service.text)
+    assert len(announcements) == 2
+
+
+async def test_questions_ask_for_answers_by_multicast() -> None:
+    # Port 5353 is shared by all processes of a machine, so an answer to one address reaches any one of them.
+    question = encode_name(TYPE) + struct.pack(">H", PTR)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ears:
+        ears.setblocking(False)
+        ears.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "SO_REUSEPORT"):
+            ears.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ears.bind(("", 5353))
+        group = socket.inet_aton("224.0.0.251") + socket.inet_aton("127.0.0.1")
+        ears.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        async with announced(new_mdns(new_id())):
+            packet = b""
+            while not (packet[2:3] == b"\0" and question in packet):
+                packet = await asyncio.get_running_loop().sock_recv(ears, 9000)
+    class_ = packet[packet.index(question) + len(question) :][:2]
+    assert class_ == b"\0\1", "the top bit would ask for an answer to this socket only"
+
+
 async def test_a_newcomer_is_greeted_without_asking() -> None:
     mesh, node_id = new_id(), new_id()
     greeted = asyncio.Event()
@@ -158,7 +198,8 @@ async def test_a_newcomer_is_greeted_without_asking() -> None:
 
     established = new_mdns(mesh, node_id=node_id)
     async with announced(established):
-        await asyncio.wait(established._tasks)  # from here on it announces nothing by itself
+        assert established._responder is not None
+        await asyncio.wait(established._responder._tasks)  # from here on it announces nothing by itself
         newcomer = AsyncZeroconf(interfaces=["127.0.0.1"])
         await newcomer.zeroconf.async_wait_for_start()
         newcomer.zeroconf.async_add_listener(Ears(), None)
@@ -195,8 +236,8 @@ async def test_no_interface_but_loopback_is_touched() -> None:
     async with announced(discovery):
         assert mdns_memberships()["lo"] >= 1
         assert elsewhere() == before
-        assert discovery._zeroconf is not None
-        engine = discovery._zeroconf.zeroconf.engine
+        assert discovery._responder is not None and discovery._responder._zeroconf is not None
+        engine = discovery._responder._zeroconf.zeroconf.engine
         assert engine.readers and engine.senders
         for reader in engine.readers:
             assert reader.sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16) == b"lo\0"
@@ -207,9 +248,7 @@ async def test_no_interface_but_loopback_is_touched() -> None:
 
 
 @pytest.mark.guarantee("G12")
-@pytest.mark.parametrize(
-    "endpoint", ["tcp://192.0.2.7:41001", "tcp://0.0.0.0:41001", "tcp://[2001:db8::1]:41001"]
-)
+@pytest.mark.parametrize("endpoint", ["tcp://192.0.2.7:41001", "tcp://0.0.0.0:41001", "tcp://[2001:db8::1]:41001"])
 def test_on_loopback_only_loopback_is_announced(endpoint: str) -> None:
     with pytest.raises(ConfigurationError, match=r"loopback|not dialled"):
         MdnsDiscovery(mesh="m", node_id=new_id(), name="", endpoints=["tcp://127.0.0.1:41001", endpoint])
@@ -228,7 +267,7 @@ def test_on_loopback_only_loopback_is_announced(endpoint: str) -> None:
         ({"endpoints": []}, "without an endpoint"),
         ({"endpoints": "tcp://127.0.0.1:1"}, "must be a list"),
         ({"endpoints": ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2"]}, r"share one port .* \[1, 2\]"),
-        ({"endpoints": ["tcp://localhost:41001"]}, "IP addresses on loopback.*'localhost'"),
+        ({"endpoints": ["tcp://localhost:41001"]}, r"IP addresses on loopback.*'localhost'"),
         ({"interfaces": "127.0.0.1"}, r"write \['127.0.0.1'\]"),
         ({"interfaces": []}, "needs an interface"),
         ({"interfaces": ["eth7"]}, r"not on 'eth7'; there are .*127\.0\.0\.1"),
@@ -252,7 +291,7 @@ async def test_a_taken_port_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(**_: object) -> AsyncZeroconf:
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
-    monkeypatch.setattr(mdns, "AsyncZeroconf", refuse)
+    monkeypatch.setattr(responder, "AsyncZeroconf", refuse)
     discovery = new_mdns(new_id())
     with pytest.raises(DiscoveryUnavailable, match=r"127\.0\.0\.1.*in use.*5353.*seeds="):
         await discovery.start(lambda _: None, lambda _: None)
@@ -268,34 +307,95 @@ async def test_an_absent_interface_is_explained() -> None:
         await discovery.start(lambda _: None, lambda _: None)
 
 
-async def test_blocked_multicast_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_interface_without_multicast_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zeroconf._utils.net.add_multicast_member", lambda *_: False)
+    with pytest.raises(DiscoveryUnavailable, match="no interface took part in multicast"):
+        await new_mdns(new_id()).start(lambda _: None, lambda _: None)
+
+
+async def test_working_multicast_is_not_complained_about() -> None:
+    mesh, later = new_id(), new_id()
+    discovery = new_mdns(mesh)
+    async with announced(discovery) as observer, announced(new_mdns(mesh, node_id=later)):
+        await observer.until(lambda seen: later in seen.ids)  # the own announcement was earlier
+        assert discovery._responder is not None and discovery._responder._deaf_timer is not None
+        assert discovery._responder._deaf_timer.cancelled()
+
+
+async def test_blocked_multicast_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     reported = asyncio.Event()
 
     class Ears(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             reported.set()
 
-    monkeypatch.setattr(mdns, "DEAF_AFTER_S", 0.01)
+    monkeypatch.setattr(responder, "DEAF_AFTER_S", 0.01)
     monkeypatch.setattr(Zeroconf, "async_send", lambda *_, **__: None)  # as a firewall does
     ears = Ears(level=logging.WARNING)
-    mdns.logger.addHandler(ears)
+    responder.logger.addHandler(ears)
     try:
         async with announced(new_mdns(new_id())):
             await reported.wait()
     finally:
-        mdns.logger.removeHandler(ears)
+        responder.logger.removeHandler(ears)
     assert "127.0.0.1 does not even hear this node's own announcement" in caplog.text
 
 
-async def test_close_while_starting() -> None:
-    discovery = new_mdns(new_id())
-    starting = asyncio.ensure_future(discovery.start(lambda _: None, lambda _: None))
-    await asyncio.sleep(0)  # it runs up to its first wait
-    await discovery.close()
-    with pytest.raises(MeshError, match="closed while it started"):
+async def test_a_node_closed_while_it_starts_is_never_announced() -> None:
+    mesh, late = new_id(), new_id()
+    async with announced(new_mdns(mesh)) as observer:
+        discovery = new_mdns(mesh)
+        starting = asyncio.ensure_future(discovery.start(lambda _: None, lambda _: None))
+        await asyncio.sleep(0)  # it runs up to its first wait
+        await discovery.close()
         await starting
+        async with announced(new_mdns(mesh, node_id=late)):
+            await observer.until(lambda seen: late in seen.ids)
+    assert observer.ids == {late}
+
+
+async def test_closing_stops_every_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responder, "SETTLE_S", 1e3)
+    monkeypatch.setattr(responder.random, "uniform", lambda *_: 1e3)  # neither fires by itself here
+    mesh, node_id = new_id(), new_id()
+    discovery = new_mdns(mesh)
+    with Stranger() as stranger:
+        async with announced(discovery) as observer:
+            await observer.until(
+                lambda seen: len(seen.candidates) == 1,
+                lambda: stranger.announce(node_id, good_txt(mesh, node_id), port=41001),
+            )
+            await observer.until(
+                lambda seen: len(seen.candidates) == 2,
+                lambda: stranger.announce(node_id, good_txt(mesh, node_id), port=41002),
+            )
+            assert discovery._responder is not None
+            timers = [discovery._responder._greeting, *discovery._responder._settling.values()]
+    assert len(timers) == 2
+    assert all(timer is not None and timer.cancelled() for timer in timers)
+
+
+async def test_a_lost_node_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responder, "SETTLE_S", 1e3)
+    mesh, node_id = new_id(), new_id()
+    discovery = new_mdns(mesh)
+    with Stranger() as stranger:
+        async with announced(discovery) as observer:
+            await observer.until(
+                lambda seen: len(seen.candidates) == 1,
+                lambda: stranger.announce(node_id, good_txt(mesh, node_id), port=41001),
+            )
+            await observer.until(
+                lambda seen: len(seen.candidates) == 2,
+                lambda: stranger.announce(node_id, good_txt(mesh, node_id), port=41002),
+            )
+            assert discovery._responder is not None
+            second_look = discovery._responder._settling[node_id]
+            await observer.until(
+                lambda seen: seen.gone == [node_id],
+                lambda: stranger.announce(node_id, good_txt(mesh, node_id), port=41002, ttl=0, address_ttl=0),
+            )
+            assert second_look.cancelled()
 
 
 async def test_a_cancelled_start_leaves_nothing_behind() -> None:
@@ -318,7 +418,7 @@ async def test_close_does_not_wait_for_a_zeroconf_that_hangs(
         await really_close(self)
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(mdns, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(responder, "CLOSE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(AsyncZeroconf, "async_close", hang)
     async with announced(new_mdns(new_id())):
         pass
@@ -338,7 +438,5 @@ async def test_closing_gives_back_every_descriptor() -> None:
 
 
 def test_zeroconf_is_imported_only_when_it_is_needed() -> None:
-    code = (
-        "import meshmsg.discovery, sys; assert 'zeroconf' not in sys.modules; meshmsg.discovery.MdnsDiscovery"
-    )
+    code = "import meshmsg.discovery, sys; assert 'zeroconf' not in sys.modules; meshmsg.discovery.MdnsDiscovery"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

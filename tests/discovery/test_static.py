@@ -11,9 +11,7 @@ from tests.discovery.sightings import Sightings
 
 async def test_each_seed_is_one_candidate_without_id() -> None:
     seen = Sightings()
-    discovery = StaticDiscovery(
-        ["tcp://127.0.0.1:41001", "lab.example:41002", "lab.example:41002", "[::1]:41003"]
-    )
+    discovery = StaticDiscovery(["tcp://127.0.0.1:41001", "lab.example:41002", "lab.example:41002", "[::1]:41003"])
     await discovery.start(seen.found, seen.lost)
     assert seen.candidates == [
         Candidate(None, ("tcp://127.0.0.1:41001",)),
@@ -30,9 +28,7 @@ async def test_no_seeds_is_no_error() -> None:
     assert not seen.candidates
 
 
-@pytest.mark.parametrize(
-    "seed", ["a-b_c.example.:1", " host:65535 ", "tcp://1.2.3.4:80", "tcp://[2001:db8::1]:80"]
-)
+@pytest.mark.parametrize("seed", ["a-b_c.example.:1", " host:65535 ", "tcp://1.2.3.4:80", "tcp://[2001:db8::1]:80"])
 def test_good_seeds(seed: str) -> None:
     assert StaticDiscovery([seed]).endpoints[0].startswith("tcp://")
 

@@ -1,4 +1,4 @@
-"""Strangers at the inbox's port: whatever they write costs them their connection, and nobody else anything (G11)."""
+"""Strangers at the inbox's port: what they write costs their connection, and nobody else a thing (G11)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ pytestmark = pytest.mark.guarantee("G11")
 # ZMTP 3.0: signature, version, mechanism, "as server", padding; then the READY command of a DEALER.
 SIGNATURE = b"\xff" + b"\0" * 7 + b"\x01\x7f"
 GREETING = SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + b"\0" * 31
-PROPERTIES = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + b"\x08Identity" + struct.pack(">I", 4) + b"evil"
+PROPERTIES = (
+    b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + b"\x08Identity" + struct.pack(">I", 4) + b"evil"
+)
 READY = b"\x04" + bytes([6 + len(PROPERTIES)]) + b"\x05READY" + PROPERTIES
 HUGE = b"\x02" + struct.pack(">Q", 2**40)
 TOO_LARGE = b"\x02" + struct.pack(">Q", SEGMENT_BYTES + 1)
@@ -146,7 +148,7 @@ async def test_segments_that_never_end_are_no_message() -> None:
     )
 )
 async def test_garbage_costs_nobody_else_anything(data: bytes) -> None:
-    """Some of it looks like messages of ZMTP 1.0, so strange ones may arrive; a friend's are not among them."""
+    """Some of it looks like messages of ZMTP 1.0, so strange ones may arrive; none under a friend's name."""
     with Side(ZmqTransport()) as side, Side(ZmqTransport()) as friend:
         await friend.dial(1, side, b"friend")
         stranger = Stranger(side)

@@ -24,7 +24,7 @@ def satisfies_the_interface(transport: ZmqTransport) -> Transport:
     return transport  # checked by the type checker
 
 
-# --- binding ---------------------------------------------------------------------------------------------------------
+# --- binding ------------------------------------------------------------------------------------------------
 
 
 async def test_several_addresses_share_one_port() -> None:
@@ -70,7 +70,9 @@ def test_a_port_in_use_is_named_with_what_to_do() -> None:
 
 def test_an_address_of_another_machine_is_named() -> None:
     with closing(ZmqTransport(addresses=["192.0.2.1"])) as transport:
-        with pytest.raises(AddressUnavailable, match=r"no interface of this machine has the address 192\.0\.2\.1"):
+        with pytest.raises(
+            AddressUnavailable, match=r"no interface of this machine has the address 192\.0\.2\.1"
+        ):
             transport.bind()
 
 
@@ -121,7 +123,7 @@ async def test_a_transport_may_be_closed_after_its_loop() -> None:
     await asyncio.to_thread(run)
 
 
-# --- dialling --------------------------------------------------------------------------------------------------------
+# --- dialling -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,13 @@ async def test_a_server_that_accepts_and_is_silent_fails() -> None:
 
 @pytest.mark.parametrize(
     "greeting",
-    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x01\x00", b"\xff" + b"\0" * 8 + b"\x7f\x03", b"\xff" * 64, b"\0" * 64],
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\x01\x00",
+        b"\xff" + b"\0" * 8 + b"\x7f\x03",
+        b"\xff" * 64,
+        b"\0" * 64,
+    ],
 )
 async def test_a_server_of_another_protocol_fails(greeting: bytes) -> None:
     """Some of these look like ZMTP 1.0, for which libzmq has neither a timeout nor an event."""
@@ -196,6 +204,22 @@ async def test_a_server_of_another_protocol_fails(greeting: bytes) -> None:
     await server.wait_closed()
 
 
+async def test_a_loop_that_was_held_up_is_no_reason_to_fail() -> None:
+    with Side(ZmqTransport(dial_timeout_s=0.1)) as ours, Side(ZmqTransport()) as theirs:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+        ours.transport.dial(1, theirs.endpoint, b"a")
+        ours.transport.send(1, [b"made it"])
+        deadline = loop.time() + 0.3
+        # Nothing here gives way to the loop, until the deadline is over and the link is known to be up.
+        while loop.time() < deadline or not theirs.received:
+            theirs.turn()
+        await ours.until(lambda: bool(ours.events))
+        assert ours.events == [(1, UP)]
+        assert ours.transport.send(1, [b"and stays"])
+        await theirs.until_received(2)
+
+
 async def test_a_link_never_reconnects_by_itself() -> None:
     with Side(ZmqTransport()) as ours:
         with Side(ZmqTransport()) as before:
@@ -211,7 +235,7 @@ async def test_a_link_never_reconnects_by_itself() -> None:
             assert (1, UP) not in ours.events[2:]
 
 
-# --- high water ------------------------------------------------------------------------------------------------------
+# --- high water ---------------------------------------------------------------------------------------------
 
 
 async def test_a_full_link_says_so_and_wakes_when_it_has_room() -> None:
@@ -241,12 +265,18 @@ async def test_a_full_link_that_is_hung_up_leaves_nothing_behind() -> None:
 async def test_a_message_over_the_limit_arrives_without_frames() -> None:
     with Side(ZmqTransport()) as ours, Side(ZmqTransport(max_message_bytes=1_000_000)) as theirs:
         await ours.dial(1, theirs, b"a")
-        for frames in ([bytes(1_000_000)], [bytes(1_000_001)], [bytes(10_000)] * 101, [bytes(3_000_000)], [b"x"]):
+        for frames in (
+            [bytes(1_000_000)],
+            [bytes(1_000_001)],
+            [bytes(10_000)] * 101,
+            [bytes(3_000_000)],
+            [b"x"],
+        ):
             ours.transport.send(1, frames)
         assert await theirs.until_received(5) == [[bytes(1_000_000)], [], [], [], [b"x"]]
 
 
-# --- resources -------------------------------------------------------------------------------------------------------
+# --- resources ----------------------------------------------------------------------------------------------
 
 
 async def test_links_give_back_their_descriptors() -> None:
@@ -270,7 +300,7 @@ async def test_too_few_descriptors_are_an_error_and_no_abort() -> None:
     with Side(ZmqTransport()) as ours:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count_open(0) + 60, hard))
         try:
-            with pytest.raises(TooManyLinks, match=r"open ones: .*ulimit -n"):
+            with pytest.raises(TooManyLinks, match=r"links open: .*ulimit -n"):
                 for link in range(60):
                     ours.transport.dial(link, ours.endpoint, b"link-%d" % link)
             await ours.until_event(0, UP)

@@ -1,0 +1,13 @@
+"""The same interface without ``async`` and ``await``: for scripts, threads, and WSGI services.
+
+>>> from meshmsg.blocking import Node
+>>> with Node("camera") as node:
+...     print(node.name, node.peers())
+camera []
+"""
+
+from meshmsg.blocking.node import Events, Node
+from meshmsg.blocking.pull import Pull
+from meshmsg.blocking.push import Push
+
+__all__ = ["Events", "Node", "Pull", "Push"]

@@ -1,0 +1,239 @@
+"""The producer's end of a queue, for threads."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from meshmsg.blocking.hooks import Hooks
+from meshmsg.blocking.loop import LoopThread
+from meshmsg.blocking.outbox import NO_ROOM, SharedOutbox
+from meshmsg.driver import Driver
+from meshmsg.engine.run import Details
+from meshmsg.errors import ConfigurationError, OutboxFull
+from meshmsg.message import DeadLetter, Ledger
+from meshmsg.sockets import push_pull
+from meshmsg.sockets.bare import BarePush
+from meshmsg.sockets.handoff import Bell
+from meshmsg.sockets.sending import MessageIds, Pack, encode, encode_all, make_details, require_size
+from meshmsg.wire.codec import make_packer
+
+BURST = 256  # bodies of an iterator encoded at a time
+
+
+class Push:
+    """The producer's end of a queue. ``node.push(queue, ...)`` makes it; any number of threads may use it.
+
+    ``send`` encodes in the caller's thread and puts the message down for the loop, which takes along whatever has
+    come together by its next turn.
+
+    Examples
+    --------
+    >>> from meshmsg.blocking import Node
+    >>> with Node("producer") as node:
+    ...     jobs = node.push("thumbnails")
+    ...     message_id = jobs.send({"path": "a.jpg"})
+    ...     books = node.close(drain=0)
+    >>> books["thumbnails"].pending
+    1
+    """
+
+    def __init__(self, asynchronous: push_pull.Push, outbox: SharedOutbox, driver: Driver, hooks: Hooks) -> None:
+        self.queue = asynchronous.queue
+        self.options = asynchronous.options
+        self._async = asynchronous
+        self._outbox = outbox
+        self._driver = driver
+        self._hooks = hooks
+        self._local = threading.local()  # a packer each thread
+        self._max_bytes = asynchronous.max_bytes
+        self._prefix = asynchronous.prefix
+        self._loop: LoopThread | None = None
+        self._bell: Bell
+
+    def connect(self, loop: LoopThread) -> None:
+        """The node has started."""
+        self._bell = Bell(loop.loop, self._take_in)
+        self._loop = loop
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        body: Any,
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        ttl: float | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Accepts one message and returns its id; waits while the outbox is full (G1, G5).
+
+        The parameters and what it raises are those of ``meshmsg.Push.send``.
+        """
+        encoded = self._encode(body)
+        details = None
+        if headers is not None or key is not None or ttl is not None or delay is not None or priority:
+            details = self._make_details(key, priority, ttl, delay, headers)
+        while (number := self._outbox.put(encoded, details)) == NO_ROOM:
+            self._wait_for_room(len(encoded))
+        if not self._bell.rung:
+            self._bell.ring()
+        return f"{self._prefix}{number}"
+
+    def send_nowait(
+        self,
+        body: Any,
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        ttl: float | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Like ``send``, but raises ``OutboxFull`` instead of waiting (G5)."""
+        encoded = self._encode(body)
+        details = None
+        if headers is not None or key is not None or ttl is not None or delay is not None or priority:
+            details = self._make_details(key, priority, ttl, delay, headers)
+        number = self._outbox.put(encoded, details)
+        if number == NO_ROOM:
+            raise OutboxFull(self._running_loop().call(self._async.describe_full))
+        if not self._bell.rung:
+            self._bell.ring()
+        return f"{self._prefix}{number}"
+
+    def send_many(self, bodies: Iterable[Any]) -> MessageIds:
+        """Accepts many plain messages; faster than one ``send`` each. Waits while the outbox is full (G5).
+
+        A body that cannot be sent raises ``EncodeError``; of a list or tuple nothing is accepted then, of an
+        iterator what came more than a burst before it.
+        """
+        ids = MessageIds(self._prefix, [])
+        if isinstance(bodies, (list, tuple)):
+            self._put_many(encode_all(self._packer(), bodies, 0), ids)
+            return ids
+        source = iter(bodies)
+        while part := [body for body, _ in zip(source, range(BURST), strict=False)]:
+            self._put_many(encode_all(self._packer(), part, len(ids)), ids)
+        return ids
+
+    def deliver(self, body: Any, *, timeout: float | None = None, **options: Any) -> str:
+        """Sends one message and waits until a consumer has processed it; returns its id (G1).
+
+        Takes the options of ``send``. Raises ``DeadLettered`` with the letter, or ``WaitTimeout`` after
+        ``timeout`` seconds; a message that was accepted by then is still on its way.
+        """
+        encoded = self._encode(body)
+        details = self._make_details(**options) if options else None
+        return self._running_loop().wait(self._async.track(self._put_from_loop(encoded, details), timeout))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Waits until nothing is pending: every message is processed or dead. Raises ``WaitTimeout``."""
+        self._running_loop().wait(self._async.flush(timeout))
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def ledger(self) -> Ledger:
+        """Where this queue's messages are: ``accepted = processed + dead + pending`` (G1)."""
+        self._driver.require_process()
+        return self._outbox.ledger() if self._loop is None else self._loop.call(self._outbox.ledger)
+
+    def on_dead_letter(self, callback: Callable[[DeadLetter], Any]) -> Callable[[DeadLetter], Any]:
+        """Registers a function that is called with each dead letter of this queue, in a thread of its own."""
+        if not callable(callback) or inspect.iscoroutinefunction(callback):
+            raise ConfigurationError(f"on_dead_letter of {self.queue!r} takes a plain function, not {callback!r}")
+        self._async.on_dead_letter(lambda letter: self._hooks.put(callback, letter))
+        return callback
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _packer(self) -> Pack:
+        pack: Pack | None = getattr(self._local, "pack", None)
+        if pack is None:
+            pack = self._local.pack = make_packer()
+        return pack
+
+    def _encode(self, body: Any) -> bytes:
+        encoded = encode(self._packer(), body)
+        if not self._driver.owner or len(encoded) > self._max_bytes:
+            self._driver.require_running()
+            require_size(encoded, self.queue, self._max_bytes)
+        return encoded
+
+    def _make_details(
+        self,
+        key: str | None = None,
+        priority: int = 0,
+        ttl: float | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Details:
+        ttl = self.options.ttl if ttl is None else ttl
+        return make_details(self._packer(), key, priority, ttl, delay, headers, 0.0)
+
+    def _put_many(self, encoded: list[bytes], ids: MessageIds) -> None:
+        self._driver.require_running()
+        require_size(max(encoded, key=len, default=b""), self.queue, self._max_bytes)
+        start = 0
+        while start < len(encoded):
+            numbers = self._outbox.put_many(encoded[start:] if start else encoded)
+            if numbers:
+                ids.append(numbers)
+                start += len(numbers)
+                self._bell.ring()
+            else:
+                self._wait_for_room(len(encoded[start]))
+
+    async def _put_from_loop(self, encoded: bytes, details: Details | None) -> str:
+        """As ``send``, but where nothing can happen between the number and what its caller does next."""
+        while (number := self._outbox.put(encoded, details)) == NO_ROOM:
+            await self._async.wait_for_room(len(encoded))
+        self._driver.wake()
+        return f"{self._prefix}{number}"
+
+    def _wait_for_room(self, size: int) -> None:
+        self._running_loop().wait(self._async.wait_for_room(size))
+
+    def _running_loop(self) -> LoopThread:
+        self._driver.require_running()
+        assert self._loop is not None, "a running node has a loop"
+        return self._loop
+
+    def _take_in(self) -> None:
+        self._outbox.absorb(self._driver.now())
+        self._driver.turn()
+
+
+class UnreliablePush:
+    """``node.push(queue, reliable=False)``: hands bodies to ZeroMQ, and that is all; any thread may."""
+
+    def __init__(self, asynchronous: BarePush, driver: Driver) -> None:
+        self.queue = asynchronous.queue
+        self._async = asynchronous
+        self._driver = driver
+        self._loop: LoopThread | None = None
+
+    def connect(self, loop: LoopThread) -> None:
+        """The node has started."""
+        self._loop = loop
+
+    def send(self, body: Any) -> None:
+        """Hands one body to ZeroMQ; waits while no consumer is connected or all of them are at their limit."""
+        self._running_loop().wait(self._async.send(body))
+
+    def send_nowait(self, body: Any) -> None:
+        """Like ``send``; raises ``OutboxFull`` where that would wait."""
+        self._running_loop().call(self._async.send_nowait, body)
+
+    def send_many(self, bodies: Iterable[Any]) -> int:
+        """``send`` for each, with one hand-over; returns how many."""
+        return self._running_loop().wait(self._async.send_many(list(bodies)))
+
+    def _running_loop(self) -> LoopThread:
+        self._driver.require_running()
+        assert self._loop is not None, "a running node has a loop"
+        return self._loop

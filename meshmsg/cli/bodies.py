@@ -1,0 +1,85 @@
+"""Bodies as text and JSON, and back."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from datetime import datetime
+from typing import Any
+
+from meshmsg import Message
+
+
+def parse_text(line: bytes) -> str | bytes:
+    """A line as a body: text if it is UTF-8, else the bytes as they are.
+
+    >>> parse_text(b"a.jpg"), parse_text(b"\\xff")
+    ('a.jpg', b'\\xff')
+    """
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line
+
+
+def parse_json(line: bytes | str) -> Any:
+    """A line of JSON as a body; raises ``ValueError``."""
+    return json.loads(line)
+
+
+def to_json(value: Any) -> str:
+    """A value on one line of JSON.
+
+    What JSON has no word for: bytes become ``{"base64": …}``, times ISO 8601, NaN and infinities null.
+
+    >>> to_json({"path": "a.jpg", "raw": b"\\x00"})
+    '{"path":"a.jpg","raw":{"base64":"AA=="}}'
+    """
+    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def to_line(body: Any) -> bytes:
+    """A body as a line for people and pipes: text and bytes as they are, the rest as JSON.
+
+    >>> to_line("a.jpg"), to_line([1, 2])
+    (b'a.jpg', b'[1,2]')
+    """
+    if isinstance(body, bytes):
+        return body
+    return body.encode() if isinstance(body, str) else to_json(body).encode()
+
+
+def describe_message(message: Message) -> dict[str, Any]:
+    """A message as ``pull --json`` prints it."""
+    return {
+        "id": message.id,
+        "queue": message.queue,
+        "sender": message.sender,
+        "attempt": message.attempt,
+        "redelivered": message.redelivered,
+        "key": message.key,
+        "priority": message.priority,
+        "headers": dict(message.headers),
+        "body": message.body,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_plain_key(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
+
+
+def _plain_key(key: Any) -> Any:
+    if isinstance(key, bytes):
+        return base64.b64encode(key).decode()
+    return key if key is None or isinstance(key, (str, int, float)) else str(key)

@@ -1,0 +1,238 @@
+"""Handing messages to threads, and bringing their verdicts back: in bursts, not one hop through the loop a message."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from meshmsg.driver import Driver
+from meshmsg.engine.inbox import Inbox
+from meshmsg.engine.lane import InLane
+from meshmsg.message import Message
+from meshmsg.wire import frames
+
+ACKED = 0  # beside the kinds of verdicts in ``wire.frames``, which begin at 1
+EXTENDED = -1
+# Where Ctrl-C cannot interrupt waiting for a lock, waiting is done in steps of this many seconds.
+INTERRUPTS_LOCKS = sys.platform != "win32"
+STEP_S = 0.25
+
+
+class Bell:
+    """Has a function called in the loop, once for all rings until then; any thread may ring."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> None:
+        self.rung = False  # look here before calling ``ring``: that is cheaper
+        self._loop = loop
+        self._function = answer
+
+    def ring(self) -> None:
+        """Asks for an answer, unless one is to come anyway."""
+        if self.rung:
+            return
+        self.rung = True
+        try:
+            self._loop.call_soon_threadsafe(self._answer)
+        except RuntimeError:
+            pass  # the loop is closed: whoever waits for an answer is told so by the node
+
+    def _answer(self) -> None:
+        # First: what is put down from now on needs a ring of its own.
+        self.rung = False
+        self._function()
+
+
+class Handoff:
+    """One queue's messages, on loan to threads: whatever the inbox receives may be taken by any of them.
+
+    A message is started when a thread takes it (G4). What nobody took goes back to the inbox when the pull is
+    closed. Verdicts collect until the loop has its next turn. ``deque``'s ``append`` and ``popleft`` are atomic,
+    so no lock is on this path; the condition is for waiting only.
+    """
+
+    def __init__(self, driver: Driver, inbox: Inbox, loop: asyncio.AbstractEventLoop) -> None:
+        self.driver = driver
+        self.closed = False
+        self.room = True  # whether producers may send more before anything is settled
+        self._inbox = inbox
+        self._lent: deque[Message] = deque()
+        self._verdicts: deque[tuple[InLane, int, int, float | None, str]] = deque()
+        self._deadlines: dict[Message, float] = {}  # monotonic; of the few that have a time to live
+        self._condition = threading.Condition(threading.Lock())
+        self._waiting = 0
+        self.bell = Bell(loop, self._answer)
+
+    # -- for any thread --------------------------------------------------------------------------------------
+
+    def take(self, deadline: float | None = None) -> Message | None:
+        """The next message, which is started now; None when the pull is closed or the (monotonic) deadline passed."""
+        while True:
+            if not self.driver.owner:
+                self.driver.require_process()
+            try:
+                message = self._lent.popleft()
+            except IndexError:
+                if not self._wait(deadline):
+                    return None
+                continue
+            lane = message._lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
+            if (lane.alive and not self._deadlines) or self._may_start(message, lane):
+                return message
+
+    def take_many(self, limit: int, max_wait_s: float) -> list[Message]:
+        """Up to ``limit`` messages; having one, waits ``max_wait_s`` for others, as long as others may come."""
+        messages: list[Message] = []
+        deadline: float | None = None
+        while len(messages) < limit:
+            if messages and not self._lent:
+                if deadline is None:
+                    deadline = time.monotonic() + max_wait_s
+                if not self._wait(deadline, while_room=True):
+                    break
+            message = self.take(deadline)
+            if message is None:
+                break
+            messages.append(message)
+        return messages
+
+    def settle(self, lane: InLane, seq: int, kind: int, delay: float | None = None, text: str = "") -> None:
+        """Puts a verdict down for the loop."""
+        if not self.driver.owner:
+            self.driver.require_process()
+        self._verdicts.append((lane, seq, kind, delay, text))
+        if not self.bell.rung:
+            self.bell.ring()
+
+    def _may_start(self, message: Message, lane: InLane) -> bool:
+        if not lane.alive and self._inbox.lanes.get((lane.peer, lane.number)) is not lane:
+            return False  # its producer gave the lane up, and sends this message elsewhere
+        expires_at = self._deadlines.pop(message, None)
+        if expires_at is None or time.monotonic() < expires_at:
+            return True
+        self.settle(lane, message._seq, frames.EXPIRED, None, "its time to live ended in the consumer's buffer")
+        return False
+
+    def _wait(self, deadline: float | None, *, while_room: bool = False) -> bool:
+        """Waits for messages in the hands of nobody; whether there are some."""
+        with self._condition:
+            self._waiting += 1
+            try:
+                while not self._lent and not self.closed and (self.room or not while_room):
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        break
+                    self._condition.wait(interruptible(left))
+            finally:
+                self._waiting -= 1
+            return bool(self._lent)
+
+    # -- for the loop ----------------------------------------------------------------------------------------
+
+    def lend(self) -> None:
+        """Gives what has arrived to the threads."""
+        inbox = self._inbox
+        buffer = inbox.buffer
+        if buffer and not self.closed:
+            if inbox.expiring:
+                self._note_deadlines(buffer)
+            lane: Any = None
+            shared: ThreadLane | None = None
+            for message in buffer:
+                if message._lane is not lane:
+                    lane = message._lane
+                    shared = ThreadLane(self, lane)
+                message._lane = shared  # type: ignore[assignment]  # never None: no message comes without a lane
+            self._lent.extend(buffer)
+            buffer.clear()
+        self._look_for_room()
+        if self._waiting and self._lent:
+            with self._condition:
+                self._condition.notify(len(self._lent))
+
+    def apply(self) -> None:
+        """Passes the verdicts on to their lanes. The first one on a message counts, whoever gave it."""
+        verdicts = self._verdicts
+        for _ in range(len(verdicts)):
+            lane, seq, kind, delay, text = verdicts.popleft()
+            if kind == EXTENDED:
+                lane.extend(seq)
+            elif seq >= lane.floor and seq not in lane.done:
+                if kind == ACKED:
+                    lane.ack(seq)
+                else:
+                    lane.judge(seq, kind, delay, text)
+
+    def close(self) -> None:
+        """Lends no more, takes back what nobody started, and lets every waiting thread go."""
+        self.closed = True
+        self.apply()
+        back: deque[Message] = deque()
+        while self._lent:
+            try:
+                message = self._lent.popleft()
+            except IndexError:
+                break  # a thread was faster
+            message._lane = message._lane.lane  # type: ignore[attr-defined]  # see ``take``
+            back.append(message)
+        self._inbox.buffer.extendleft(reversed(back))
+        with self._condition:
+            self._condition.notify_all()
+
+    def _answer(self) -> None:
+        self.apply()
+        self.driver.turn()  # the verdicts leave now, and credit goes with them
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        self.room = self._inbox.has_room
+        if not self.room and self._waiting:
+            with self._condition:
+                self._condition.notify_all()  # who waits for a batch to fill waits in vain
+
+    def _note_deadlines(self, messages: deque[Message]) -> None:
+        """Some loops' clocks stand still while they wait, so threads get deadlines on a clock that does not."""
+        offset = time.monotonic() - self.driver.now()
+        for message in messages:
+            lane: Any = message._lane
+            expires_at = self._inbox.expiring.pop((lane.peer, lane.number, message._seq), None)
+            if expires_at is not None:
+                self._deadlines[message] = expires_at + offset
+
+
+class ThreadLane:
+    """The ``Settler`` of messages on loan: what a thread says of them goes to the lane by way of the hand-off."""
+
+    __slots__ = ("_handoff", "lane", "queue", "sender")
+
+    def __init__(self, handoff: Handoff, lane: InLane) -> None:
+        self._handoff = handoff
+        self.lane = lane
+        self.sender = lane.sender
+        self.queue = lane.queue
+
+    def message_id(self, number: int) -> str:
+        return self.lane.message_id(number)
+
+    def ack(self, seq: int) -> None:
+        self._handoff.settle(self.lane, seq, ACKED)
+
+    def nack(self, seq: int, delay: float | None, error: str) -> None:
+        self._handoff.settle(self.lane, seq, frames.NACKED, delay, error)
+
+    def reject(self, seq: int, reason: str) -> None:
+        self._handoff.settle(self.lane, seq, frames.REJECTED, None, reason)
+
+    def extend(self, seq: int) -> None:
+        self._handoff.settle(self.lane, seq, EXTENDED)
+
+
+def interruptible(timeout_s: float | None) -> float | None:
+    """What to give a lock as timeout so that Ctrl-C ends the wait soon; the caller waits again until done."""
+    if INTERRUPTS_LOCKS:
+        return timeout_s
+    return STEP_S if timeout_s is None else min(STEP_S, timeout_s)

@@ -1,0 +1,109 @@
+"""What sending is in either face: encoding, checking, and the ids of what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from meshmsg.engine.run import Details
+from meshmsg.errors import BodyTooLarge, ConfigurationError, EncodeError
+from meshmsg.options import require_int, require_number
+from meshmsg.wire.codec import explain_encode_error
+
+MAX_PRIORITY = 255
+Pack = Callable[[Any], bytes]
+
+
+class MessageIds(Sequence[str]):
+    """The ids of many messages, made when somebody looks at them."""
+
+    def __init__(self, prefix: str, numbers: list[range]) -> None:
+        self._prefix = prefix
+        self._numbers = numbers
+
+    def append(self, numbers: range) -> None:
+        """Adds what was accepted next."""
+        last = self._numbers[-1] if self._numbers else None
+        if last is not None and last.stop == numbers.start:
+            self._numbers[-1] = range(last.start, numbers.stop)
+        else:
+            self._numbers.append(numbers)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._numbers))
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{self._prefix}{number}" for numbers in self._numbers for number in numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return list(self)[index]
+
+
+def encode(pack: Pack, body: Any) -> bytes:
+    """One body as it travels; raises ``EncodeError`` with the path to what cannot."""
+    try:
+        return pack(body)
+    except Exception as error:
+        raise explain_encode_error(body, error) from None
+
+
+def encode_all(pack: Pack, bodies: Sequence[Any], offset: int) -> list[bytes]:
+    """Many bodies; the path in an ``EncodeError`` begins with the index, counted from ``offset``."""
+    try:
+        return list(map(pack, bodies))
+    except Exception:
+        for index, body in enumerate(bodies):
+            try:
+                encode(pack, body)
+            except EncodeError as error:
+                path = f"bodies[{offset + index}]{error.path.removeprefix('body')}"
+                raise EncodeError(str(error).replace(error.path, path, 1), path) from None
+        raise
+
+
+def require_size(encoded: bytes, queue: str, limit: int) -> None:
+    """Raises ``BodyTooLarge`` for a body over ``limit`` bytes."""
+    if len(encoded) > limit:
+        raise BodyTooLarge(
+            f"a body of {len(encoded)} bytes for {queue!r}; the limit is {limit}, the lesser of "
+            "Node(max_message_bytes=) and push(max_pending_bytes=): raise it on both sides, or send a reference"
+        )
+
+
+def make_details(
+    pack: Pack,
+    key: str | None,
+    priority: int,
+    ttl: float | None,
+    delay: float | None,
+    headers: Mapping[str, Any] | None,
+    now: float,
+) -> Details:
+    """Checks what ``send`` was told beside the body; raises ``ConfigurationError`` or ``EncodeError``."""
+    if key is not None and not isinstance(key, str):
+        raise ConfigurationError(f"send(key=) takes a str, not {type(key).__name__} {key!r}: key=str(...)")
+    require_int("send(priority=)", priority, at_least=0)
+    if priority > MAX_PRIORITY:
+        raise ConfigurationError(f"send(priority=) takes 0 to {MAX_PRIORITY}, got {priority}")
+    for name, seconds in (("ttl", ttl), ("delay", delay)):
+        if seconds is not None:
+            require_number(f"send({name}=)", seconds, at_least=0)
+    if headers is not None:
+        if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
+            raise ConfigurationError(f"send(headers=) takes a dict with str keys, got {headers!r}")
+        try:
+            encode(pack, dict(headers))
+        except EncodeError as error:
+            path = error.path.replace("body", "headers", 1)
+            raise EncodeError(str(error).replace(error.path, path, 1), path) from None
+    return Details(
+        key,
+        priority,
+        dict(headers) if headers else None,
+        None if ttl is None else now + ttl,
+        None if delay is None else now + delay,
+    )

@@ -1,0 +1,21 @@
+"""Test your own services without processes, sockets or waiting: a mesh in virtual time, with faults on demand."""
+
+from __future__ import annotations
+
+from meshmsg.testing.books import GuaranteeBroken
+from meshmsg.testing.clock import VirtualClock
+from meshmsg.testing.cluster import Cluster
+from meshmsg.testing.messages import make_message
+from meshmsg.testing.network import Network
+from meshmsg.testing.nodes import ClusterNode, ClusterPull, ClusterPush
+
+__all__ = [
+    "Cluster",
+    "ClusterNode",
+    "ClusterPull",
+    "ClusterPush",
+    "GuaranteeBroken",
+    "Network",
+    "VirtualClock",
+    "make_message",
+]

@@ -1,0 +1,253 @@
+"""The cluster's own books: what was accepted, started, settled; and the guarantees held against them.
+
+Nothing here asks the engine what happened: ids are noted when ``send`` returns, starts and verdicts when the
+applications see them. Each broken promise raises ``GuaranteeBroken`` at the step that broke it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from meshmsg.engine.lane import InLane
+from meshmsg.engine.outbox import Outbox
+from meshmsg.message import DeadLetter, Message
+
+if TYPE_CHECKING:
+    from meshmsg.testing.nodes import ClusterNode, ClusterPull, ClusterPush
+
+
+class GuaranteeBroken(AssertionError):
+    """A promise of ``docs/guarantees.md`` did not hold; ``number`` says which, as ``"G2"``."""
+
+    def __init__(self, number: str, text: str) -> None:
+        super().__init__(f"{number}: {text}")
+        self.number = number
+
+
+class Account:
+    """One queue in one life of a producer."""
+
+    def __init__(self, node: ClusterNode, outbox: Outbox) -> None:
+        self.node = node
+        self.outbox = outbox
+        self.queue = outbox.queue
+        self.owner = node.key
+        self.life = node.life
+        self.max_attempts = outbox.options.retry.max_attempts
+        self.accepted = 0
+        self.loose: set[int] = set()  # delayed or redriven: no order promised
+        self.keys: dict[int, str] = {}
+        self.priorities: dict[int, int] = {}
+        self.lines: dict[str, list[int]] = {}  # by key, in send order
+        self.fronts: dict[str, int] = {}  # how much of the line is settled
+        self.running: dict[str, set[int]] = {}  # by key: started, and not settled at the producer
+        self.processed: set[int] = set()  # those that are watched
+        self.dead: dict[int, DeadLetter] = {}
+        self.acked: set[int] = set()  # some consumer's application said so
+        self.starts: dict[int, dict[tuple[int, int], bool]] = {}  # (lane, seq) -> marked as redelivered
+        self.started_this_life: dict[int, int] = defaultdict(int)
+        self.redrives: dict[int, int] = {}  # number -> attempts in its history at the last one
+        self.repetitions = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether this life of the producer goes on."""
+        return self.node.alive and self.node.life == self.life
+
+    def is_settled(self, number: int) -> bool:
+        """Whether the producer knows the end of a watched message."""
+        return number in self.processed or number in self.dead
+
+
+class Books:
+    """Hears of everything that applications do, and checks it."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[tuple[str, str], Account] = {}
+        self.strict_attempts = False  # True while nothing but verdicts may cost an attempt
+        self.last_started: dict[tuple[str, str, str, int], int] = {}
+        self.starts = 0
+
+    # -- producers -------------------------------------------------------------------------------------------
+
+    def on_accept(
+        self, node: ClusterNode, push: ClusterPush, number: int, key: str | None, priority: int, delay: float | None
+    ) -> None:
+        """``send`` returned."""
+        account = self._account(node, push.outbox)
+        if number != account.accepted:
+            raise GuaranteeBroken("G1", f"{node.name}: message {account.accepted} of {push.queue} got number {number}")
+        account.accepted += 1
+        if delay is not None:
+            account.loose.add(number)
+        if priority:
+            account.priorities[number] = priority
+        if key is not None:
+            account.keys[number] = key
+            if delay is None:
+                account.lines.setdefault(key, []).append(number)
+            push.outbox.watched.add(number)
+        if push.options.overflow == "wait" and push.outbox.pending > push.options.max_pending:
+            raise GuaranteeBroken("G5", f"{node.name} holds {push.outbox.pending} of {push.options.max_pending}")
+
+    def _account(self, node: ClusterNode, outbox: Outbox) -> Account:
+        account = self.accounts.get((node.key, outbox.queue))
+        if account is None:
+            account = self.accounts[node.key, outbox.queue] = Account(node, outbox)
+        return account
+
+    def on_processed(self, node: ClusterNode, queue: str, number: int) -> None:
+        """The producer learned that a watched message was processed."""
+        account = self.accounts[node.key, queue]
+        if account.is_settled(number):
+            raise GuaranteeBroken("G1", f"{node.name}: {queue}/{number} has a second end")
+        if number not in account.acked:
+            raise GuaranteeBroken("G1", f"{node.name}: {queue}/{number} counts as processed, nobody acked it")
+        account.processed.add(number)
+        self._settled(account, number)
+
+    def on_dead(self, node: ClusterNode, queue: str, number: int, letter: DeadLetter) -> None:
+        """The producer has a new dead letter."""
+        account = self.accounts[node.key, queue]
+        if account.is_settled(number) or number >= account.accepted:
+            raise GuaranteeBroken("G1", f"{node.name}: {queue}/{number} has a second end, as {letter}")
+        account.dead[number] = letter
+        self._settled(account, number)
+        attempts = letter.attempts[account.redrives.get(number, 0) :]
+        exact = letter.reason == "attempts"
+        if len(attempts) > account.max_attempts or (exact and len(attempts) != account.max_attempts):
+            raise GuaranteeBroken("G4", f"{letter.id} died after {len(attempts)} of {account.max_attempts}: {letter}")
+        target = account.outbox.options.dead_letter_to
+        if target is not None and target in node.engine.outboxes:  # the engine sends by itself
+            forwarded = self._account(node, node.engine.outboxes[target])
+            forwarded.accepted = forwarded.outbox.next_id + len(forwarded.outbox.staged)
+        if letter.reason == "rejected" and attempts[-1].verdict != "rejected":
+            raise GuaranteeBroken("G1", f"{letter.id} died as rejected, and nobody said so: {letter}")
+
+    def on_redrive(self, node: ClusterNode, message_id: str) -> None:
+        """Somebody sends a dead letter again."""
+        queue, _, number_text = message_id.partition("/")[2].rpartition("/")
+        number = int(number_text)
+        account = self.accounts[node.key, queue]
+        letter = account.dead.pop(number)
+        account.redrives[number] = len(letter.attempts)
+        account.started_this_life[number] = 0
+        account.loose.add(number)
+        if number in account.keys:
+            account.outbox.watched.add(number)
+
+    def _settled(self, account: Account, number: int) -> None:
+        key = account.keys.get(number)
+        if key is not None:
+            account.running.get(key, set()).discard(number)
+
+    # -- consumers -------------------------------------------------------------------------------------------
+
+    def on_start(self, node: ClusterNode, pull: ClusterPull, message: Message) -> None:
+        """An application got a message in its hands."""
+        self.starts += 1
+        lane, number = message._lane, message._number
+        assert isinstance(lane, InLane)
+        account = self.accounts.get((lane.peer, lane.queue))
+        if account is None or number >= account.accepted:
+            raise GuaranteeBroken("G1", f"{node.name} got {message}, which nobody sent")
+        if pull.unsettled + len(pull.inbox.buffer) > pull.prefetch:
+            held = pull.unsettled + len(pull.inbox.buffer)
+            raise GuaranteeBroken("G5", f"{node.name} holds {held} messages of {pull.queue}, prefetch {pull.prefetch}")
+        stale = account.alive and lane.number not in account.outbox.lanes  # given up, and it cannot know yet
+        self._check_repetition(account, node, message, lane, stale)
+        self._check_order(account, node, message)
+        key = account.keys.get(number)
+        if key is not None and account.alive:
+            self._check_key(account, node, message, key, stale)
+
+    def _check_repetition(
+        self, account: Account, node: ClusterNode, message: Message, lane: InLane, stale: bool
+    ) -> None:
+        number, place = message._number, (lane.number, message._seq)
+        marked = message.redelivered or message.attempt > 1
+        before = account.starts.setdefault(number, {})
+        if place in before:
+            raise GuaranteeBroken("G2", f"{node.name} got {message} twice, as message {place[1]} of lane {place[0]}")
+        before[place] = marked
+        # A lane that its producer gave up may deliver late, so the older copy can start after the newer one.
+        if any(not is_marked for where, is_marked in before.items() if where != min(before)):
+            raise GuaranteeBroken("G2", f"{node.name} got {message} again, not marked as redelivered: {before}")
+        if len(before) > 1:
+            account.repetitions += 1
+        if account.alive and account.repetitions > account.outbox.redelivered + len(account.redrives):
+            counted = account.outbox.redelivered
+            raise GuaranteeBroken("G2", f"{account.repetitions} repeated starts, {counted} redeliveries counted")
+        if message.attempt > account.max_attempts:
+            raise GuaranteeBroken("G4", f"{message} is attempt {message.attempt} of {account.max_attempts}")
+        started = account.started_this_life[number]
+        account.started_this_life[number] = started + 1
+        if started >= account.max_attempts and not stale and number not in account.redrives:
+            raise GuaranteeBroken("G4", f"{message} starts for the {started + 1}th time of {account.max_attempts}")
+        if self.strict_attempts and message.attempt - 1 != started:
+            raise GuaranteeBroken("G4", f"{message} was started {started} times before, and nothing else costs")
+
+    def _check_order(self, account: Account, node: ClusterNode, message: Message) -> None:
+        number = message._number
+        if message.redelivered or message.key is not None or number in account.loose:
+            return
+        place = (node.key, account.owner, account.queue, message.priority)
+        last = self.last_started.get(place, -1)
+        if number <= last:
+            raise GuaranteeBroken("G3", f"{node.name} got {message} after number {last}, both for the first time")
+        self.last_started[place] = number
+
+    def _check_key(self, account: Account, node: ClusterNode, message: Message, key: str, stale: bool) -> None:
+        number = message._number
+        if account.is_settled(number):
+            if not stale:
+                raise GuaranteeBroken("G2", f"{node.name} got {message}, which its producer knows is done")
+            return
+        running = account.running.setdefault(key, set())
+        if running - {number} and not stale:
+            raise GuaranteeBroken("G3", f"{node.name} got {message} while {sorted(running)} of its key are under way")
+        running.add(number)
+        if number in account.loose:
+            return
+        line, front = account.lines[key], account.fronts.get(key, 0)
+        while front < len(line) and (account.is_settled(line[front]) or line[front] in account.loose):
+            front += 1
+        account.fronts[key] = front
+        if line[front] != number:
+            raise GuaranteeBroken("G3", f"{node.name} got {message} before {line[front]} of the same key was settled")
+
+    def on_verdict(self, node: ClusterNode, message: Message) -> str:
+        """An application gave its verdict; returns it in a word."""
+        lane = message._lane
+        assert isinstance(lane, InLane)
+        if not message.settled:
+            return "kept"
+        verdict = lane.verdicts.get(message._seq)
+        if verdict is not None:
+            return "nack" if verdict[0] == 1 else "reject"
+        account = self.accounts.get((lane.peer, lane.queue))
+        if account is not None:
+            account.acked.add(message._number)
+        return "ack"
+
+    # -- audits ----------------------------------------------------------------------------------------------
+
+    def audit(self, node: ClusterNode) -> None:
+        """Compares a producer's own books with these, message by message (G1)."""
+        for queue, outbox in node.engine.outboxes.items():
+            account = self.accounts.get((node.key, queue))
+            if account is None:
+                continue
+            held, ledger = set(outbox.held_ids()), outbox.ledger()
+            if not ledger.balanced or ledger.accepted != account.accepted:
+                raise GuaranteeBroken("G1", f"{node.name}: {account.accepted} accepted of {queue}, books: {ledger}")
+            if held & account.dead.keys() or held & account.processed:
+                raise GuaranteeBroken("G1", f"{node.name}: {queue} still holds what has its end")
+            unseen = account.dead.keys() | held
+            processed = [number for number in range(account.accepted) if number not in unseen]
+            if len(processed) != ledger.processed or len(account.dead) != ledger.dead:
+                raise GuaranteeBroken("G1", f"{node.name}: {queue} lost or invented a message: {ledger}")
+            unacked = [number for number in processed if number not in account.acked]
+            if unacked:
+                raise GuaranteeBroken("G1", f"{node.name}: {queue}/{unacked} count as processed, nobody acked them")

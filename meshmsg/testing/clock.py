@@ -1,0 +1,183 @@
+"""Virtual time: what runs in it takes no time at all, and happens in the same order every time."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+
+class VirtualTimer:
+    """A callback that waits for its time; ``cancel`` takes it back."""
+
+    __slots__ = ("callback", "order", "owner", "when")
+
+    def __init__(self, callback: Callable[[], Any], owner: ProcessLoop | None) -> None:
+        self.callback: Callable[[], Any] | None = callback
+        self.owner = owner
+        self.when = 0.0
+        self.order = 0  # of its entry in the clock's heap; an entry of another order is out of date
+
+    def cancel(self) -> None:
+        """It will not ring. Again is fine."""
+        self.callback = None
+        if self.owner is not None:
+            self.owner.forget(self)
+
+
+class VirtualClock:
+    """A clock that jumps from one event to the next.
+
+    It has the three methods of an event loop that meshmsg's driver needs, ``time``, ``call_soon`` and ``call_at``,
+    and ``run_until`` to let time pass.
+
+    Examples
+    --------
+    >>> clock = VirtualClock()
+    >>> timer = clock.call_at(60.0, lambda: print("a minute later, it is", clock.time()))
+    >>> clock.run_until(3600.0)
+    a minute later, it is 60.0
+    >>> clock.time()
+    3600.0
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.steps = 0  # callbacks that ran so far
+        self._ready: deque[VirtualTimer] = deque()
+        self._waiting: list[tuple[float, int, VirtualTimer]] = []
+        self._order = 0
+
+    def time(self) -> float:
+        """Seconds since the beginning."""
+        return self.now
+
+    def call_soon(self, callback: Callable[[], Any], /, owner: ProcessLoop | None = None) -> VirtualTimer:
+        """Calls ``callback`` before time passes, after everything that was asked for earlier."""
+        timer = VirtualTimer(callback, owner)
+        self._ready.append(timer)
+        return timer
+
+    def call_at(
+        self, when: float, callback: Callable[[], Any], /, owner: ProcessLoop | None = None
+    ) -> VirtualTimer:
+        """Calls ``callback`` at ``when``, or at once if that is over."""
+        timer = VirtualTimer(callback, owner)
+        self.set(timer, when)
+        return timer
+
+    def call_later(self, seconds: float, callback: Callable[[], Any], /) -> VirtualTimer:
+        """Calls ``callback`` in so many seconds."""
+        return self.call_at(self.now + seconds, callback)
+
+    def set(self, timer: VirtualTimer, when: float) -> None:
+        """Has a timer ring at another time than it was set to before."""
+        self._order += 1
+        timer.order = self._order
+        timer.when = when
+        heapq.heappush(self._waiting, (when, self._order, timer))
+
+    def ready(self, timer: VirtualTimer) -> None:
+        """Has a timer that was due ring now."""
+        timer.order = 0
+        self._ready.append(timer)
+
+    def step(self, until: float) -> bool:
+        """Runs the next callback that is due by ``until``; False when there is none."""
+        while True:
+            if self._ready:
+                timer = self._ready.popleft()
+            elif self._waiting and self._waiting[0][0] <= until:
+                when, order, timer = heapq.heappop(self._waiting)
+                if timer.callback is None or timer.order != order:
+                    continue
+                if when > self.now:
+                    self.now = when
+            else:
+                return False
+            callback = timer.callback
+            if callback is None or (timer.owner is not None and not timer.owner.let_through(timer)):
+                continue
+            self.steps += 1
+            timer.callback = None
+            callback()
+            return True
+
+    def run_until(self, when: float) -> None:
+        """Lets time pass until ``when``."""
+        while self.step(when):
+            pass
+        self.now = max(self.now, when)
+
+
+class ProcessLoop:
+    """The event loop of one simulated process: it can be held, released and ended, and its clock can jump.
+
+    Whatever it should run while it is held waits, as callbacks do behind a handler that blocks.
+    """
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self.offset = 0.0  # what this process's clock is ahead of the true time
+        self.ended = False
+        self._holds: set[str] = set()
+        self._parked: list[VirtualTimer] = []
+        self._timers: dict[VirtualTimer, None] = {}  # an ordered set: one seed, one order
+
+    def time(self) -> float:
+        """The process's own clock."""
+        return self.clock.now + self.offset
+
+    def call_soon(self, callback: Callable[[], Any], /) -> VirtualTimer:
+        """Calls ``callback`` in the process's next turn."""
+        return self.clock.call_soon(callback, self)
+
+    def call_at(self, when: float, callback: Callable[[], Any], /) -> VirtualTimer:
+        """Calls ``callback`` at ``when`` by the process's own clock."""
+        timer = self.clock.call_at(when - self.offset, callback, self)
+        self._timers[timer] = None
+        return timer
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing runs here at the moment."""
+        return bool(self._holds) or self.ended
+
+    def hold(self, reason: str) -> None:
+        """Nothing runs until ``release``; one hold a reason."""
+        self._holds.add(reason)
+
+    def release(self, reason: str) -> None:
+        """Ends a hold; after the last one, what waited runs in its order."""
+        self._holds.discard(reason)
+        if not self._holds:
+            parked, self._parked = self._parked, []
+            for timer in parked:
+                self.clock.ready(timer)
+
+    def end(self) -> None:
+        """The process is dead: nothing runs here any more."""
+        self.ended = True
+        self._parked.clear()
+        self._timers.clear()
+
+    def jump(self, seconds: float) -> None:
+        """The process's clock leaps ahead; timers that are due by it ring at once."""
+        self.offset += seconds
+        for timer in self._timers:
+            self.clock.set(timer, timer.when - seconds)
+
+    def let_through(self, timer: VirtualTimer) -> bool:
+        """Whether a callback may run now; one that may not is kept."""
+        self._timers.pop(timer, None)
+        if self.ended:
+            return False
+        if self._holds:
+            self._parked.append(timer)
+            return False
+        return True
+
+    def forget(self, timer: VirtualTimer) -> None:
+        """A timer was cancelled."""
+        self._timers.pop(timer, None)

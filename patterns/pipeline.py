@@ -1,0 +1,125 @@
+"""Pipeline: work that passes through several stages, where a slow one slows those before it.
+
+Problem
+    Each item goes through stages that scale, fail and are deployed separately. Nothing may get lost between two of
+    them, and a fast stage must not bury a slow one.
+Guarantee
+    A stage acks an item only after the next one has processed it, so each item is always in the books of the source:
+    when its ledger says ``processed``, the item went all the way (G1). Every stage holds at most ``prefetch`` items
+    and the source at most ``max_pending``; then its ``send`` waits (G5).
+How it fails
+    ``--fail`` sends a line that no stage can read, and has a stage fail each item once. The stage that raises has
+    the item again after a backoff, up to ``max_attempts`` times; the line that raises ``Reject`` becomes a dead
+    letter at once, where it happened and in the source's books. A stage that crashes is covered, too: the stage before
+    it still holds the item. Then one may pass twice, which the sink sees by its id.
+What to change
+    The stages, a function and two queue names each. Start a slow stage several times, or raise its ``concurrency``:
+    that many items are on their way to the next stage at once. Order is not kept; ``send(..., key=)`` keeps it
+    per key (G3).
+
+Run it: ``python pipeline.py [--fail]``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from meshmsg import DeadLettered, Message, Node, Reject, Retry
+
+PRICES = {"apples": 40, "pears": 55, "plums": 15}
+RETRY = Retry(max_attempts=3, backoff=0.1)
+
+
+def parse(message: Message) -> dict[str, Any]:
+    """Stage 1: '3 apples' -> {'count': 3, 'fruit': 'apples'}."""
+    count, _, fruit = message.body.partition(" ")
+    if not count.isdigit() or fruit not in PRICES:
+        raise Reject(f"not an order: {message.body!r}")  # another attempt would fail the same way
+    return {"count": int(count), "fruit": fruit}
+
+
+def price(message: Message) -> dict[str, Any]:
+    """Stage 2: adds what the order costs."""
+    if "--fail" in sys.argv and message.attempt == 1:
+        raise ConnectionError("the price list does not answer")  # any exception but Reject: worth another attempt
+    order = message.body
+    return {**order, "cents": order["count"] * PRICES[order["fruit"]]}
+
+
+# Each takes from one queue and fills the next one.
+STAGES: dict[str, tuple[str, Callable[[Message], Any], str]] = {
+    "parse": ("lines", parse, "orders"),
+    "price": ("orders", price, "bills"),
+}
+
+
+def run_stage(name: str, mesh: str) -> None:
+    """A stage: takes an item, works on it, hands it on, and only then acks it."""
+    source, function, target = STAGES[name]
+    node = Node(name, mesh=mesh)
+    onward = node.push(target, retry=RETRY)
+
+    @node.pull(source, prefetch=16, concurrency=8)
+    async def handle(message: Message) -> None:
+        result = function(message)
+        origin = message.headers.get("origin", message.id)  # the id of the source's message, through all stages
+        try:
+            await onward.deliver(result, headers={"origin": origin})
+        except DeadLettered as error:
+            raise Reject(str(error)) from None  # it failed further on: say so in the books of those before
+
+    node.run()
+
+
+async def feed(mesh: str, lines: list[str]) -> None:
+    """The source and the sink, in one process here so that the two can be compared."""
+    bills: dict[str, int] = {}
+    most_pending = 0
+
+    async with Node("source", mesh=mesh) as node:
+
+        @node.pull("bills")
+        async def sink(bill: Message) -> None:
+            await asyncio.sleep(0.001)  # a slow sink: everything before it fills up, up to its limits, and waits
+            bills[bill.headers["origin"]] = bill.body["cents"]  # by origin: one that passes twice counts once
+
+        source = node.push("lines", retry=RETRY, max_pending=50)
+        for line in lines:
+            await source.send(line)
+            most_pending = max(most_pending, source.ledger().pending)
+        await source.flush(timeout=60)
+
+        for letter in node.dead_letters("lines"):
+            print(f"dead letter {letter.body!r}: {letter.reason}, {letter.error}")
+        print(f"{len(bills)} of {len(lines)} orders cost {sum(bills.values())} cents; {most_pending} pending at most")
+        print(source.ledger())
+
+
+def main(fail: bool) -> None:
+    """Starts the stages as processes of their own; all find each other through mDNS."""
+    mesh = f"pipeline-{os.getpid()}"
+    lines = [f"{number % 9 + 1} {fruit}" for number in range(100) for fruit in PRICES]
+    if fail:
+        lines.insert(42, "three pianos")
+    arguments = ["--fail"] if fail else []
+    stages = [subprocess.Popen([sys.executable, __file__, "stage", name, mesh, *arguments]) for name in STAGES]
+    try:
+        asyncio.run(feed(mesh, lines))
+    finally:
+        for stage in stages:
+            stage.terminate()
+        for stage in stages:
+            stage.wait()
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["stage", name, mesh, *_]:
+            run_stage(name, mesh)
+        case arguments:
+            main(fail="--fail" in arguments)

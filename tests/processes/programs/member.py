@@ -1,0 +1,235 @@
+"""A node that does what standard input tells it, and tells on standard output what happens: a JSON object a line.
+
+``python member.py SETTINGS``: SETTINGS is a JSON object with the arguments of ``Node``, and ``journal``, the file that
+gets a line for every message whose handling starts, finishes or is cancelled, written before the message is acked.
+
+A command is ``{"number": 1, "do": "send", ...}``; what it returns comes back as ``{"answers": 1, ...}``. The node's
+events come as ``{"event": kind, ...}``. When standard input ends, the node leaves at once.
+
+What a message's body asks of its handler (``do``):
+
+======== ==========================================================
+work     take ``seconds``, without blocking the loop
+gate     wait until a command opens the gate
+block    block the whole loop until the file ``until`` exists
+kill     kill this process with SIGKILL
+fail     raise
+======== ==========================================================
+
+``attempts`` limits that to a message's first attempts; after them it is handled at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from meshmsg import Message, Node, Retry
+
+LOOK_AGAIN_S = 0.01
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def say(**what: Any) -> None:
+    """One line for whoever started this process."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+class Journal:
+    """A file that several processes append to; a line is written whole or, if the process dies before, not at all."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._name = name
+
+    def note(self, phase: str, message: Message) -> None:
+        """What happens to a message now."""
+        body = message.body
+        number = body.get("n") if isinstance(body, dict) else None
+        line = [
+            self._name,
+            os.getpid(),
+            phase,
+            message.id,
+            number,
+            message.attempt,
+            message.redelivered,
+            time.monotonic(),
+        ]
+        os.write(self._file, json.dumps(line).encode() + b"\n")
+
+
+class Member:
+    """The node, and the commands it knows: every public method with the command's arguments as its own."""
+
+    def __init__(self, name: str, journal: str, **settings: Any) -> None:
+        self.node = Node(name, **settings)
+        self._journal = Journal(journal, name)
+        self._gate = asyncio.Event()
+        self._pushes: dict[str, Any] = {}
+
+    async def pull(self, queue: str = "work", **options: Any) -> dict[str, Any]:
+        """Consumes a queue from now on."""
+        self.node.pull(queue, **options)(self._handle)
+        return {}
+
+    async def push(self, queue: str = "work", retry: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        """Opens a queue to send to."""
+        self._pushes[queue] = self.node.push(queue, retry=Retry(**(retry or {})), **options)
+        return {}
+
+    async def send(self, bodies: list[Any], queue: str = "work", **options: Any) -> dict[str, Any]:
+        """Sends, one after the other."""
+        return {"ids": [await self._pushes[queue].send(body, **options) for body in bodies]}
+
+    async def load(
+        self, count: int, queue: str = "work", seconds: float = 0, pause: float = 0, first: int = 0, burst: int = 10
+    ) -> dict[str, Any]:
+        """Sends ``count`` bodies that take ``seconds`` each, with a pause after each burst."""
+        ids = []
+        for number in range(first, first + count):
+            ids.append(await self._pushes[queue].send({"n": number, "do": "work", "seconds": seconds}))
+            if pause and len(ids) % burst == 0:
+                await asyncio.sleep(pause)
+        return {"ids": ids}
+
+    async def open_gate(self) -> dict[str, Any]:
+        """Lets every handler pass that waits, now or later."""
+        self._gate.set()
+        return {}
+
+    async def flush(self, queue: str = "work") -> dict[str, Any]:
+        """Waits until nothing is pending."""
+        await self._pushes[queue].flush()
+        return await self.ledger(queue)
+
+    async def ledger(self, queue: str = "work") -> dict[str, Any]:
+        """The queue's books, and whether they agree."""
+        books = self.node.ledger()[queue]
+        return {**books._asdict(), "balanced": books.balanced}
+
+    async def dead(self) -> dict[str, Any]:
+        """The dead letters."""
+        return {
+            "letters": [
+                {
+                    "id": letter.id,
+                    "body": letter.body,
+                    "reason": letter.reason,
+                    "error": letter.error,
+                    "verdicts": [attempt.verdict for attempt in letter.attempts],
+                }
+                for letter in self.node.dead_letters()
+            ]
+        }
+
+    async def see(self, count: int) -> dict[str, Any]:
+        """Waits until this many other nodes are there, and lists them."""
+        while len(self.node.peers()) < count:
+            await asyncio.sleep(LOOK_AGAIN_S)
+        return await self.peers()
+
+    async def peers(self) -> dict[str, Any]:
+        """The other nodes."""
+        return {"peers": [[peer.name, peer.id, peer.state] for peer in self.node.peers()]}
+
+    async def wait_for(self, **what: Any) -> dict[str, Any]:
+        """As the node's own."""
+        await self.node.wait_for(**what)
+        return {}
+
+    async def close(self, drain: float | None = None) -> dict[str, Any]:
+        """Leaves the mesh; the process ends after the answer."""
+        began = time.monotonic()
+        ledgers = await self.node.close(drain)
+        took_s = time.monotonic() - began
+        return {"took_s": took_s, "ledgers": {queue: books._asdict() for queue, books in ledgers.items()}}
+
+    async def _handle(self, message: Message) -> None:
+        self._journal.note("start", message)
+        try:
+            await self._obey(message)
+        except asyncio.CancelledError:
+            self._journal.note("cancelled", message)
+            raise
+        self._journal.note("finish", message)
+
+    async def _obey(self, message: Message) -> None:
+        body = message.body
+        if not isinstance(body, dict) or message.attempt > body.get("attempts", message.attempt):
+            return
+        match body.get("do"):
+            case "work":
+                if body["seconds"]:
+                    await asyncio.sleep(body["seconds"])
+            case "gate":
+                await self._gate.wait()
+            case "block":
+                while not Path(body["until"]).exists():
+                    time.sleep(LOOK_AGAIN_S)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "fail":
+                raise RuntimeError("the body says so")
+
+    async def tell_events(self) -> None:
+        """Passes on what the node says about its peers, until it ends."""
+        async for event in self.node.events():
+            say(
+                event=event.kind,
+                peer=event.peer,
+                peer_id=event.peer_id,
+                queue=event.queue,
+                text=event.text,
+                at=time.monotonic(),
+            )
+
+    async def answer(self, number: int, command: Coroutine[Any, Any, dict[str, Any]]) -> None:
+        """Carries a command out."""
+        say(answers=number, **await command)
+
+
+async def main(settings: dict[str, Any]) -> None:
+    """Until a ``close`` was answered or standard input ends."""
+    began = time.monotonic()
+    member = Member(**settings)
+    loop = asyncio.get_running_loop()
+    telling = loop.create_task(member.tell_events())
+    await asyncio.sleep(0)  # it listens before anything happens
+    await member.node.start()
+    say(event="started", id=member.node.id, endpoint=member.node.endpoints[0], began=began, at=time.monotonic())
+    reader = asyncio.StreamReader(limit=2**26)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    tasks: set[asyncio.Task[None]] = set()
+    while line := await reader.readline():
+        command = json.loads(line)
+        number, do = command.pop("number"), command.pop("do")
+        task = loop.create_task(member.answer(number, getattr(member, do)(**command)))
+        if do == "close":
+            await task
+            break
+        tasks.add(task)
+        # A command that fails ends the process, loudly: the test waits for an answer that will not come.
+        task.add_done_callback(lambda done: tasks.discard(done) or done.cancelled() or done.result())
+    for task in tasks:
+        task.cancel()
+    await member.node.close(drain=0)
+    await telling
+
+
+if __name__ == "__main__":
+    if sys.platform == "linux":
+        # Nobody outlives the test that started it, not even stopped.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    logging.basicConfig(level=logging.WARNING)
+    asyncio.run(main(json.loads(sys.argv[1])))
