@@ -230,10 +230,15 @@ class Driver:
         """False before the start, after the close, and in a forked child."""
         return self.owner != 0
 
+    @property
+    def is_foreign_process(self) -> bool:
+        """Whether this is a forked child of the process that made the node."""
+        return os.getpid() != self._pid
+
     def require_process(self) -> None:
         """Raises ``ForkedProcess`` in a forked child."""
         name = self.engine.identity.name
-        if os.getpid() != self._pid:
+        if self.is_foreign_process:
             raise ForkedProcess(
                 f"node {name!r} belongs to process {self._pid}, this is its forked child {os.getpid()}: "
                 'make a new Node here, or start processes with multiprocessing.get_context("spawn")'

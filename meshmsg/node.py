@@ -130,6 +130,7 @@ class Node:
         self._bare_pulls: dict[str, BarePull] = {}
         self._books: dict[str, Ledger] | None = None  # the last ones, after the close
         self._closing: asyncio.Task[dict[str, Ledger]] | None = None
+        self._draining: asyncio.Task[None] | None = None
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -203,7 +204,8 @@ class Node:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        if not self._driver.is_foreign_process:  # a forked child that ends leaves its parent's node alone
+            await self.close()
 
     async def close(self, drain: float | None = None) -> dict[str, Ledger]:
         """Leaves: takes no more work, gives pending work ``drain`` seconds, says goodbye, returns the ledgers (G10).
@@ -222,12 +224,12 @@ class Node:
         if self._transport is None:
             self._driver.stop()
             return self.ledger()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + drain
+        self._draining = asyncio.ensure_future(self._drain(drain))
+        await asyncio.wait({self._draining})
+        if not self._draining.cancelled() and self._draining.exception() is not None:
+            logger.error("node %r: draining failed", self.name, exc_info=self._draining.exception())
+        # Not before: what is pending may still wait for a consumer to be found.
         unannounced = asyncio.gather(*(each.close() for each in self._discoveries), return_exceptions=True)
-        await asyncio.gather(*(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values())))
-        left = max(0.0, deadline - loop.time())
-        await self._driver.until(lambda: not any(box.pending for box in self._engine.outboxes.values()), left)
         for bare in self._bare_pushes.values():
             await bare.close()
         await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
@@ -247,6 +249,18 @@ class Node:
                 logger.warning("node %r closed with %d messages of %r pending", self.name, books.pending, queue)
         return self._books
 
+    async def _drain(self, drain: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + drain
+        await asyncio.gather(*(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values())))
+        left = max(0.0, deadline - loop.time())
+        await self._driver.until(lambda: not any(box.pending for box in self._engine.outboxes.values()), left)
+
+    def hurry(self) -> None:
+        """Ends the drain of a ``close`` that is under way: what is pending stays so."""
+        if self._draining is not None:
+            self._draining.cancel()
+
     def run(self, *, uvloop: bool | None = None) -> dict[str, Ledger]:
         """Starts the node and blocks until SIGINT or SIGTERM, then drains and closes; returns the ledgers.
 
@@ -259,10 +273,11 @@ class Node:
     async def _serve(self) -> dict[str, Ledger]:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
-        hurry = asyncio.Event()
 
         def on_signal() -> None:
-            (hurry if stop.is_set() else stop).set()
+            if stop.is_set():
+                self.hurry()
+            stop.set()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
@@ -271,13 +286,7 @@ class Node:
                 signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
         await self.start()
         await stop.wait()
-        closing = asyncio.ensure_future(self.close())
-        hurried = asyncio.ensure_future(hurry.wait())
-        await asyncio.wait({closing, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        if not closing.done():
-            return self.ledger()
-        hurried.cancel()
-        return await closing
+        return await self.close()
 
     # -- sockets ---------------------------------------------------------------------------------------------
 
@@ -449,11 +458,8 @@ class Node:
             self._hub.publish([Event("dead_letter", letter.died_at, queue=letter.queue, text=text)])
             push = self._pushes.get(letter.queue)
             if push is not None:
-                try:
-                    for awaitable in push.handle_dead(letter):
-                        self._spawn(awaitable)
-                except Exception:
-                    logger.exception("on_dead_letter of %r failed on %s", letter.queue, letter.id)
+                for awaitable in push.handle_dead(letter):
+                    self._spawn(awaitable)
 
     def _spawn(self, awaitable: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(awaitable)

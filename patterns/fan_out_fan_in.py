@@ -1,19 +1,18 @@
 """Fan-out, fan-in: one request split into parts, done by many workers, and put together again.
 
 Problem
-    A request is too large for one worker. Its parts are done side by side, come back in any order and mixed with
-    those of other requests, and the one who asked wants one answer: the whole result, or why there is none.
+    A request is too large for one worker. Its parts are done side by side and come back in any order, mixed with
+    those of other requests; who asked wants one answer: the whole result, or why there is none.
 Guarantee
-    Each part is done until it succeeds or is a dead letter (G1, G4). A request is complete when each of its parts is
-    there, and a part counts once although a crash may have it done twice (G2): it is stored under its number.
+    Each part is tried until it is done or a dead letter (G1, G4). A request is complete when all its parts are
+    there. A part counts once, although a crash may have it done twice (G2): its answer has a place of its own.
 How it fails
-    ``--fail`` kills a worker (SIGKILL) in the middle, and asks for something that no worker can do. What the killed
-    one held is done by the others. A part that can't be done becomes a dead letter, and fails its request at once
-    with the part's error; without that hook the request would wait for ever. Other requests notice nothing.
+    ``--fail`` has a worker crash between an answer and its ack, and asks for a circle that no worker can do. What the
+    crashed one held is done by the others. A part that can't be done becomes a dead letter, and fails its request
+    with its error instead of leaving it to wait for ever. The other requests notice nothing.
 What to change
-    ``count_points``, and how ``Circles.count`` splits a request and joins its parts. The parts of a request and its
-    state live in the process that asked: if that dies, so does the question. Parts should be large enough to be
-    worth a message, and several times as many as workers, so that a slow worker gets fewer of them.
+    ``count_points``, and how ``Circles.count`` splits a request and joins its parts. All of a request lives in the
+    process that asked: if that dies, so does the question. Make several times as many parts as there are workers.
 
 Run it: ``python fan_out_fan_in.py [--fail]``
 """
@@ -27,25 +26,30 @@ import subprocess
 import sys
 import uuid
 
-from meshmsg import DeadLetter, Message, Node, Retry
+from meshmsg import DeadLettered, Message, Node, Reject, Retry
 
 
 def count_points(radius: int, first: int, stop: int) -> int:
     """The work: how many points with whole coordinates some rows of a circle hold."""
+    if radius < 0:
+        raise Reject("no circle has a negative radius")  # at once; any other exception would be tried again
     return sum(2 * math.isqrt(radius**2 - row**2) + 1 for row in range(first, stop))
 
 
-def work(mesh: str, name: str) -> None:
+def work(mesh: str, name: str, crash: bool) -> None:
     """A worker: does parts for whoever asks, until it is told to stop (SIGTERM)."""
     node = Node(name, mesh=mesh)
 
     @node.pull("parts", prefetch=4)
     async def handle(part: Message) -> None:
         points = await asyncio.to_thread(count_points, *part.body)
-        # The same queue is the same socket, so opening it each time costs nothing. Without a deadline, the answer to
-        # somebody who has left would keep this worker waiting.
+        # Opened once per queue, whatever this line says each time. If the asker has left, nobody pulls its queue:
+        # five seconds later the answer is a dead letter, and this worker free.
         answers = node.push(part.headers["reply_to"], unroutable_after=5)
         await answers.deliver(points, headers=part.headers)  # before the ack, so that no crash can lose it
+        if crash:
+            print(f"{name} crashes between an answer and its ack", flush=True)
+            os._exit(1)
 
     node.run()
 
@@ -56,48 +60,65 @@ class Circles:
     def __init__(self, node: Node) -> None:
         # Answers come back through a queue of this node's own: another node that asks must not get them.
         self.reply_to = f"points-{node.id}"
-        self.parts = node.push("parts", retry=Retry(max_attempts=3, backoff=0.1), on_dead_letter=self.fail)
-        self.requests: dict[str, tuple[asyncio.Future[None], dict[int, int | None]]] = {}
+        self.parts = node.push("parts", retry=Retry(max_attempts=3, backoff=0.1))
+        self.answers: dict[str, dict[int, int]] = {}  # by request and part
         node.pull(self.reply_to)(self.collect)
 
     async def count(self, radius: int, parts: int = 12) -> int:
-        """Fans one request out, and waits until all of it has come in."""
-        request, done = uuid.uuid4().hex, asyncio.get_running_loop().create_future()
-        values: dict[int, int | None] = dict.fromkeys(range(parts))
-        self.requests[request] = done, values
+        """Fans a request out and waits until all of it has come in; ``DeadLettered`` if a part can't be done."""
+        request = uuid.uuid4().hex
+        answers = self.answers[request] = {}
         bounds = [-radius + (2 * radius + 1) * part // parts for part in range(parts + 1)]
+
+        async def deliver(part: int) -> None:
+            headers = {"reply_to": self.reply_to, "request": request, "part": part}
+            await self.parts.deliver([radius, bounds[part], bounds[part + 1]], headers=headers)
+
         try:
-            for part in range(parts):
-                headers = {"reply_to": self.reply_to, "request": request, "part": part}
-                await self.parts.send((radius, bounds[part], bounds[part + 1]), headers=headers)
-            await done
-            return sum(value or 0 for value in values.values())
+            # A worker acks a part after its answer was collected: all parts processed means all answers are here.
+            await asyncio.gather(*map(deliver, range(parts)))
+            return sum(answers.values())
         finally:
-            del self.requests[request]  # also when the caller gives up: late parts find nothing, and are dropped
+            del self.answers[request]  # also when it failed, or the caller gave up
 
     async def collect(self, answer: Message) -> None:
-        """Fan-in: each part has its place, and whoever fills the last one completes the request."""
-        if answer.headers["request"] in self.requests:
-            done, values = self.requests[answer.headers["request"]]
-            values[answer.headers["part"]] = answer.body
-            if None not in values.values() and not done.done():
-                done.set_result(None)
-
-    def fail(self, letter: DeadLetter) -> None:
-        """A part that nobody can do ends its request."""
-        if letter.headers["request"] in self.requests:
-            done, _ = self.requests[letter.headers["request"]]
-            if not done.done():
-                done.set_exception(RuntimeError(f"part {letter.headers['part']} failed: {letter.error}"))
+        """Fan-in: stores each answer in its place, so that one which comes twice counts once."""
+        if answer.headers["request"] in self.answers:  # otherwise nobody waits for it any more
+            self.answers[answer.headers["request"]][answer.headers["part"]] = answer.body
 
 
-async def ask(mesh: str, workers: list[subprocess.Popen[bytes]], fail: bool) -> None:
-    """Several requests at a time, by one process."""
+async def ask(mesh: str, radii: list[int]) -> None:
+    """Several requests side by side, and what comes of each."""
     async with Node("asker", mesh=mesh) as node:
         circles = Circles(node)
-        radii = [1000, 50_000, 100_000] + ([2.5] if fail else [])
-        ...
+        await node.wait_for(pull="parts", count=3, timeout=30)  # not needed, but then all three get some
+        requests = [asyncio.ensure_future(circles.count(radius)) for radius in radii]
+        for radius, request in zip(radii, requests, strict=True):
+            try:
+                print(f"radius {radius}: {await request} points, so pi is about {await request / radius**2:.7f}")
+            except DeadLettered as error:
+                print(f"radius {radius}: no answer, {error.letter.error}")
+        await circles.parts.flush(timeout=30)
+        print(circles.parts.ledger())
 
 
 def main(fail: bool) -> None:
-    """Starts workers as processes of their own; they and the asker find each other through mDNS."""
+    """Starts workers as processes of their own; all find each other through mDNS."""
+    mesh = f"fan-out-{os.getpid()}"
+    roles = [["worker-1", "--crash"] if fail else ["worker-1"], ["worker-2"], ["worker-3"]]
+    workers = [subprocess.Popen([sys.executable, __file__, "worker", mesh, *role]) for role in roles]
+    try:
+        asyncio.run(ask(mesh, [1000, 30_000, 90_000, *([-1] if fail else [])]))
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait()
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["worker", mesh, name, *options]:
+            work(mesh, name, crash="--crash" in options)
+        case arguments:
+            main(fail="--fail" in arguments)

@@ -8,14 +8,13 @@ Guarantee
     when its ledger says ``processed``, the item went all the way (G1). Every stage holds at most ``prefetch`` items
     and the source at most ``max_pending``; then its ``send`` waits (G5).
 How it fails
-    ``--fail`` sends a line that no stage can read, and has a stage fail each item once. The stage that raises has
-    the item again after a backoff, up to ``max_attempts`` times; the line that raises ``Reject`` becomes a dead
-    letter at once, where it happened and in the source's books. A stage that crashes is covered, too: the stage before
-    it still holds the item. Then one may pass twice, which the sink sees by its id.
+    ``--fail`` sends a line that no stage can read, and has a stage fail each item once. A stage that raises gets the
+    item again after a backoff, up to ``max_attempts`` times; one that raises ``Reject`` makes it a dead letter at
+    once, which ends in the source's books. When a stage crashes, the one before it still holds the item; it may then
+    pass twice, which the sink sees by its id.
 What to change
-    The stages, a function and two queue names each. Start a slow stage several times, or raise its ``concurrency``:
-    that many items are on their way to the next stage at once. Order is not kept; ``send(..., key=)`` keeps it
-    per key (G3).
+    The stages: a function and two queue names each. Start a slow one several times, or raise its ``concurrency``:
+    so many items does it have under way. Order is not kept; ``key=`` with ``send`` and ``deliver`` does (G3).
 
 Run it: ``python pipeline.py [--fail]``
 """
@@ -58,7 +57,7 @@ STAGES: dict[str, tuple[str, Callable[[Message], Any], str]] = {
 }
 
 
-def run_stage(name: str, mesh: str) -> None:
+def run_stage(mesh: str, name: str) -> None:
     """A stage: takes an item, works on it, hands it on, and only then acks it."""
     source, function, target = STAGES[name]
     node = Node(name, mesh=mesh)
@@ -77,7 +76,7 @@ def run_stage(name: str, mesh: str) -> None:
 
 
 async def feed(mesh: str, lines: list[str]) -> None:
-    """The source and the sink, in one process here so that the two can be compared."""
+    """The source and the sink, in one process so that this run can compare the two."""
     bills: dict[str, int] = {}
     most_pending = 0
 
@@ -106,8 +105,8 @@ def main(fail: bool) -> None:
     lines = [f"{number % 9 + 1} {fruit}" for number in range(100) for fruit in PRICES]
     if fail:
         lines.insert(42, "three pianos")
-    arguments = ["--fail"] if fail else []
-    stages = [subprocess.Popen([sys.executable, __file__, "stage", name, mesh, *arguments]) for name in STAGES]
+    flags = ["--fail"] if fail else []
+    stages = [subprocess.Popen([sys.executable, __file__, "stage", mesh, name, *flags]) for name in STAGES]
     try:
         asyncio.run(feed(mesh, lines))
     finally:
@@ -119,7 +118,7 @@ def main(fail: bool) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["stage", name, mesh, *_]:
-            run_stage(name, mesh)
+        case ["stage", mesh, name, *_]:
+            run_stage(mesh, name)
         case arguments:
             main(fail="--fail" in arguments)

@@ -88,7 +88,7 @@ async def produce(mesh: str, workers: dict[str, subprocess.Popen[bytes]], fail: 
 
 
 def main(fail: bool) -> None:
-    """Starts workers as processes of their own; they and the producer find each other through mDNS."""
+    """Starts workers as processes of their own; all find each other through mDNS."""
     mesh = f"work-queue-{os.getpid()}"
     names = ["worker-1", "worker-2", "worker-3"]
     workers = {name: subprocess.Popen([sys.executable, __file__, "worker", mesh, name]) for name in names}

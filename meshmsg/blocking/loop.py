@@ -19,13 +19,19 @@ logger = logging.getLogger("meshmsg.blocking")
 class LoopThread:
     """Runs a loop until ``stop``. Whoever waits for a call is told when the loop ends, however it ends."""
 
-    def __init__(self, name: str, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None,
+        require_process: Callable[[], None],
+    ) -> None:
         self.name = name
         self.failure: BaseException | None = None  # what ended the loop, if it was not ``stop``
         self.ended = threading.Event()
         self.on_failure: Callable[[], None] = lambda: None
         self.loop: asyncio.AbstractEventLoop
         self._loop_factory = loop_factory
+        self._require_process = require_process  # in a forked child there is no such thread: waiting would hang
         self._calls: dict[concurrent.futures.Future[Any], Coroutine[Any, Any, Any]] = {}
         self._lock = threading.Lock()
         self._stop: asyncio.Event
@@ -42,6 +48,7 @@ class LoopThread:
 
     def call(self, function: Callable[..., ResultT], *arguments: Any, **keywords: Any) -> ResultT:
         """Calls a function in the loop's thread and returns what it returns."""
+        self._require_process()
         if self.is_current or self.ended.is_set():
             return function(*arguments, **keywords)
 
@@ -78,6 +85,11 @@ class LoopThread:
 
     def submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> concurrent.futures.Future[ResultT]:
         """Begins a coroutine in the loop."""
+        try:
+            self._require_process()
+        except BaseException:
+            coroutine.close()
+            raise
         with self._lock:
             if self.ended.is_set():
                 coroutine.close()

@@ -8,69 +8,65 @@ from collections.abc import Callable
 from typing import Any
 
 from meshmsg.engine.outbox import Outbox
-from meshmsg.engine.run import Details
+from meshmsg.engine.run import Details, Run
 from meshmsg.errors import NodeClosed
 from meshmsg.message import Ledger
 
 NO_ROOM = -1
-Entry = bytes | tuple[bytes, Details]
+SMALL = 4096  # bodies up to this many bytes are let in by count
 
 
 class SharedOutbox(Outbox):
     """Numbers and holds what threads send, until the loop takes it in at the beginning of its turn.
 
-    Under the lock is what a number depends on: messages here, messages staged, messages numbered. Room is read
-    under it too, so ``max_pending`` holds for all threads together (G5); the loop makes room without it, which a
-    thread sees a moment late.
+    Whatever gives numbers or takes room does so under the lock, so ``max_pending`` holds for all threads together
+    (G5). The loop makes room without the lock, which a thread sees a moment late.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.lock = threading.RLock()
         self.now: Callable[[], float] = time.monotonic  # the driver's clock, once it runs
-        self._incoming: list[Entry] = []
-        self._incoming_bytes = 0
-        self._detailed = False  # whether some of it is more than a body
+        self._incoming: list[bytes] = []
+        self._details: dict[int, Details] = {}  # by place in ``_incoming``; of the few that have some
+        self._next_number = 0  # valid while there is credit
+        self._credit = 0  # small bodies that fit without another look at the room
+        self._drops = self.options.overflow == "drop_oldest"
         self._sealed = ""
 
     # -- any thread ------------------------------------------------------------------------------------------
 
     def put(self, body: bytes, details: Details | None = None) -> int:
         """Accepts a message and returns its number, or ``NO_ROOM``. Times in ``details`` count from now."""
-        size = len(body)
         with self.lock:
-            if self._sealed:
-                raise NodeClosed(self._sealed)
-            if self.room <= 0 or self.room_bytes < size:
+            if (not self._credit or len(body) > SMALL) and not self._look_for_room(len(body)):
                 return NO_ROOM
-            incoming = self._incoming
-            number = self.next_id + len(self.staged) + len(incoming)
-            if details is None:
-                incoming.append(body)
-            else:
-                incoming.append((body, details))
-                self._detailed = True
-            self._incoming_bytes += size
+            self._credit -= 1
+            number = self._next_number
+            self._next_number = number + 1
+            if details is not None:
+                self._details[len(self._incoming)] = details
+            self._incoming.append(body)
             return number
 
     def put_many(self, bodies: list[bytes]) -> range:
         """Accepts as many of the bodies as there is room for, and returns their numbers."""
         with self.lock:
-            if self._sealed:
-                raise NodeClosed(self._sealed)
-            fitting = bodies[: max(0, self.room)]
-            size, room_bytes = sum(map(len, fitting)), self.room_bytes
-            while size > room_bytes:
-                size -= len(fitting.pop())
-            number = self.next_id + len(self.staged) + len(self._incoming)
+            if not self._look_for_room(len(bodies[0])):
+                return range(0)
+            fitting = bodies[: max(1, self._credit)]
+            if max(map(len, fitting)) > SMALL:
+                fitting = fitting[:1]
+            first = self._next_number
             self._incoming += fitting
-            self._incoming_bytes += size
-            return range(number, number + len(fitting))
+            self._credit = 0
+            return range(first, first + len(fitting))
 
     def seal(self, why: str) -> None:
         """Accepts nothing any more."""
         with self.lock:
             self._sealed = why
+            self._credit = 0
 
     @property
     def room(self) -> int:
@@ -80,7 +76,23 @@ class SharedOutbox(Outbox):
     @property
     def room_bytes(self) -> int:
         """How many more bytes of bodies ``max_pending_bytes`` allows (G5)."""
-        return super().room_bytes - self._incoming_bytes
+        return super().room_bytes - sum(map(len, self._incoming))
+
+    def _look_for_room(self, size: int) -> bool:
+        """Whether a body fits; finds out how many small ones after it will do so unasked, and their numbers."""
+        if self._sealed:
+            raise NodeClosed(self._sealed)
+        if self._drops:  # the loop drops what is too much when it takes this in, so only the loop's lag is limited
+            room = self.options.max_pending - len(self._incoming)
+            room_bytes = self.options.max_pending_bytes - sum(map(len, self._incoming))
+        else:
+            room, room_bytes = self.room, self.room_bytes
+        if room <= 0 or room_bytes < size:
+            return False
+        # One of them is the body that is asked for, whatever its size.
+        self._credit = max(1, min(room, (room_bytes - size) // SMALL))
+        self._next_number = self.next_id + len(self.staged) + len(self._incoming)
+        return True
 
     # -- the loop's thread -----------------------------------------------------------------------------------
 
@@ -94,19 +106,28 @@ class SharedOutbox(Outbox):
         """From the loop: after what threads were given numbers for."""
         with self.lock:
             self._take_in(self.now())
+            self._credit = 0
             return super().push(body)
 
     def push_many(self, bodies: list[bytes]) -> int:
         """From the loop: after what threads were given numbers for."""
         with self.lock:
             self._take_in(self.now())
+            self._credit = 0
             return super().push_many(bodies)
 
     def push_detailed(self, body: bytes, details: Details, now: float) -> int:
         """From the loop: after what threads were given numbers for."""
         with self.lock:
             self._take_in(now)
+            self._credit = 0
             return super().push_detailed(body, details, now)
+
+    def revive(self, run: Run, now: float) -> None:
+        """From the loop: takes room."""
+        with self.lock:
+            self._credit = 0
+            super().revive(run, now)
 
     def ledger(self) -> Ledger:
         """The books, with everything that threads were given an id for."""
@@ -114,19 +135,20 @@ class SharedOutbox(Outbox):
         return super().ledger()
 
     def _take_in(self, now: float) -> None:
-        incoming = self._incoming
-        if not incoming:
+        if not self._incoming:
             return
-        self._incoming, self._incoming_bytes = [], 0
-        if not self._detailed:
-            self.staged += incoming  # type: ignore[arg-type]  # nothing but bodies
+        incoming, self._incoming = self._incoming, []
+        all_details, self._details = self._details, {}
+        if not all_details and not self._drops:
+            self.staged += incoming
             return
-        self._detailed = False
-        for entry in incoming:
-            if isinstance(entry, bytes):
-                self.staged.append(entry)
+        for place, body in enumerate(incoming):
+            if self._drops and not self.fits(len(body)):
+                self.drop_for(len(body), now)
+            details = all_details.get(place)
+            if details is None:
+                self.staged.append(body)
                 continue
-            body, details = entry
             if details.expires_at is not None:
                 details.expires_at += now
             if details.due_at is not None:

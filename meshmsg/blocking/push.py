@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from meshmsg.blocking.hooks import Hooks
@@ -21,6 +22,7 @@ from meshmsg.sockets.sending import MessageIds, Pack, encode, encode_all, make_d
 from meshmsg.wire.codec import make_packer
 
 BURST = 256  # bodies of an iterator encoded at a time
+PART = 4096  # bodies put down at a time
 
 
 class Push:
@@ -74,7 +76,12 @@ class Push:
 
         The parameters and what it raises are those of ``meshmsg.Push.send``.
         """
-        encoded = self._encode(body)
+        try:
+            encoded: bytes = self._local.pack(body)
+        except Exception:  # this thread has no packer yet, or the body is to be refused
+            encoded = encode(self._packer(), body)
+        if not self._driver.owner or len(encoded) > self._max_bytes:
+            self._require(encoded)
         details = None
         if headers is not None or key is not None or ttl is not None or delay is not None or priority:
             details = self._make_details(key, priority, ttl, delay, headers)
@@ -99,9 +106,10 @@ class Push:
         details = None
         if headers is not None or key is not None or ttl is not None or delay is not None or priority:
             details = self._make_details(key, priority, ttl, delay, headers)
-        number = self._outbox.put(encoded, details)
-        if number == NO_ROOM:
-            raise OutboxFull(self._running_loop().call(self._async.describe_full))
+        while (number := self._outbox.put(encoded, details)) == NO_ROOM:
+            if self.options.overflow == "wait":
+                raise OutboxFull(self._running_loop().call(self._async.describe_full))
+            self._wait_for_room(len(encoded))  # that drops the oldest, and no more
         if not self._bell.rung:
             self._bell.ring()
         return f"{self._prefix}{number}"
@@ -117,7 +125,7 @@ class Push:
             self._put_many(encode_all(self._packer(), bodies, 0), ids)
             return ids
         source = iter(bodies)
-        while part := [body for body, _ in zip(source, range(BURST), strict=False)]:
+        while part := list(islice(source, BURST)):
             self._put_many(encode_all(self._packer(), part, len(ids)), ids)
         return ids
 
@@ -159,10 +167,12 @@ class Push:
 
     def _encode(self, body: Any) -> bytes:
         encoded = encode(self._packer(), body)
-        if not self._driver.owner or len(encoded) > self._max_bytes:
-            self._driver.require_running()
-            require_size(encoded, self.queue, self._max_bytes)
+        self._require(encoded)
         return encoded
+
+    def _require(self, encoded: bytes) -> None:
+        self._driver.require_running()
+        require_size(encoded, self.queue, self._max_bytes)
 
     def _make_details(
         self,
@@ -180,7 +190,7 @@ class Push:
         require_size(max(encoded, key=len, default=b""), self.queue, self._max_bytes)
         start = 0
         while start < len(encoded):
-            numbers = self._outbox.put_many(encoded[start:] if start else encoded)
+            numbers = self._outbox.put_many(encoded[start : start + PART])
             if numbers:
                 ids.append(numbers)
                 start += len(numbers)
@@ -192,6 +202,7 @@ class Push:
         """As ``send``, but where nothing can happen between the number and what its caller does next."""
         while (number := self._outbox.put(encoded, details)) == NO_ROOM:
             await self._async.wait_for_room(len(encoded))
+        self._outbox.absorb(self._driver.now())
         self._driver.wake()
         return f"{self._prefix}{number}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,8 @@ def push_pull(profile: bool, as_json: bool, repeat: int, **options: Any) -> None
     if profile:
         if options.pop("blocking") or as_json:
             raise click.UsageError("--profile goes with neither --blocking (it sees one thread only) nor --json")
+        if not hasattr(signal, "setitimer"):
+            raise click.UsageError("--profile needs a system with setitimer, which Windows is not")
         click.echo(bench_profile.profile_push_pull(**options))
         return
     run(lambda: bench_measures.measure_push_pull(repeat=repeat, **options), as_json)

@@ -41,7 +41,7 @@ class Counter:
 def consume(options: Options) -> None:
     """Handles as many messages as it is told to expect, in a thread that iterates over the queue."""
     counter = Counter()
-    with Node("consumer", mesh=options["mesh"], mdns=False) as node:
+    with Node("consumer", mesh=options["mesh"], mdns=False, uvloop=options.get("uvloop", False)) as node:
         prefetch = options.get("prefetch")
         pull = node.pull(QUEUE, **({} if prefetch is None else {"prefetch": prefetch}))
         handle = handle_batches if options.get("batches") else handle_one_by_one
@@ -71,7 +71,8 @@ def handle_batches(pull: Pull, counter: Counter) -> None:
 
 def produce(options: Options) -> None:
     """Sends as many messages as it is told to, and says how long that took, from the first send to the last ack."""
-    with Node("producer", mesh=options["mesh"], seeds=[options["endpoint"]], mdns=False) as node:
+    ways = {"mesh": options["mesh"], "seeds": [options["endpoint"]], "uvloop": options.get("uvloop", False)}
+    with Node("producer", mdns=False, **ways) as node:
         push = node.push(QUEUE)
         body = make_body(options["size"])
         node.wait_for(pull=QUEUE, timeout=TIMEOUT_S)

@@ -23,7 +23,9 @@ Options = dict[str, Any]
 
 
 def make_body(size_bytes: int) -> dict[str, Any]:
-    """A dict of the kind people send, whose MessagePack encoding has exactly this many bytes (if it is 64 or more).
+    """A dict of the kind people send, whose MessagePack encoding has this many bytes, 64 at least.
+
+    It is a byte shorter where MessagePack's header for the text grows, which no text can make up for.
 
     >>> import msgpack
     >>> len(msgpack.packb(make_body(100)))

@@ -1,77 +1,69 @@
-"""Where the time goes: a producer and a consumer under cProfile, as tables of their most expensive functions."""
+"""Where the time goes: samples of a producer and a consumer, as tables of their most expensive functions."""
 
 from __future__ import annotations
 
-import pstats
-import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
 from meshmsg.cli.bench_measures import OURS, Flow
-from meshmsg.cli.bench_processes import Process
+from meshmsg.cli.bench_processes import Process, Report
 
-Entry = tuple[str, int, float]  # function, calls, seconds in itself
+WAITING = ("selectors.py", "select")  # the loop's wait for input
 
 
 def profile_push_pull(*, size: int, count: int, top: int = 20, **options: Any) -> str:
-    """Markdown tables of the functions that took the most time, without what they called.
-
-    cProfile charges every Python call a fixed toll, so the shares of small functions are exaggerated, and the
-    rates under it mean nothing.
-    """
+    """Markdown tables of the functions that the producer and the consumer spent most of their time in."""
     options = {"mesh": uuid.uuid4().hex, "size": size, **options}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {role: str(Path(folder, role)) for role in ("producer", "consumer")}
-        with (
-            Process(OURS, "consume", **options) as consumer,
-            Process(OURS, "produce", **options, **consumer.hear()) as producer,
-        ):
-            producer.hear()
-            flow = Flow(producer, consumer)
-            flow.run(max(1, count // 10))
-            processes = {"producer": producer, "consumer": consumer}
-            for process in processes.values():
-                process.ask(profile="start")
-            flow.run(count)
-            for role, process in processes.items():
-                process.ask(profile=paths[role])
-        return "\n\n".join(make_table(role, read_profile(path), count, top) for role, path in paths.items())
+    with (
+        Process(OURS, "consume", **options) as consumer,
+        Process(OURS, "produce", **options, **consumer.hear()) as producer,
+    ):
+        producer.hear()
+        flow = Flow(producer, consumer)
+        flow.run(max(1, count // 10))
+        processes = {"producer": producer, "consumer": consumer}
+        for process in processes.values():
+            process.ask(profile="start")
+        flow.run(count)
+        reports = {role: process.ask(profile="end") for role, process in processes.items()}
+    return "\n\n".join(make_table(role, report, count, top) for role, report in reports.items())
 
 
-def read_profile(path: str) -> list[Entry]:
-    """The functions of a profile, the most expensive first; waiting for input is not work and left out."""
-    stats: dict[tuple[str, int, str], tuple[int, int, float, float, Any]]
-    stats = pstats.Stats(path).stats  # type: ignore[attr-defined]  # undocumented in typeshed, the one way to the data
-    entries = [
-        (describe(file, line, name), calls, own)
-        for (file, line, name), (_, calls, own, _, _) in stats.items()
-        if "'poll' of 'select." not in name
-    ]
-    return sorted(entries, key=lambda entry: -entry[2])
+def shorten(name: str) -> str:
+    """A function as people name it: the file below its package, and the name.
 
-
-def describe(file: str, line: int, name: str) -> str:
-    """A function as people name it: the file below its package, and the name."""
-    if file == "~":
-        return name.strip("<>")
+    >>> shorten("/somewhere/site-packages/meshmsg/driver.py:101 Driver.turn")
+    'meshmsg/driver.py:101 Driver.turn'
+    """
+    file, _, rest = name.partition(":")
     parts = Path(file).parts
     for package in ("meshmsg", "zmq", "asyncio"):
         if package in parts:
             file = "/".join(parts[len(parts) - 1 - parts[::-1].index(package) :])
-            break
-    return f"{file}:{line} {name}"
+            return f"{file}:{rest}"
+    return f"{Path(file).name}:{rest}"
 
 
-def make_table(role: str, entries: list[Entry], messages: int, top: int) -> str:
-    """One process's table; calls a message show what is done once a message and what once a batch."""
-    total = sum(own for _, _, own in entries) or 1.0
+def is_waiting(name: str) -> bool:
+    """Whether a function only waits: what the processor did meanwhile, it did in ZeroMQ's I/O thread."""
+    file, select = WAITING
+    return file in name and name.endswith(select)
+
+
+def make_table(role: str, report: Report, messages: int, top: int) -> str:
+    """One process's table. A C function's time is in the Python function that called it."""
+    own = {name: samples for name, samples in report["own"].items() if not is_waiting(name)}
+    total = sum(own.values()) or 1
+    main_us = report["thread_s"] / messages * 1e6
+    others_us = report["process_s"] / messages * 1e6 - main_us
     lines = [
-        f"**{role}** ({total / messages * 1e6:.2f} us a message under the profiler)",
+        f"**{role}**: {main_us:.2f} us a message in Python's thread, {others_us:.2f} us in ZeroMQ's",
         "",
-        "| share | calls a message | function |",
+        "| itself | with what it calls | function |",
         "|---:|---:|---|",
     ]
-    for name, calls, own in entries[:top]:
-        lines.append(f"| {own / total:.1%} | {calls / messages:.3f} | `{name}` |")
+    for name, samples in sorted(own.items(), key=lambda item: -item[1])[:top]:
+        both = report["with_calls"][name]
+        lines.append(f"| {samples / total:.1%} | {min(1.0, both / total):.1%} | `{shorten(name)}` |")
     return "\n".join(lines)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +67,8 @@ class Job:
         try:
             return parse_json(line)
         except (ValueError, RecursionError) as error:
-            raise BadBody(f"{where} is not JSON: {error}; without --json lines are sent as text") from None
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise BadBody(f"{where} is not JSON: {why}; without --json lines are sent as text") from None
 
 
 async def feed(job: Job, push: Push) -> None:
@@ -125,7 +128,7 @@ def report(session: Session, job: Job, push: Push, stop: Stop) -> int:
             for each in job.letters
         ]
         click.echo(to_json({"queue": push.queue, "ledger": books._asdict(), "dead_letters": letters}))
-    if waiting or books.dead or job.bad or sys.stderr.isatty():
+    if waiting or books.dead or sys.stderr.isatty():
         click.echo(describe_books(push.queue, books), err=True)
     for letter in job.letters[:MAX_LETTERS_SHOWN]:
         click.echo(f"  dead letter {letter.id} ({letter.reason}): {letter.error}", err=True)
@@ -210,9 +213,12 @@ def push(
             details[name] = value
     job = Job(bodies, session.json, count, rate, details, timeout, wait)
 
+    # The report says what is pending; the node need not say it again.
+    if not session.verbose:
+        logging.getLogger("meshmsg.node").setLevel(logging.ERROR)
+
     async def serve(stop: Stop) -> int:
-        node = session.make_node("push", drain=0.0)
-        async with node:
+        async with session.make_node("push", drain=0.0) as node:
             push = node.push(queue, retry=Retry(max_attempts=attempts), on_dead_letter=job.letters.append)
             await stop.unless(feed(job, push))
             await stop.unless(settle(job, push))

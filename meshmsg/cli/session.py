@@ -27,6 +27,7 @@ class Session:
     seeds: tuple[str, ...] = ()
     mdns: bool = True
     unencrypted: bool = False
+    verbose: bool = False
 
     @property
     def mesh_name(self) -> str:
@@ -76,7 +77,7 @@ def session_options(json_help: str) -> Callable[[VerbT], VerbT]:
             logging.basicConfig(
                 level=logging.INFO if verbose else logging.WARNING, format="meshmsg: %(levelname)s: %(message)s"
             )
-            session = Session(json, mesh, interfaces, seeds, mdns, unencrypted)
+            session = Session(json, mesh, interfaces, seeds, mdns, unencrypted, verbose)
             return verb(*arguments, session=session, **rest)
 
         decorated: Any = with_session

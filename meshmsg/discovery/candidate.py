@@ -34,7 +34,8 @@ class Discovery(Protocol):
         ``found(candidate)`` is called on the event loop, possibly before ``start`` returns: once for each
         node, and again when its endpoints or name changed, but never repeated for an unchanged one.
         ``lost(node_id)`` is called when a node withdrew its announcement or the announcement ran out; a node
-        that crashed may stay announced for minutes. Exceptions they raise are logged.
+        that crashed, or whose withdrawal got lost, stays announced for minutes. Exceptions they raise are
+        logged.
 
         Raises ``DiscoveryUnavailable`` if this kind of discovery cannot run here, and ``MeshError`` if it was
         started or closed before. If ``close`` is called meanwhile, it returns and nothing is reported.

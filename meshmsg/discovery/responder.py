@@ -42,7 +42,8 @@ logger = logging.getLogger("meshmsg.discovery")
 
 ANNOUNCED_FOR_S = 1125  # after a crash; the least that zeroconf's cache takes for a PTR record
 CLOSE_TIMEOUT_S = 1.0
-GOODBYES_ON_NETWORK = 3  # packets get lost there (RFC 6762, 10.1 asks for one); never on loopback
+RECEIVE_BUFFER_BYTES = 1 << 20
+GOODBYES_ON_NETWORK = 3  # packets get lost there; RFC 6762, 10.1 asks for one, which does on loopback
 GOODBYE_SPACING_S = 0.1
 LOOK_UP_TIMEOUT_S = 3.0
 MAX_LOOK_UPS = 64  # at a time; an announcement without its other records could otherwise start any number
@@ -120,6 +121,7 @@ class Responder:
         await zeroconf.async_wait_for_start()
         if not zeroconf.engine.senders:
             raise OSError("no interface took part in multicast")
+        _widen_receive_buffers(zeroconf)
         if self._is_local:
             _confine_to_loopback(zeroconf)
         return zeroconf
@@ -273,6 +275,18 @@ def _unavailable(presence: Presence, error: Exception) -> DiscoveryUnavailable:
         "5353, which another program may hold for itself (avahi: disallow-other-stacks). "
         "Nodes given in seeds=[...] are found without it"
     )
+
+
+def _widen_receive_buffers(zeroconf: Zeroconf) -> None:
+    """Room for the answers of some hundred nodes that arrive while this process is busy.
+
+    What does not fit is lost, also on loopback; the default buffer holds about 250 announcements.
+    """
+    for reader in zeroconf.engine.readers:
+        try:
+            reader.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        except OSError as error:  # Linux takes what its limit allows, others refuse
+            logger.debug("mDNS sockets keep their receive buffer: %s", error)
 
 
 def _confine_to_loopback(zeroconf: Zeroconf) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from meshmsg.engine.run import Run
@@ -38,6 +37,10 @@ class DeadLetterBox:
         """The letters, oldest first."""
         return [each.letter for each in self._buried.values() if queue in (None, each.letter.queue)]
 
-    def remove(self, ids: Iterable[str]) -> list[Buried]:
-        """Takes letters out; unknown ids are passed over."""
-        return [self._buried.pop(each) for each in ids if each in self._buried]
+    def find(self, letter_id: str) -> Buried | None:
+        """The letter with an id, if it is kept."""
+        return self._buried.get(letter_id)
+
+    def remove(self, letter_id: str) -> None:
+        """Takes a letter out."""
+        del self._buried[letter_id]

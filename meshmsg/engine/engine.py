@@ -122,11 +122,14 @@ class Engine:
             self._send(link, update)
 
     def redrive(self, ids: Iterable[str]) -> list[str]:
-        """Sends dead letters again; returns the ids of those that went."""
+        """Sends dead letters again, as far as their outboxes have room (G5); returns the ids of those that went."""
         moved: list[str] = []
-        for buried in self.dead_letters.remove(ids):
-            self.outboxes[buried.letter.queue].revive(buried.run, self._now)
-            moved.append(buried.letter.id)
+        for each in ids:
+            buried = self.dead_letters.find(each)
+            if buried is not None and self.outboxes[buried.letter.queue].fits(len(buried.run.bodies[0])):
+                self.dead_letters.remove(each)
+                self.outboxes[buried.letter.queue].revive(buried.run, self._now)
+                moved.append(each)
         return moved
 
     def close(self, reason: str = LEFT) -> None:
@@ -262,7 +265,7 @@ class Engine:
                 self._send(peer.link, frames.Close(ack.lane))
             return
         outbox, lane = found
-        outbox.on_ack(lane, ack, now)
+        news = outbox.on_ack(lane, ack, now)
         self._end_if_empty(peer, outbox, lane)
         if ack.flags & frames.GAP:
             self._resend(peer, lane, ack.received, now)
@@ -270,8 +273,10 @@ class Engine:
             lane.give_back()
             if peer.link is not None:
                 self._state_lane(peer.link, outbox, lane)
-        elif ack.verdicts and peer.link is not None:
-            self._state_lane(peer.link, outbox, lane)  # the verdicts were heard and need not be repeated
+        elif news and peer.link is not None:
+            # The verdicts were heard and need not be repeated. To old ones this must not answer: the floor may be
+            # held up below them, and both sides would go on like this for ever.
+            self._state_lane(peer.link, outbox, lane)
 
     def _resend(self, peer: PeerState, lane: OutLane, received: int, now: float) -> None:
         """The consumer misses messages that a broken link took: the same frames again, on the same lane."""
@@ -460,6 +465,9 @@ class Engine:
 
     def _resume_lanes(self, peer: PeerState) -> None:
         """Both sides of every lane tell where they are; what a broken link lost is found out by comparing."""
+        if peer.link is not None:
+            # What changed after our HELLO had left was told to linked peers only, and this one was none of them.
+            self._send(peer.link, frames.Offers(self.identity.offers_version, self.identity.offers))
         self._sync_lanes(peer)
         for outbox in self.outboxes.values():
             for lane in outbox.lanes.values():

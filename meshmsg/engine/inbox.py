@@ -58,25 +58,31 @@ class Inbox:
         return lane
 
     def close_lane(self, lane: InLane) -> None:
-        """The producer gave the lane up and will send its messages elsewhere: what has not started must not."""
+        """The producer gave the lane up and will send its messages elsewhere: what has not started must not.
+
+        What has started is still held, and counts against the prefetch until its handler is through (G5).
+        """
         lane.alive = False
-        self.lanes.pop((lane.peer, lane.number), None)
+        lane.limit = lane.received
+        for message in self.buffer:
+            if message._lane is lane:
+                lane.ack(message._seq)  # as far as this side is concerned; nobody will hear it
         self.buffer = deque(message for message in self.buffer if message._lane is not lane)
+        if not lane.unsettled:
+            self.lanes.pop((lane.peer, lane.number), None)
         self.expiring = {k: v for k, v in self.expiring.items() if k[:2] != (lane.peer, lane.number)}
         self._regrant()
 
     def orphan_peer(self, peer: str, *, dead: bool) -> None:
         """A producer is gone: what it sent is still processed, since nobody else may have it.
 
-        Unless its process is certainly ``dead`` it may come back and use its credit, which stays reserved as long
-        as the lane lives.
+        If it comes back, it is told that its lanes are lost, and opens new ones.
         """
         if dead:
             self._newest.pop(peer, None)
         for lane in [lane for lane in self.lanes.values() if lane.peer == peer]:
             lane.alive = False
-            if dead:
-                lane.limit = lane.received
+            lane.limit = lane.received
             if not lane.unsettled:
                 del self.lanes[lane.peer, lane.number]
         self._regrant()
@@ -224,9 +230,10 @@ class Inbox:
         lanes = [lane for lane in self.lanes.values() if lane.alive]
         free = self.prefetch - sum(lane.outstanding for lane in self.lanes.values())
         share = max(1, self.prefetch // max(1, len(lanes)))
-        hungry = [lane for lane in lanes if lane.want and lane.limit == lane.received]
+        # Who holds its share is not hungry, or the credit taken back for it would go round and round.
+        hungry = [lane for lane in lanes if lane.want and lane.limit == lane.received and lane.outstanding < share]
         if len(lanes) > 1:
-            dirty = sorted({*dirty, *hungry}, key=lambda lane: (not lane.want, lane.granted_at, lane.number))
+            dirty = sorted({*dirty, *hungry}, key=lambda lane: (not lane.want, lane.granted_at, lane.peer, lane.number))
         for lane in dirty:
             grant = min(share - lane.outstanding, free)
             if grant > 0 and lane.alive:

@@ -70,8 +70,9 @@ class OutLane:
         self.records.append((first_seq, run))
         self.next_seq += len(run)
         self.in_flight += len(run)
-        if run.details is not None and run.details.losses:
-            self.suspects += 1
+        if run.details is not None:
+            run.details.in_flight = True
+            self.suspects += run.details.losses > 0
         return first_seq
 
     def settle(self, start: int, stop: int) -> list[Run]:
@@ -96,8 +97,9 @@ class OutLane:
         records.extendleft(reversed(before))
         for run in settled:
             self.in_flight -= len(run)
-            if run.details is not None and run.details.losses:
-                self.suspects -= 1
+            if run.details is not None:
+                run.details.in_flight = False
+                self.suspects -= run.details.losses > 0
         return settled
 
     def grant(self, limit: int, returns: int) -> bool:

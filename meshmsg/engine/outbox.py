@@ -119,17 +119,16 @@ class Outbox:
         return run.first_id
 
     def revive(self, run: Run, now: float) -> None:
-        """Takes a dead letter back: a new life with all its attempts, under its old id."""
-        details = run.require_details()
-        details.attempts = details.losses = 0
-        details.dropped = False
-        details.expires_at = None
-        details.due_at = None
-        details.redelivered = True
+        """Takes a dead letter back: a new life with all its attempts and no time to live, under its old id."""
+        before = run.require_details()
+        details = Details(before.key, before.priority, before.headers)
+        details.history = before.history
+        details.redelivered = before.redelivered or bool(before.history)
         self.dead -= 1
         self._room -= 1
         self._room_bytes -= len(run.bodies[0])
-        self._admit(run, now)
+        # A run of its own: the old one may still be in a queue or heap, to be passed over.
+        self._admit(Run(run.first_id, run.bodies, now, details), now)
 
     def absorb(self, now: float) -> None:
         """Turns what was staged since the last turn into ready runs."""
@@ -213,16 +212,19 @@ class Outbox:
         self._routable_at = now
         for run in self._singles(run for _, run in lane.records):
             details = run.require_details()
+            details.in_flight = False
             details.losses += 1
             self._failed(run, lane.peer_name, verdict, f"consumer {lane.peer_name!r} was lost ({verdict})", None, now)
 
-    def on_ack(self, lane: OutLane, ack: frames.Ack, now: float) -> None:
-        """Applies a consumer's state: verdicts first, because the floor covers judged messages too."""
+    def on_ack(self, lane: OutLane, ack: frames.Ack, now: float) -> bool:
+        """Applies a consumer's state; returns whether it held verdicts that were news."""
         if ack.floor > lane.next_seq or ack.received > lane.next_seq:
             raise ProtocolError(f"an ACK up to {ack.floor} of {lane.next_seq} messages sent")
+        news = False
         returned: list[Run] = []
-        for seq, kind, delay, text in ack.verdicts:
+        for seq, kind, delay, text in ack.verdicts:  # first, because floor and ranges cover judged messages too
             for run in lane.settle(seq, seq + 1):
+                news = True
                 if kind == frames.RETURNED:
                     returned.append(run)
                 else:
@@ -236,6 +238,7 @@ class Outbox:
             self._processed(lane.settle(0, ack.floor))
         if lane.grant(ack.limit, ack.returns):
             self.dirty = True
+        return news
 
     def _processed(self, runs: list[Run]) -> None:
         for run in runs:
@@ -245,6 +248,7 @@ class Outbox:
             self._room_bytes += sum(map(len, run.bodies))
             self.dirty = True
             if run.details is not None:
+                run.details.settled = True
                 self._release_key(run.details)
             if self.watched:
                 known = self.watched.intersection(range(run.first_id, run.first_id + count))
@@ -293,7 +297,7 @@ class Outbox:
     def _die(self, run: Run, reason: Reason, error: str, now: float) -> None:
         for single in self._singles([run]):
             details = single.require_details()
-            details.dropped = True
+            details.settled = True
             self.dead += 1
             self._room += 1
             self._room_bytes += len(single.bodies[0])
@@ -310,7 +314,7 @@ class Outbox:
         while line:
             run = line.popleft()
             heir = run.require_details()
-            if not heir.dropped:
+            if not heir.settled:
                 heir.owns_key = True
                 self._enqueue(run)
                 return
@@ -330,7 +334,7 @@ class Outbox:
         while self._scheduled and self._scheduled[0][0] <= now:
             _, _, run = heapq.heappop(self._scheduled)
             details = run.require_details()
-            if details.dropped:
+            if details.settled:
                 continue
             if details.attempts:
                 self._enqueue(run, first=True)  # it still owns its key
@@ -341,30 +345,27 @@ class Outbox:
             _, _, run = heapq.heappop(self._expiring)
             details = run.require_details()
             due = details.expires_at is not None and details.expires_at <= now  # not after a redrive
-            if due and not details.dropped and not self._is_in_flight(run):
+            if due and not details.settled and not details.in_flight:
                 self._die(run, "expired", "its time to live ended before a consumer took it", now)
         if self.options.unroutable_after is not None and not self.lanes:
             self._bury_unroutable(now)
-
-    def _is_in_flight(self, run: Run) -> bool:
-        return any(run is other for lane in self.lanes.values() for _, other in lane.records)
 
     def _bury_unroutable(self, now: float) -> None:
         patience = self.options.unroutable_after
         assert patience is not None
         error = f"no node pulled {self.queue!r} for {patience:g} s; start one, or raise unroutable_after="
-        for line in self._ready.values():
+        for line in (*self._ready.values(), self._suspects):  # more of a key may become ready meanwhile
             while line and max(line[0].accepted_at, self._routable_at) + patience <= now:
                 run = line.popleft()
                 self.waiting -= len(run)
-                if not (run.details and run.details.dropped):
+                if not (run.details and run.details.settled):
                     self._die(run, "unroutable", error, now)
 
     def wake_at(self) -> float | None:
         """When ``tick`` next has something to do."""
         times = [heap[0][0] for heap in (self._scheduled, self._expiring) if heap]
         if self.options.unroutable_after is not None and not self.lanes:
-            starts = [line[0].accepted_at for line in self._ready.values() if line]
+            starts = [line[0].accepted_at for line in (*self._ready.values(), self._suspects) if line]
             times += [max(start, self._routable_at) + self.options.unroutable_after for start in starts]
         return min(times, default=None)
 
@@ -406,7 +407,7 @@ class Outbox:
             taken = 0
             while self._suspects and taken < lane.credit:
                 run = self._suspects[0]
-                if run.details is not None and run.details.dropped:
+                if run.details is not None and run.details.settled:
                     self._suspects.popleft()
                     self.waiting -= 1
                     continue
@@ -436,7 +437,7 @@ class Outbox:
             line = self._ready[priority]
             while line and count:
                 run = line[0]
-                if run.details is not None and run.details.dropped:
+                if run.details is not None and run.details.settled:
                     line.popleft()
                     self.waiting -= 1
                     continue
@@ -491,14 +492,14 @@ class Outbox:
             number
             for line in lines
             for run in line
-            if not (run.details and run.details.dropped)
+            if not (run.details and run.details.settled)
             for number in range(run.first_id, run.first_id + len(run))
         ]
         return numbers + list(range(self.next_id, self.next_id + len(self.staged)))
 
     @staticmethod
     def _count_live(runs: Iterable[Run]) -> int:
-        return sum(len(run) for run in runs if not (run.details and run.details.dropped))
+        return sum(len(run) for run in runs if not (run.details and run.details.settled))
 
 
 def cut_frames(runs: list[Run]) -> Iterator[list[Run]]:

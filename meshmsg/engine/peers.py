@@ -143,6 +143,8 @@ class Peers:
             who = self.identity
             self.dial.append(Dial(link, endpoint, f"{who.node_id}.{who.incarnation}.{link}".encode()))
             self._introduce(link, prospect.node_id or prospect.reached, None)
+        if not prospect.links:
+            self._retry_later(prospect, now)  # it named no address; it may yet
 
     def _introduce(self, link: int, expects: str | None, answers: int | None) -> None:
         who = self.identity
@@ -268,6 +270,8 @@ class Peers:
         prospect = self._by_link.get(token)
         if prospect is None or peer.link == token:
             return
+        if {prospect.node_id, prospect.reached} - {None, peer.node_id}:
+            return  # a link to somebody else; whoever says so lies, or is mistaken
         if peer.link is not None:  # a second way to the same node: one is enough
             self._drop_links(prospect)
             prospect.reached = peer.node_id
@@ -309,16 +313,16 @@ class Peers:
         """Suspects the silent, gives up the gone, dials the absent."""
         limits = self.liveness
         for peer in list(self.by_id.values()):
-            silent = now - peer.heard_at
             if peer.link is None and peer.broken_at is not None:
                 sign = max(peer.heard_at, peer.process_seen_at)
                 if now >= max(sign + limits.gone_after, peer.broken_at + RECONNECT_GRACE_S):
                     self._gone(peer, "silent", now)
                     continue
-            if silent >= limits.stall_after:
+            # Compared as ``wake_at`` computes it: a rounding apart, the timer would ring again and again.
+            if now >= peer.heard_at + limits.stall_after:
                 self._gone(peer, "stalled", now)
-            elif silent >= limits.suspect_after:
-                self._suspect(peer, f"silent for {silent:.1f} s")
+            elif now >= peer.heard_at + limits.suspect_after:
+                self._suspect(peer, f"silent for {now - peer.heard_at:.1f} s")
         for prospect in list(self.prospects.values()):
             if (prospect.reached or prospect.node_id) in self.by_id:
                 prospect.since = now

@@ -12,16 +12,17 @@ class Details:
 
     __slots__ = (
         "attempts",
-        "dropped",
         "due_at",
         "expires_at",
         "headers",
         "history",
+        "in_flight",
         "key",
         "losses",
         "owns_key",
         "priority",
         "redelivered",
+        "settled",
     )
 
     def __init__(
@@ -42,7 +43,8 @@ class Details:
         self.owns_key = False  # this one is under way, and later ones of its key wait for it
         self.redelivered = False
         self.history: list[Attempt] = []
-        self.dropped = False  # settled while it waited; whoever finds it in a queue passes it over
+        self.in_flight = False  # a lane holds it
+        self.settled = False  # processed or dead; whoever still finds it in a queue or heap passes it over
 
     def on_wire(self, now: float) -> dict[str, Any] | None:
         """The map that a ``DATA`` frame carries; None when there is nothing to say."""

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+from meshmsg.errors import NodeClosed, WaitTimeout
 from meshmsg.message import Event
 
 MAX_WAITING = 1000  # events a listener may leave unread
@@ -45,6 +46,13 @@ class EventStream:
         self._waiting.append(event)
         self._wake()
 
+    def poll(self) -> Event | None:
+        """The next event if there is one already."""
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            return Event("events.missed", time.time(), text=f"{missed} events came faster than they were read")
+        return self._waiting.popleft() if self._waiting else None
+
     def close(self) -> None:
         """Ends the iteration after what still waits."""
         self._closed = True
@@ -60,15 +68,24 @@ class EventStream:
 
     async def __anext__(self) -> Event:
         while True:
-            if self._missed:
-                missed, self._missed = self._missed, 0
-                return Event("events.missed", time.time(), text=f"{missed} events came faster than they were read")
-            if self._waiting:
-                return self._waiting.popleft()
+            event = self.poll()
+            if event is not None:
+                return event
             if self._closed:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+
+
+    async def get(self, timeout: float | None = None) -> Event:
+        """The next event; raises ``WaitTimeout`` after ``timeout`` seconds, ``NodeClosed`` at the end."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await anext(self)
+        except StopAsyncIteration:
+            raise NodeClosed("there are no more events: their node, or this stream, was closed") from None
+        except TimeoutError:
+            raise WaitTimeout(f"nothing happened within {timeout} s") from None
 
 
 class EventHub:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from _thread import get_ident
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from meshmsg.driver import Driver
@@ -27,6 +29,8 @@ from meshmsg.sockets.turns import yield_turn
 from meshmsg.sockets.typed import make_converter
 from meshmsg.sockets.workers import Handler, Workers, is_async
 from meshmsg.wire.codec import explain_encode_error, make_packer
+
+logger = logging.getLogger("meshmsg.sockets")
 
 # Messages accepted or handled in one turn of the loop at most, if the application itself never waits.
 BURST = 256
@@ -152,7 +156,7 @@ class Push:
             if encoded_all is not None:
                 part = encoded_all[accepted : accepted + BURST]
             else:
-                part = encode_all(self._pack, [body for body, _ in zip(source, range(BURST), strict=False)], accepted)
+                part = encode_all(self._pack, list(islice(source, BURST)), accepted)
             if not part:
                 return ids
             accepted += len(part)
@@ -222,6 +226,8 @@ class Push:
 
     def on_dead_letter(self, callback: Callable[[DeadLetter], Any]) -> Callable[[DeadLetter], Any]:
         """Registers a function or coroutine function that is called with each dead letter of this queue."""
+        if not callable(callback):
+            raise ConfigurationError(f"on_dead_letter of {self.queue!r} takes a function, not {callback!r}")
         self._on_dead_letter.append(callback)
         return callback
 
@@ -286,8 +292,13 @@ class Push:
             future.set_result(outcome.letter)
 
     def handle_dead(self, letter: DeadLetter) -> list[Awaitable[Any]]:
-        """Calls the hooks; returns what they want awaited."""
-        results = [callback(letter) for callback in self._on_dead_letter]
+        """Calls the hooks; returns what they want awaited. One that fails does not keep the others from it."""
+        results = []
+        for callback in self._on_dead_letter:
+            try:
+                results.append(callback(letter))
+            except Exception:
+                logger.exception("on_dead_letter of %r failed on %s", self.queue, letter.id)
         return [result for result in results if asyncio.iscoroutine(result)]
 
     def close(self) -> None:
@@ -427,9 +438,16 @@ class Pull:
         self._require_iterable()
         return self._lend()
 
+    def abandon(self) -> None:
+        """The loop is gone: threads that wait for messages wait no more."""
+        if self._handoff is not None:
+            self._handoff.close()
+
     def _lend(self) -> Handoff:
         if self._handoff is None:
             self._handoff = Handoff(self._driver, self._inbox, asyncio.get_running_loop())
+            if self._closed:
+                self._handoff.close()
             self._handoff.lend()
         return self._handoff
 

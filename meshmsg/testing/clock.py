@@ -11,12 +11,13 @@ from typing import Any
 class VirtualTimer:
     """A callback that waits for its time; ``cancel`` takes it back."""
 
-    __slots__ = ("callback", "order", "owner", "when")
+    __slots__ = ("callback", "due", "order", "owner", "when")
 
     def __init__(self, callback: Callable[[], Any], owner: ProcessLoop | None) -> None:
         self.callback: Callable[[], Any] | None = callback
         self.owner = owner
         self.when = 0.0
+        self.due = 0.0  # the same by its owner's clock
         self.order = 0  # of its entry in the clock's heap; an entry of another order is out of date
 
     def cancel(self) -> None:
@@ -45,6 +46,7 @@ class VirtualClock:
     def __init__(self) -> None:
         self.now = 0.0
         self.steps = 0  # callbacks that ran so far
+        self.max_steps = 10_000_000  # beyond it something goes round in circles
         self._ready: deque[VirtualTimer] = deque()
         self._waiting: list[tuple[float, int, VirtualTimer]] = []
         self._order = 0
@@ -100,6 +102,8 @@ class VirtualClock:
             if callback is None or (timer.owner is not None and not timer.owner.let_through(timer)):
                 continue
             self.steps += 1
+            if self.steps > self.max_steps:
+                raise RuntimeError(f"{self.steps} steps until {self.now:.4f} s: something goes round in circles")
             timer.callback = None
             callback()
             return True
@@ -124,10 +128,11 @@ class ProcessLoop:
         self._holds: set[str] = set()
         self._parked: list[VirtualTimer] = []
         self._timers: dict[VirtualTimer, None] = {}  # an ordered set: one seed, one order
+        self._reached = 0.0  # no timer rings before its time, whatever the rounding
 
     def time(self) -> float:
         """The process's own clock."""
-        return self.clock.now + self.offset
+        return max(self.clock.now + self.offset, self._reached)
 
     def call_soon(self, callback: Callable[[], Any], /) -> VirtualTimer:
         """Calls ``callback`` in the process's next turn."""
@@ -136,6 +141,7 @@ class ProcessLoop:
     def call_at(self, when: float, callback: Callable[[], Any], /) -> VirtualTimer:
         """Calls ``callback`` at ``when`` by the process's own clock."""
         timer = self.clock.call_at(when - self.offset, callback, self)
+        timer.due = when
         self._timers[timer] = None
         return timer
 
@@ -148,9 +154,9 @@ class ProcessLoop:
         """Nothing runs until ``release``; one hold a reason."""
         self._holds.add(reason)
 
-    def release(self, reason: str) -> None:
-        """Ends a hold; after the last one, what waited runs in its order."""
-        self._holds.discard(reason)
+    def release(self, reason: str | None = None) -> None:
+        """Ends a hold, or all of them; after the last one, what waited runs in its order."""
+        self._holds -= {reason} if reason is not None else self._holds.copy()
         if not self._holds:
             parked, self._parked = self._parked, []
             for timer in parked:
@@ -170,7 +176,8 @@ class ProcessLoop:
 
     def let_through(self, timer: VirtualTimer) -> bool:
         """Whether a callback may run now; one that may not is kept."""
-        self._timers.pop(timer, None)
+        if self._timers.pop(timer, timer) is None:
+            self._reached = max(self._reached, timer.due)
         if self.ended:
             return False
         if self._holds:

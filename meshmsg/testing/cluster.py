@@ -266,12 +266,14 @@ class Cluster:
         self.network.disconnect(one.host, other.host)
 
     def heal(self) -> None:
-        """Every cut is mended, every frozen node goes on. The dead stay dead."""
+        """Every cut is mended, every node that is frozen or stalls goes on. The dead stay dead."""
         self.say("network", "heals")
         self.network.heal()
         for node in self.nodes:
-            if node.alive and node.transport.frozen:
-                self.thaw(node)
+            if node.alive:
+                if node.transport.frozen:
+                    self.thaw(node)
+                node.loop.release()
 
     # -- the log ---------------------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class ClusterPull:
         self.batch = batch
         self.handler = handler
         self.processed: list[Any] = []
-        self.unsettled = 0  # started, without a verdict yet
+        self.hands: list[Message] = []  # what its handlers are at
         self.closed = False
         self.inbox: Inbox
         self.open()
@@ -121,7 +121,7 @@ class ClusterPull:
         """Begins to consume; a restart of the node does so again."""
         node = self.node
         self.closed = False
-        self.unsettled = 0
+        self.hands = []
         self._busy = 0
         self.inbox = node.engine.open_pull(self.queue, self.prefetch)
         node.driver.on_arrival[self.queue] = self._pump
@@ -139,6 +139,11 @@ class ClusterPull:
             del self.node.pulls[self.queue]
         self.node.driver.wake()
 
+    @property
+    def unsettled(self) -> int:
+        """Messages that were started and have no verdict yet."""
+        return sum(1 for message in self.hands if not message.settled)
+
     def _pump(self) -> None:
         """Starts what can be started."""
         loop = self.node.loop
@@ -155,7 +160,7 @@ class ClusterPull:
         node, inbox = self.node, self.inbox
         life = node.life
         self._busy += 1
-        self.unsettled += len(messages)
+        self.hands += messages
         for message in messages:
             if node.cluster.traces:
                 node.say(f"start {_describe_message(message)}")
@@ -192,7 +197,7 @@ class ClusterPull:
                 node.say(f"{verdict} {_describe_message(message)}")
         if inbox is self.inbox:
             self._busy -= 1
-            self.unsettled -= len(messages)
+            self.hands = [message for message in self.hands if message not in messages]
         if pump:
             self._pump()
 

@@ -26,10 +26,11 @@ def split_frame(frame: bytes) -> list[memoryview]:
     return [view[start : start + SEGMENT_BYTES] for start in range(0, len(view) + 1, SEGMENT_BYTES)]
 
 
-def read_frames(socket: Socket, limit_bytes: int) -> list[bytes]:
+def read_frames(socket: Socket, limit_bytes: int) -> tuple[list[bytes], int]:
     """Read the frames that are left of one message, and put them together again.
 
-    Returns no frames if they have more than ``limit_bytes`` together, or if the last one is not complete.
+    Returns them and their size. It is no frames if they have more than ``limit_bytes`` together, or if the last
+    one is not complete.
     """
     receive = socket.recv
     frames: list[bytes] = []
@@ -49,4 +50,4 @@ def read_frames(socket: Socket, limit_bytes: int) -> list[bytes]:
         else:
             frames.append(part.bytes)
         if not part.more:
-            return frames if size <= limit_bytes and not segments else []
+            return (frames, size) if size <= limit_bytes and not segments else ([], size)

@@ -14,6 +14,7 @@ import msgpack
 import pytest
 from click.testing import CliRunner
 
+from meshmsg.cli import bench_processes, bench_profile
 from meshmsg.cli.bench import bench
 from meshmsg.cli.bench_measures import BASELINE, Flow, percentile, take_turns
 from meshmsg.cli.bench_ours import make_body
@@ -21,9 +22,6 @@ from meshmsg.cli.bench_processes import BenchmarkFailed, Process
 
 FIELDS = ["bench", "unit", "ours", "baseline", "ratio", "messages", "body_bytes", "p50_us", "p99_us", "p999_us"]
 COMPARE = Path(__file__).resolve().parents[2] / "benchmarks" / "compare.py"
-
-
-BLOCKING = pytest.mark.skipif(importlib.util.find_spec("meshmsg.blocking") is None, reason="to come")
 
 
 def run_json(*arguments: str) -> dict[str, Any]:
@@ -43,8 +41,8 @@ def run_json(*arguments: str) -> dict[str, Any]:
         pytest.param(["--batches"], id="batches"),
         pytest.param(["--uvloop"], id="uvloop", marks=pytest.mark.skipif(os.name == "nt", reason="no uvloop there")),
         pytest.param(["--prefetch", "7"], id="prefetch"),
-        pytest.param(["--blocking"], id="blocking", marks=BLOCKING),
-        pytest.param(["--blocking", "--batches"], id="blocking batches", marks=BLOCKING),
+        pytest.param(["--blocking"], id="blocking"),
+        pytest.param(["--blocking", "--batches"], id="blocking batches"),
     ],
 )
 def test_push_pull_stands_beside_its_baseline(ways: list[str]) -> None:
@@ -91,11 +89,27 @@ def test_people_get_text() -> None:
     assert "baseline" in output and "ratio" in output and "processor time" in output
 
 
-def test_a_profile_names_the_functions_of_both_processes() -> None:
-    arguments = ["push-pull", "--count", "2000", "--profile"]
+def test_a_profile_has_a_table_for_each_process() -> None:
+    arguments = ["push-pull", "--count", "50000", "--profile"]
     output = CliRunner().invoke(bench, arguments, catch_exceptions=False).stdout
-    assert "**producer**" in output and "**consumer**" in output
-    assert "push_pull.py" in output
+    for role in ("producer", "consumer"):
+        _, found, table = output.partition(f"**{role}**")
+        assert found
+        assert "% | `" in table.partition("**")[0]
+
+
+def test_a_profile_tells_a_function_from_what_it_calls_and_from_waiting() -> None:
+    report = {
+        "own": {"/x/meshmsg/node.py:1 inner": 3, "/x/asyncio/run.py:2 outer": 1, "/x/selectors.py:3 E.select": 9},
+        "with_calls": {"/x/meshmsg/node.py:1 inner": 3, "/x/asyncio/run.py:2 outer": 13},
+        "process_s": 3.0,
+        "thread_s": 2.0,
+    }
+    table = bench_profile.make_table("producer", report, 1_000_000, 5)
+    assert "2.00 us a message in Python's thread, 1.00 us in ZeroMQ's" in table
+    assert "| 75.0% | 75.0% | `meshmsg/node.py:1 inner` |" in table
+    assert "| 25.0% | 100.0% | `asyncio/run.py:2 outer` |" in table
+    assert "select" not in table
 
 
 def test_a_profile_is_not_json() -> None:
@@ -109,6 +123,14 @@ def test_a_process_that_ends_early_is_an_error_not_a_hang() -> None:
         process.hear()
         process.kill()
         with pytest.raises(BenchmarkFailed, match=r"bench_baseline consume.* ended early"):
+            process.hear()
+
+
+def test_a_silent_process_is_an_error_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Process(BASELINE, "consume") as process:
+        process.hear()
+        monkeypatch.setattr(bench_processes, "SILENCE_S", 0.01)
+        with pytest.raises(BenchmarkFailed, match="says nothing for"):
             process.hear()
 
 
@@ -135,7 +157,8 @@ def test_a_lost_message_is_an_error_not_a_result() -> None:
 
 @pytest.mark.parametrize("size", [64, 65, 100, 1000, 70_000])
 def test_bodies_have_the_size_they_are_said_to_have(size: int) -> None:
-    assert len(msgpack.packb(make_body(size))) == size
+    encoded: Any = msgpack.packb(make_body(size))
+    assert len(encoded) == size
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.5, 50), (0.99, 99), (0.999, 100), (1.0, 100)])

@@ -39,13 +39,13 @@ class Sightings:
         return {candidate.node_id for candidate in self.candidates}
 
     async def until(self, condition: Callable[[Self], bool], send: Callable[[], None] | None = None) -> None:
-        """Wait for the condition; ``send`` is called at once and every second, as packets may get lost."""
+        """Wait for the condition; ``send`` is called at once and every 3 s, as packets may get lost."""
         while not condition(self):
             self._news.clear()
             if send is not None:
                 send()
             try:
-                async with asyncio.timeout(None if send is None else 1.0):
+                async with asyncio.timeout(None if send is None else 3.0):
                     await self._news.wait()
             except TimeoutError:
                 pass

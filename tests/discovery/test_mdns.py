@@ -254,6 +254,18 @@ def test_on_loopback_only_loopback_is_announced(endpoint: str) -> None:
         MdnsDiscovery(mesh="m", node_id=new_id(), name="", endpoints=["tcp://127.0.0.1:41001", endpoint])
 
 
+async def test_a_burst_of_answers_has_more_room_than_usual() -> None:
+    def receive_buffer(sock: socket.socket) -> int:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    discovery = new_mdns(new_id())
+    async with announced(discovery):
+        assert discovery._responder is not None and discovery._responder._zeroconf is not None
+        readers = discovery._responder._zeroconf.zeroconf.engine.readers
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
+            assert all(receive_buffer(reader.sock) > receive_buffer(plain) for reader in readers)
+
+
 # --- configuration and failures -----------------------------------------------------------------------------
 
 

@@ -9,13 +9,18 @@ from typing import Any
 from tests.processes.crew import Entry, Journal, Member
 
 
-def check_outcomes(journal: Journal, producers: Mapping[Member, Iterable[str]], *, max_attempts: int = 5) -> None:
+def check_outcomes(
+    journal: Journal, producers: Mapping[Member, Iterable[str]], *, max_attempts: int = 5, hostile: bool = False
+) -> None:
     """Every accepted message is processed or dead, and the ledgers say so (G1, G4).
 
-    ``producers`` are those that live, with the ids of what they accepted; nothing is pending any more.
+    ``producers`` are those that live, with the ids of what they accepted; nothing is pending any more. Unless a test
+    is ``hostile``, all who spoke kept to the protocol.
     """
     finished = journal.ids("finish")
     for producer, accepted in producers.items():
+        refused = [event for member in producer.crew.members for event in member.events("frame.refused")]
+        assert hostile or not refused, refused
         ids = set(accepted)
         ledger = producer.ask("ledger")
         letters = producer.ask("dead")["letters"]
@@ -40,7 +45,6 @@ def check_deliveries(journal: Journal, *, max_attempts: int = 5) -> None:
         first_ones = [entry for entry in entries if not entry.redelivered]
         assert len(first_ones) <= 1, f"delivered twice without a word: {entries}"
         attempts = [entry.attempt for entry in entries]
-        # Equal attempts only where a consumer was given up, went on with what it had, and was then heard again.
         assert max(attempts) <= max_attempts, f"more than {max_attempts} attempts: {entries}"
         assert len(set(attempts)) == len(attempts), f"an attempt was made twice: {entries}"
         for entry in entries:

@@ -53,6 +53,7 @@ def supervise(crew: Crew, producer: Member) -> None:
     """Starts a consumer again whenever it died, until nothing is pending."""
     flushed = producer.tell("flush")
     while producer.answered(flushed) is None:
+        assert len(crew.members) < 20, "it kills and kills"
         consumer = crew.consumer(f"consumer-{len(crew.members)}", pull={"concurrency": 4})
         crew.until(
             lambda consumer=consumer: consumer.process.poll() is not None or producer.answered(flushed) is not None,

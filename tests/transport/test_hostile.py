@@ -18,9 +18,7 @@ pytestmark = pytest.mark.guarantee("G11")
 # ZMTP 3.0: signature, version, mechanism, "as server", padding; then the READY command of a DEALER.
 SIGNATURE = b"\xff" + b"\0" * 7 + b"\x01\x7f"
 GREETING = SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + b"\0" * 31
-PROPERTIES = (
-    b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + b"\x08Identity" + struct.pack(">I", 4) + b"evil"
-)
+PROPERTIES = b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + b"\x08Identity" + struct.pack(">I", 4) + b"evil"
 READY = b"\x04" + bytes([6 + len(PROPERTIES)]) + b"\x05READY" + PROPERTIES
 HUGE = b"\x02" + struct.pack(">Q", 2**40)
 TOO_LARGE = b"\x02" + struct.pack(">Q", SEGMENT_BYTES + 1)

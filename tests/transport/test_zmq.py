@@ -16,7 +16,7 @@ from meshmsg.errors import AddressUnavailable, ConfigurationError, ForkedProcess
 from meshmsg.transport import Transport
 from meshmsg.transport.descriptors import count_open
 from meshmsg.transport.link import SEND_HIGH_WATER
-from meshmsg.transport.zmq import ZmqTransport
+from meshmsg.transport.zmq import RECEIVE_BYTES, ZmqTransport
 from tests.transport.side import DOWN, FAILED, UP, Side
 
 
@@ -70,9 +70,7 @@ def test_a_port_in_use_is_named_with_what_to_do() -> None:
 
 def test_an_address_of_another_machine_is_named() -> None:
     with closing(ZmqTransport(addresses=["192.0.2.1"])) as transport:
-        with pytest.raises(
-            AddressUnavailable, match=r"no interface of this machine has the address 192\.0\.2\.1"
-        ):
+        with pytest.raises(AddressUnavailable, match=r"no interface of this machine has the address 192\.0\.2\.1"):
             transport.bind()
 
 
@@ -274,6 +272,15 @@ async def test_a_message_over_the_limit_arrives_without_frames() -> None:
         ):
             ours.transport.send(1, frames)
         assert await theirs.until_received(5) == [[bytes(1_000_000)], [], [], [], [b"x"]]
+
+
+async def test_a_receive_of_large_messages_stops_early_and_says_so() -> None:
+    with Side(ZmqTransport()) as ours, Side(ZmqTransport(), limit=1000) as theirs:
+        await ours.dial(1, theirs, b"a")
+        for _ in range(100):
+            assert ours.transport.send(1, [bytes(100_000)])
+        await theirs.until_received(100)
+        assert max(theirs.bursts) <= RECEIVE_BYTES // 100_000 + 1
 
 
 # --- resources ----------------------------------------------------------------------------------------------

@@ -1,0 +1,130 @@
+"""Fills in docs/performance.md: ``python benchmarks/performance.py``. It wants some minutes of an idle machine.
+
+Runs every benchmark that has a budget, the comparison with other libraries and the profile, and puts their tables
+between the marks in the page. ``--only budgets`` (or ``comparison``, ``profile``) runs that part alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshmsg.cli import bench_moments
+from meshmsg.cli.bench_measures import Result, measure_latency, measure_push_pull
+from meshmsg.cli.bench_profile import profile_push_pull
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "performance.md"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one benchmark has to reach, and what it is meant to reach."""
+
+    name: str
+    measure: Callable[[], Result]
+    required: float | None
+    aim: float | None
+    more_is_better: bool = False
+
+    def judge(self, result: Result) -> str:
+        """Whether the result is within the budget."""
+        value = result.ours if result.baseline is None or result.bench == "import" else result.ratio
+        assert value is not None
+        if self.required is None or self.aim is None:
+            return ""
+        reached = [value >= limit if self.more_is_better else value <= limit for limit in (self.aim, self.required)]
+        return "aim reached" if reached[0] else "reached" if reached[1] else "**missed**"
+
+
+def push_pull(name: str, required: float | None, aim: float | None, **ways: bool) -> Budget:
+    """A budget for a way through PUSH and PULL."""
+    return Budget(f"PUSH→PULL, {name}", lambda: measure_push_pull(**ways), required, aim, more_is_better=True)
+
+
+BUDGETS = [
+    push_pull("one `send` and one handler call a message", 1.0, 2.0),
+    push_pull("the same under uvloop", 1.0, 2.0, uvloop=True),
+    push_pull("`send_many` and `batches()`", 1.5, 3.0, batches=True),
+    push_pull("the same under uvloop", 1.5, 3.0, batches=True, uvloop=True),
+    push_pull("blocking face, one by one", None, None, blocking=True),
+    push_pull("blocking face, in batches", None, None, blocking=True, batches=True),
+    Budget("one message, acked, idle mesh (p50)", measure_latency, 1.5, 1.1),
+    Budget("the same under uvloop", lambda: measure_latency(uvloop=True), 1.5, 1.1),
+    Budget("consumer killed → its work has run elsewhere", bench_moments.measure_failover, 500, 50),
+    Budget("node joins → first message handled", bench_moments.measure_join, 1000, 200),
+    Budget("memory per pending message over its body", bench_moments.measure_memory, 400, 200),
+    Budget("`import meshmsg`", bench_moments.measure_import, 150, 80),
+]
+
+
+def describe_load() -> str:
+    """What else the machine does; beyond the number of its processors, everything waits for its turn."""
+    return f", load average {os.getloadavg()[0]:.1f} before the run" if hasattr(os, "getloadavg") else ""
+
+
+def make_budget_table() -> str:
+    """Runs everything that has a budget."""
+    lines = [
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+        f"{describe_load()}. Medians.",
+        "",
+        "| what | ours | baseline | ratio | at least | aim | |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for budget in BUDGETS:
+        print(budget.name, file=sys.stderr)
+        result = budget.measure()
+        cells = [
+            f"{result.ours:,g} {result.unit}" if result.ours < 10_000 else f"{result.ours:,.0f} {result.unit}",
+            "" if result.baseline is None else f"{result.baseline:,.10g}",
+            "" if result.ratio is None else f"{result.ratio:.2f} ×",
+            *("" if limit is None else f"{limit:g}" for limit in (budget.required, budget.aim)),
+            budget.judge(result),
+        ]
+        lines.append(f"| {budget.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def make_comparison_table() -> str:
+    """Runs the comparison, with its own defaults."""
+    subprocess.run([sys.executable, str(HERE / "compare.py")], check=True)
+    return (HERE / "results.md").read_text(encoding="utf-8").strip()
+
+
+def make_profile_tables() -> str:
+    """Runs the profile of the plain way."""
+    return profile_push_pull(size=100, count=1_000_000, top=12)
+
+
+PARTS = {"budgets": make_budget_table, "comparison": make_comparison_table, "profile": make_profile_tables}
+
+
+def put_between_marks(text: str, name: str, content: str) -> str:
+    """The page with other content between ``<!-- name -->`` and ``<!-- end of name -->``."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise ValueError(f"the page has no marks {begin} and {end}")
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
+def main() -> None:
+    """Runs what is wanted and writes the page after each part."""
+    parser = argparse.ArgumentParser(description="fill in docs/performance.md")
+    parser.add_argument("--only", choices=PARTS, help="one part instead of all")
+    only = parser.parse_args().only
+    for name in [only] if only else PARTS:
+        content = PARTS[name]()
+        PAGE.write_text(put_between_marks(PAGE.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

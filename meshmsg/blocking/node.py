@@ -1,0 +1,393 @@
+"""The node for threads: an asyncio node in a thread of its own, and a hand-over that works in bursts."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import queue
+import signal
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
+
+from meshmsg import node as asynchronous
+from meshmsg.blocking.hooks import Hooks
+from meshmsg.blocking.loop import LoopThread
+from meshmsg.blocking.outbox import SharedOutbox
+from meshmsg.blocking.pull import Pull
+from meshmsg.blocking.push import Push, UnreliablePush
+from meshmsg.errors import ConfigurationError, NodeClosed
+from meshmsg.message import DeadLetter, Event, Ledger, Peer
+from meshmsg.observe.events import EventStream
+from meshmsg.options import require_number
+from meshmsg.sockets import push_pull
+from meshmsg.sockets.bare import BarePush
+from meshmsg.sockets.handoff import interruptible
+
+ParametersT = ParamSpec("ParametersT")
+ResultT = TypeVar("ResultT")
+
+HOOKS_S = 0.5  # what on_dead_letter hooks get at the close, so that they hear of its own dead letters
+STOP_S = 1.0  # what the loop gets to end after the node has closed
+EXIT_S = 1.5  # what a node that nobody closed gets at the end of the process
+
+
+class Events(Iterator[Event]):
+    """What happens from now on; iterate it, or ``get`` one. ``close`` or the node's end ends it."""
+
+    def __init__(self, stream: EventStream, loop: LoopThread) -> None:
+        self._stream = stream
+        self._loop = loop
+
+    def get(self, timeout: float | None = None) -> Event:
+        """The next event; raises ``WaitTimeout`` after ``timeout`` seconds, ``NodeClosed`` at the end."""
+        try:
+            return self._loop.wait(self._stream.get(timeout))
+        except NodeClosed:
+            event = self._stream.poll() if self._loop.ended.is_set() else None  # unread when the node closed
+            if event is None:
+                raise
+            return event
+
+    def __next__(self) -> Event:
+        try:
+            return self.get()
+        except NodeClosed:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """Ends the iteration after what still waits."""
+        self._loop.call(self._stream.close)
+
+
+class Node:
+    """One process's place in a mesh, for programs without an event loop; any thread may use it.
+
+    Takes the parameters of ``meshmsg.Node``, and ``uvloop``: True insists on uvloop for the loop's thread (extra
+    ``speed``), None takes it if it is installed; the default is asyncio's own loop.
+
+    Examples
+    --------
+    >>> from meshmsg.blocking import Node
+    >>> with Node("camera") as node:
+    ...     jobs = node.push("thumbnails")
+    ...     @node.pull("thumbnails")
+    ...     def resize(message):
+    ...         print("resizing", message.body)
+    ...     message_id = jobs.deliver("a.jpg", timeout=10)
+    resizing a.jpg
+    """
+
+    def __init__(self, name: str, *, uvloop: bool | None = False, **options: Any) -> None:
+        self._node = _SharedNode(name, **options)
+        self._uvloop = uvloop
+        self._loop: LoopThread | None = None
+        self._hooks = Hooks(self._node.name)
+        self._sockets: list[Push | UnreliablePush | Pull] = []
+        self._pushes: dict[str, Push | UnreliablePush] = {}
+        self._lock = threading.RLock()
+        self._books: dict[str, Ledger] | None = None
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """For people; need not be unique."""
+        return self._node.name
+
+    @property
+    def mesh(self) -> str:
+        """Nodes of one mesh see each other and nobody else."""
+        return self._node.mesh
+
+    @property
+    def id(self) -> str:
+        """What tells this node apart from all others; new at every start."""
+        return self._node.id
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where other nodes reach this one, once it is started."""
+        return self._node.endpoints
+
+    def start(self) -> Self:
+        """Binds, announces, connects. ``with node:`` does it too. Raises ``AddressUnavailable``."""
+        driver = self._node.driver
+        driver.require_process()
+        with self._lock:
+            if self._books is not None or driver.closed:
+                raise NodeClosed(f"node {self.name!r} is closed: make a new Node")
+            if self._loop is not None:
+                raise NodeClosed(f"node {self.name!r} is started already")
+            loop = self._make_loop(asynchronous.choose_loop(self._uvloop))
+            try:
+                loop.call(self._connect, loop)
+                loop.wait(self._node.start())
+            except BaseException:
+                loop.stop(STOP_S)
+                raise
+            self._loop = loop
+        _open_nodes.add(self)
+        return self
+
+    def _make_loop(self, factory: Callable[[], asyncio.AbstractEventLoop] | None) -> LoopThread:
+        return LoopThread(self.name, factory, self._node.driver.require_process)
+
+    def _connect(self, loop: LoopThread) -> None:
+        loop.on_failure = self._fail
+        for socket in self._sockets:
+            socket.connect(loop)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._node.driver.is_foreign_process:  # a forked child that ends leaves its parent's node alone
+            self.close()
+
+    def close(self, drain: float | None = None) -> dict[str, Ledger]:
+        """Leaves: takes no more work, gives pending work ``drain`` seconds, says goodbye, returns the ledgers (G10).
+
+        Ends within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
+        """
+        self._node.driver.require_process()
+        if drain is not None:
+            require_number("close(drain=)", drain, at_least=0)
+        with self._lock:
+            loop = self._loop
+            if loop is None:  # it was never started: a loop for the end only
+                loop = self._loop = self._make_loop(None)
+        if self._books is None:
+            try:
+                loop.wait(self._node.close(drain))
+            except NodeClosed:
+                pass  # the loop has ended meanwhile, and the books are there all the same
+            self._finish(loop)
+        assert self._books is not None, "the close has finished"
+        return self._books
+
+    def _finish(self, loop: LoopThread) -> None:
+        self._hooks.close(HOOKS_S)
+        loop.stop(STOP_S)
+        with self._lock:
+            if self._books is None:
+                # Only after the seal is it certain that no thread was given an id that the books don't have.
+                boxes = self._seal("is closed: make a new Node")
+                self._books = {queue: box.ledger() for queue, box in boxes.items()}
+        _open_nodes.discard(self)
+
+    def _seal(self, why: str) -> dict[str, SharedOutbox]:
+        boxes = self._node.outboxes
+        for box in boxes.values():
+            box.seal(f"node {self.name!r} {why}")
+            box.now = time.monotonic  # the loop's clock may be gone
+        return boxes
+
+    def _fail(self) -> None:
+        """The loop died: nobody may wait for it in vain."""
+        self._seal("failed: its log has the reason; make a new Node")
+        self._node.abandon()
+
+    def run(self, *, uvloop: bool | None = None) -> dict[str, Ledger]:
+        """Starts the node and blocks until SIGINT or SIGTERM, then drains and closes; returns the ledgers.
+
+        ``uvloop`` as for the node; None leaves the choice to the node. A second signal closes at once. Only the
+        main thread can do this, because only it gets signals.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigurationError("run() needs the main thread, which alone gets signals: use start() and close()")
+        self._uvloop = self._uvloop if uvloop is None else uvloop
+        news: queue.SimpleQueue[int] = queue.SimpleQueue()  # its put is safe in a signal handler, an Event's set is not
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            news.put(number)
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            loop = self.start()._started_loop()
+            _wait_for(news)
+            closing = loop.submit(self._node.close())
+            closing.add_done_callback(lambda _: news.put(0))
+            if _wait_for(news):
+                loop.call(self._node.hurry)
+                _wait_for(news)
+            self._finish(loop)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self.close()
+
+    # -- sockets ---------------------------------------------------------------------------------------------
+
+    @overload
+    def push(self, queue: str, *, reliable: Literal[False]) -> UnreliablePush: ...
+    @overload
+    def push(self, queue: str, **options: Any) -> Push: ...
+    def push(self, queue: str, **options: Any) -> Push | UnreliablePush:
+        """The producer's end of a queue; see ``meshmsg.Node.push`` for the options.
+
+        ``on_dead_letter`` is a plain function here, and is called in a thread of its own.
+        """
+        hook = options.pop("on_dead_letter", None)
+        self._node.driver.require_process()
+        with self._lock:
+            inner: push_pull.Push | BarePush = self._call(self._node.push, queue, **options)  # type: ignore[arg-type]  # overloaded
+            push = self._pushes.get(queue)
+            if push is None:
+                if isinstance(inner, BarePush):
+                    push = UnreliablePush(inner, self._node.driver)
+                else:
+                    box = self._node.outboxes[queue]
+                    box.now = self._node.driver.now
+                    push = Push(inner, box, self._node.driver, self._hooks)
+                self._pushes[queue] = push
+                self._add(push)
+        if hook is not None and isinstance(push, Push):
+            push.on_dead_letter(hook)
+        return push
+
+    def pull(self, queue: str, **options: Any) -> Pull:
+        """The consumer's end of a queue: a decorator for a plain function, or an iterator.
+
+        Takes the options of ``meshmsg.Node.pull``.
+        """
+        self._node.driver.require_process()
+        with self._lock:
+            pull = Pull(self._call(self._node.pull, queue, **options), self._node.driver)
+            self._add(pull)
+        return pull
+
+    def _add(self, socket: Push | UnreliablePush | Pull) -> None:
+        self._sockets.append(socket)
+        if self._loop is not None:
+            socket.connect(self._loop)
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def wait_for(
+        self,
+        *,
+        pull: str | None = None,
+        push: str | None = None,
+        peer: str | None = None,
+        count: int = 1,
+        timeout: float | None = None,
+    ) -> None:
+        """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
+
+        Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
+        """
+        waiting = self._node.wait_for(pull=pull, push=push, peer=peer, count=count, timeout=timeout)
+        try:
+            self._node.driver.require_running()
+        except BaseException:
+            waiting.close()
+            raise
+        self._started_loop().wait(waiting)
+
+    def peers(self) -> list[Peer]:
+        """The other nodes of the mesh that are connected both ways."""
+        return self._call(self._node.peers)
+
+    def ledger(self) -> dict[str, Ledger]:
+        """The books of every queue this node sends to (G1); after the close, the last ones."""
+        return self._books if self._books is not None else self._call(self._node.ledger)
+
+    def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
+        """The dead letters that are kept, oldest first; of one queue, or of all."""
+        return self._call(self._node.dead_letters, queue)
+
+    def redrive(self, *ids: str, queue: str | None = None) -> list[str]:
+        """Sends dead letters again, under their ids and with all their attempts; returns the ids that went.
+
+        Without ids, all of ``queue``, or all there are.
+        """
+        self._node.driver.require_running()
+        return self._call(self._node.redrive, *ids, queue=queue)
+
+    def events(self) -> Events:
+        """An iterator over what happens from now on: peers, dead letters, refused frames."""
+        self._node.driver.require_running()
+        return Events(self._call(self._node.events), self._started_loop())
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _call(
+        self, function: Callable[ParametersT, ResultT], *arguments: ParametersT.args, **keywords: ParametersT.kwargs
+    ) -> ResultT:
+        """In the loop's thread while there is one; before the start and after the close, here."""
+        loop = self._loop
+        if loop is None:
+            self._node.driver.require_process()
+            return function(*arguments, **keywords)
+        return loop.call(function, *arguments, **keywords)
+
+    def _started_loop(self) -> LoopThread:
+        assert self._loop is not None, "a running node has a loop"
+        return self._loop
+
+    def _close_at_exit(self) -> None:
+        """The process ends and nobody closed the node: says goodbye, and says what is lost."""
+        loop = self._loop
+        if loop is None or self._node.driver.is_foreign_process:
+            return
+        try:
+            loop.call(self._node.hurry)
+            loop.wait(self._node.close(0.0), EXIT_S)
+            self._finish(loop)
+        except Exception as error:
+            warnings.warn(f"node {self.name!r} could not be closed at exit: {error!r}", RuntimeWarning, stacklevel=2)
+        pending = {queue: books.pending for queue, books in self.ledger().items() if books.pending}
+        if pending:
+            lost = ", ".join(f"{count} of {queue!r}" for queue, count in pending.items())
+            text = f"node {self.name!r} was not closed, and loses messages that are pending ({lost}): use `with node:`"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        else:
+            warnings.warn(f"node {self.name!r} was not closed; use `with node:`", ResourceWarning, stacklevel=2)
+
+
+class _SharedNode(asynchronous.Node):
+    """The asyncio node inside: with outboxes that threads may fill, and a way out when its loop is gone."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._engine.make_outbox = SharedOutbox
+        self.driver = self._driver
+
+    @property
+    def outboxes(self) -> dict[str, SharedOutbox]:
+        """By queue; all of the shared kind."""
+        return {queue: box for queue, box in self._engine.outboxes.items() if isinstance(box, SharedOutbox)}
+
+    def abandon(self) -> None:
+        """The loop ended unasked: nothing turns any more, and whoever waits for messages waits no more."""
+        self._driver.closed = True
+        self._driver.owner = 0
+        for pull in (*self._pulls.values(), *self._bare_pulls.values()):
+            pull.abandon()
+        if self._transport is not None:
+            self._transport.close(linger_ms=0)
+
+
+def _wait_for(news: queue.SimpleQueue[int]) -> int:
+    """The next item; signals get through."""
+    while True:
+        try:
+            return news.get(timeout=interruptible(None))
+        except queue.Empty:
+            pass
+
+
+_open_nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_nodes() -> None:
+    for node in list(_open_nodes):
+        node._close_at_exit()

@@ -1,0 +1,1 @@
+"""``meshmsg demo``: producers and workers as real processes, one of which is killed half way."""

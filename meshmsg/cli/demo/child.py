@@ -1,0 +1,73 @@
+"""What the demo's worker and producer processes share: their orders come on standard input, and its end ends them.
+
+So nothing is left running whatever happens to the parent, SIGKILL included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, TypedDict
+
+from meshmsg import Node
+from meshmsg.cli.lines_in import LinesIn
+from meshmsg.cli.running import Stop, run
+
+FILES, RESULTS, REPORTS = "files", "results", "reports"
+REPORT_EVERY_S = 0.2
+
+
+class Orders(TypedDict):
+    """The line that a child reads first; names of files are in the file system's bytes, as ``os.fsdecode`` gives."""
+
+    name: str
+    mesh: str
+    interfaces: list[str]
+    seeds: list[str]
+    unencrypted: bool
+    folder: str
+    files: list[str]
+    poison_at: int | None  # where among the files the task goes that always fails
+    nap_s: float
+    workers: int
+
+
+def make_node(orders: Orders) -> Node:
+    """The child's node; it takes part in mDNS like any other."""
+    return Node(
+        orders["name"],
+        mesh=orders["mesh"],
+        interfaces=orders["interfaces"] or None,
+        seeds=orders["seeds"],
+        unencrypted=orders["unencrypted"],
+        drain=1.0,
+    )
+
+
+def run_child(serve: Callable[[Orders, Stop], Awaitable[None]]) -> None:
+    """Runs a child until it is done, or its parent is gone."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+    async def main(stop: Stop) -> int:
+        lines = aiter(LinesIn())
+        orders: Orders = json.loads(await anext(lines))
+        watching = asyncio.ensure_future(_stop_at_end(lines, stop))
+        await serve(orders, stop)
+        watching.cancel()
+        return 0
+
+    run(main)
+
+
+async def _stop_at_end(lines: Any, stop: Stop) -> None:
+    async for _ in lines:
+        pass
+    stop.request()
+
+
+def start_command(role: str) -> list[str]:
+    """How a child of a role (``worker``, ``producer``) is started."""
+    return [sys.executable, "-m", f"meshmsg.cli.demo.{role}"]

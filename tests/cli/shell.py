@@ -1,0 +1,118 @@
+"""`meshmsg` as people and scripts run it: processes of their own, ended with the test that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+DEADLINE_S = 40.0
+
+
+class Shell:
+    """Starts `meshmsg` in a mesh that only this test uses."""
+
+    def __init__(self) -> None:
+        self.mesh = f"test-{uuid.uuid4().hex[:12]}"
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, verb: str, *arguments: str, stdin: bytes | None = None) -> subprocess.Popen[bytes]:
+        """Start a verb; what it reads is in its pipe already."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "meshmsg", verb, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "MESHMSG_MESH": self.mesh},
+        )
+        self._started.append(process)
+        assert process.stdin is not None
+        if stdin is not None:
+            process.stdin.write(stdin)
+        process.stdin.close()
+        process.stdin = None  # or communicate() would flush it
+        return process
+
+    def run(self, verb: str, *arguments: str, stdin: bytes | None = None) -> Ended:
+        """Start a verb and wait for its end."""
+        return finish(self.start(verb, *arguments, stdin=stdin))
+
+    def close(self) -> None:
+        """End what still runs, by process id."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+class Ended:
+    """How a process ended."""
+
+    def __init__(self, code: int, stdout: bytes, stderr: bytes) -> None:
+        self.code = code
+        self.stdout = stdout.decode(errors="replace")
+        self.stderr = stderr.decode(errors="replace")
+        self.raw = stdout
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stdout.splitlines()
+
+    def __repr__(self) -> str:
+        return f"exit code {self.code}\n{self.stdout}\n{self.stderr}"
+
+
+def finish(process: subprocess.Popen[bytes]) -> Ended:
+    """Wait for the end of a process."""
+    stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    return Ended(process.returncode, stdout, stderr)
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> Ended:
+    """What Ctrl-C does, and the end that it brings."""
+    process.send_signal(signal.SIGINT)
+    return finish(process)
+
+
+def read_line(process: subprocess.Popen[bytes]) -> str:
+    """The next line of a process's output, read with as few bytes as possible."""
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(process.stdout.fileno(), 1)
+        if not byte:
+            raise AssertionError(f"the output ended: {finish(process)!r}")
+        line += byte
+    return line.decode().rstrip("\n")
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Look again and again until something holds."""
+    end = time.monotonic() + DEADLINE_S
+    pause_s = 0.001
+    while not condition():
+        assert time.monotonic() < end, f"never happened: {what}"
+        time.sleep(pause_s)
+        pause_s = min(0.05, pause_s * 2)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process started (Linux)."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for each in lists for child in each.read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process exists and is no zombie (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
