@@ -35,9 +35,6 @@ TABLE = "CREATE TABLE IF NOT EXISTS lines (source TEXT, offset INTEGER, line TEX
 INSERT = "INSERT INTO lines VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 
 
-# --- shipping ------------------------------------------------------------------------------------------------
-
-
 def read_position(path: Path) -> tuple[Path, int, int]:
     """Where to go on: the file that says so, the log's inode, and the offset. A log that was rotated starts anew."""
     notes = path.with_name(f"{path.name}.shipped")
@@ -86,9 +83,6 @@ def ship(mesh: str, names: list[str], once: bool) -> None:
                     break
                 time.sleep(LOOK_AGAIN_S)
         print(f"{queue.ledger().processed} lines shipped, {len(node.dead_letters())} refused")
-
-
-# --- collecting ----------------------------------------------------------------------------------------------
 
 
 def row_of(message: Message) -> tuple[Any, ...]:

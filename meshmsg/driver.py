@@ -102,7 +102,7 @@ class Driver:
         """Everything that has happened, in one batch; now, instead of when the loop gets to it."""
         self.scheduled = False
         loop, transport = self._loop, self._transport
-        if loop is None or transport is None or self.closed:
+        if loop is None or transport is None or not self.owner:
             return
         now = loop.time()
         wake_at = None
@@ -132,20 +132,20 @@ class Driver:
             self._time_is_due = False
             engine.handle_time(now)
         effects = engine.drain(now)
-        self._send(transport, effects)
+        self._send(engine, transport, effects)
         self._tell(engine, effects)
         return effects.wake_at
 
-    def _send(self, transport: Links, effects: Effects) -> None:
+    def _send(self, engine: Engine, transport: Links, effects: Effects) -> None:
         for dial in effects.dial:
             self._dial(transport, dial)
         for link, frames in effects.send:
             if link == SELF_LINK:
                 self._own.append(frames)
                 self.wake()
-            # No room or no link any more: state frames are repeated, and the lanes find out what was lost.
             elif not transport.send(link, frames):
                 self.unsent_frames += 1
+                engine.handle_unsent(link)  # it says everything again with the next beat
         for link in effects.hang_up:
             transport.hang_up(link)
 

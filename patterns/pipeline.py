@@ -1,17 +1,16 @@
 """Pipeline: work that passes through several stages, where a slow one slows those before it.
 
 Problem
-    Each item goes through stages that scale, fail and are deployed separately. Nothing may get lost between two of
-    them, and a fast stage must not bury a slow one.
+    Items go through stages that scale and fail on their own. None may get lost on the way, nor a slow stage be buried.
 Guarantee
     A stage acks an item only after the next one has processed it, so each item is always in the books of the source:
     when its ledger says ``processed``, the item went all the way (G1). Every stage holds at most ``prefetch`` items
     and the source at most ``max_pending``; then its ``send`` waits (G5).
 How it fails
-    ``--fail`` sends a line that no stage can read, and has a stage fail each item once. A stage that raises gets the
-    item again after a backoff, up to ``max_attempts`` times; one that raises ``Reject`` makes it a dead letter at
-    once, which ends in the source's books. When a stage crashes, the one before it still holds the item; it may then
-    pass twice, which the sink sees by its id.
+    ``--fail`` sends an order that the second stage refuses, and has that stage fail each item once. A stage that raises
+    gets the item again after a backoff, up to ``max_attempts`` times; one that raises ``Reject`` makes it a dead letter
+    at once, also in the source's books. When a stage crashes, the one before it still holds the item, which may then
+    pass twice; the sink sees that by its id.
 What to change
     The stages: a function and two queue names each. Start a slow one several times, or raise its ``concurrency``:
     so many items does it have under way. Order is not kept; ``key=`` with ``send`` and ``deliver`` does (G3).
@@ -37,7 +36,7 @@ RETRY = Retry(max_attempts=3, backoff=0.1)
 def parse(message: Message) -> dict[str, Any]:
     """Stage 1: '3 apples' -> {'count': 3, 'fruit': 'apples'}."""
     count, _, fruit = message.body.partition(" ")
-    if not count.isdigit() or fruit not in PRICES:
+    if not count.isdecimal():
         raise Reject(f"not an order: {message.body!r}")  # another attempt would fail the same way
     return {"count": int(count), "fruit": fruit}
 
@@ -46,11 +45,13 @@ def price(message: Message) -> dict[str, Any]:
     """Stage 2: adds what the order costs."""
     if "--fail" in sys.argv and message.attempt == 1:
         raise ConnectionError("the price list does not answer")  # any exception but Reject: worth another attempt
-    order = message.body
-    return {**order, "cents": order["count"] * PRICES[order["fruit"]]}
+    fruit = message.body["fruit"]
+    if fruit not in PRICES:
+        raise Reject(f"no price for {fruit!r}")
+    return {**message.body, "cents": message.body["count"] * PRICES[fruit]}
 
 
-# Each takes from one queue and fills the next one.
+# Where each takes its work from, what it does, and which queue it fills.
 STAGES: dict[str, tuple[str, Callable[[Message], Any], str]] = {
     "parse": ("lines", parse, "orders"),
     "price": ("orders", price, "bills"),
@@ -70,7 +71,7 @@ def run_stage(mesh: str, name: str) -> None:
         try:
             await onward.deliver(result, headers={"origin": origin})
         except DeadLettered as error:
-            raise Reject(str(error)) from None  # it failed further on: say so in the books of those before
+            raise Reject(error.letter.error) from None  # it failed further on: those before shall know, too
 
     node.run()
 
@@ -104,7 +105,7 @@ def main(fail: bool) -> None:
     mesh = f"pipeline-{os.getpid()}"
     lines = [f"{number % 9 + 1} {fruit}" for number in range(100) for fruit in PRICES]
     if fail:
-        lines.insert(42, "three pianos")
+        lines.insert(42, "3 pianos")
     flags = ["--fail"] if fail else []
     stages = [subprocess.Popen([sys.executable, __file__, "stage", mesh, name, *flags]) for name in STAGES]
     try:

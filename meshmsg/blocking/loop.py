@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from meshmsg.errors import NodeClosed, WrongThread
 from meshmsg.sockets.handoff import interruptible
 
+END_S = 1.0  # what a loop that is ending may take for it
+
 ResultT = TypeVar("ResultT")
 logger = logging.getLogger("meshmsg.blocking")
 
@@ -77,6 +79,7 @@ class LoopThread:
                     if future.done() or timeout_s is not None:
                         raise
         except concurrent.futures.CancelledError:
+            self.ended.wait(END_S)  # only its end cancels what somebody waits for; then it is known why
             raise self._explain_end() from None
         except BaseException:
             if timeout_s is None:
@@ -94,7 +97,11 @@ class LoopThread:
             if self.ended.is_set():
                 coroutine.close()
                 raise self._explain_end()
-            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+            try:
+                future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+            except RuntimeError:  # it is closed, and about to say so
+                coroutine.close()
+                raise self._explain_end() from None
             self._calls[future] = coroutine
         future.add_done_callback(self._forget)
         return future

@@ -47,9 +47,7 @@ class Pull:
 
     def __iter__(self) -> Iterator[Message]:
         """Messages one by one; each wants its verdict (``with message:``)."""
-        handoff = self._open()
-        while (message := handoff.take()) is not None:
-            yield message
+        yield from self._open()
         self._require_no_failure()
 
     def get(self, timeout: float | None = None) -> Message:

@@ -22,6 +22,7 @@ from meshmsg.sockets.sending import MessageIds, Pack, encode, encode_all, make_d
 from meshmsg.wire.codec import make_packer
 
 BURST = 256  # bodies of an iterator encoded at a time
+GATHER_S = 0.001  # what a sender that waited for room waits on, for more of it
 PART = 4096  # bodies put down at a time
 
 
@@ -201,13 +202,20 @@ class Push:
     async def _put_from_loop(self, encoded: bytes, details: Details | None) -> str:
         """As ``send``, but where nothing can happen between the number and what its caller does next."""
         while (number := self._outbox.put(encoded, details)) == NO_ROOM:
-            await self._async.wait_for_room(len(encoded))
+            await self._make_room(len(encoded))
         self._outbox.absorb(self._driver.now())
         self._driver.wake()
         return f"{self._prefix}{number}"
 
     def _wait_for_room(self, size: int) -> None:
-        self._running_loop().wait(self._async.wait_for_room(size))
+        self._running_loop().wait(self._make_room(size))
+
+    async def _make_room(self, size: int) -> None:
+        await self._async.wait_for_room(size)
+        # Room for a few only: what is gained by waiting is fewer and larger bursts.
+        enough = self.options.max_pending // 4
+        if self._outbox.room < enough and self.options.overflow == "wait":
+            await self._driver.until(lambda: self._outbox.room >= enough, GATHER_S)
 
     def _running_loop(self) -> LoopThread:
         self._driver.require_running()

@@ -82,8 +82,8 @@ class Listing:
             return exits.OK if found else self._complain_nothing(node)
 
     def _complain_nothing(self, node: Node) -> int:
-        peers = len(node.peers())
-        seen = f"of {peers} nodes none offers a queue" if peers else "no nodes found"
+        count = len(node.peers())
+        seen = f"nodes found: {count}, but no queues" if count else "no nodes found"
         return complain(
             f"{seen} in mesh {node.mesh!r}; another mesh is --mesh NAME, more time is --timeout SECONDS",
             exits.NOTHING,

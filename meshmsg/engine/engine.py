@@ -62,6 +62,7 @@ class Engine:
         self._closed = False
         self._leaving: list[Inbox] = []  # closed, but their producers still have to hear of it
         self._peers_wake_at: float | None = None  # None: to be worked out anew
+        self._unheard: set[int] = set()  # links that refused a frame since the last beat
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -162,6 +163,10 @@ class Engine:
         """The transport cannot even try this endpoint."""
         self._note("dial.refused", endpoint, endpoint, why, now)
         self.handle_link(link, "failed", now)
+
+    def handle_unsent(self, link: int) -> None:
+        """A link had no room for a frame, so its peer may not know what we believe it knows."""
+        self._unheard.add(link)
 
     def handle_parts(self, route: bytes, parts: list[bytes], now: float) -> None:
         """A frame arrived. Whatever is wrong with it costs its sender's link and nothing else (G11)."""
@@ -447,7 +452,7 @@ class Engine:
             self._note("peer.down", peer.name, peer.node_id, why, now, always=True)
             for outbox in list(self.outboxes.values()):
                 for lane in [lane for lane in outbox.lanes.values() if lane.peer == peer.key]:
-                    outbox.close_lane(lane.number, why, now)
+                    outbox.close_lane(lane.number, why, now, said_all=why == LEFT)
             for inbox in (*self.inboxes.values(), *self._leaving):
                 inbox.orphan_peer(peer.key, dead=why in ("crashed", "restarted", LEFT))
         peers.downs.clear()
@@ -460,13 +465,12 @@ class Engine:
     def _pause_lanes(self, node_id: str) -> None:
         for outbox in self.outboxes.values():
             for lane in outbox.lanes.values():
-                if lane.peer.startswith(f"{node_id}."):
+                if lane.peer.partition(".")[0] == node_id:
                     lane.open = False
 
     def _resume_lanes(self, peer: PeerState) -> None:
         """Both sides of every lane tell where they are; what a broken link lost is found out by comparing."""
-        if peer.link is not None:
-            # What changed after our HELLO had left was told to linked peers only, and this one was none of them.
+        if peer.link is not None:  # what changed since our HELLO left was told to linked peers only
             self._send(peer.link, frames.Offers(self.identity.offers_version, self.identity.offers))
         self._sync_lanes(peer)
         for outbox in self.outboxes.values():
@@ -483,23 +487,33 @@ class Engine:
 
     def _beat(self) -> None:
         """To everybody: I make progress. And the state of every lane that is not at rest, in case a frame was lost."""
-        for link, peer in self.peers.linked():
+        links = {peer.key: link for link, peer in self.peers.linked()}
+        unheard = {key for key, link in links.items() if link in self._unheard}
+        self._unheard.clear()
+        for key, link in links.items():
             self._send(link, frames.Beat())
-            for outbox in self.outboxes.values():
-                for lane in outbox.lanes.values():
-                    if lane.peer == peer.key and (lane.in_flight or lane.stated_want != outbox.waiting):
-                        self._state_lane(link, outbox, lane)
-            for inbox in (*self.inboxes.values(), *self._leaving):
-                for in_lane in inbox.lanes.values():
-                    if in_lane.peer == peer.key and (in_lane.unsettled or in_lane.verdicts):
-                        in_lane.mark()
+            if key in unheard:
+                self._send(link, frames.Offers(self.identity.offers_version, self.identity.offers))
+        for outbox in self.outboxes.values():
+            for lane in outbox.lanes.values():
+                unrest = lane.in_flight or lane.stated_want != outbox.waiting or lane.peer in unheard
+                if unrest and lane.peer in links:
+                    self._state_lane(links[lane.peer], outbox, lane)
+        for inbox in (*self.inboxes.values(), *self._leaving):
+            for in_lane in inbox.lanes.values():
+                if in_lane.unsettled or in_lane.verdicts or in_lane.peer in unheard:
+                    in_lane.mark()
 
     # -- time and output -------------------------------------------------------------------------------------
 
     def handle_time(self, now: float) -> None:
         """Time has passed: heartbeats, timeouts, retries."""
         self._now = now
-        if now >= self._next_beat:
+        late = now - self._next_beat
+        if late > self.liveness.heartbeat and self._next_beat:
+            # This process was stopped, its loop was blocked, or its machine slept: nobody else is to blame.
+            self.peers.forgive(late, now)
+        if late >= 0:
             self._next_beat = now + self.liveness.heartbeat
             self._beat()
         self.peers.tick(now)

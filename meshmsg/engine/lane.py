@@ -32,6 +32,7 @@ class OutLane:
         "open",
         "peer",
         "peer_name",
+        "received",
         "records",
         "resent",
         "returns",
@@ -44,6 +45,7 @@ class OutLane:
         self.peer = peer
         self.peer_name = peer_name
         self.next_seq = 0
+        self.received = 0  # the consumer said that it has got everything below
         self.limit = 0  # may send up to this sequence number, exclusive
         self.returns = 0  # how often credit was given back; credit granted before the last time is void
         self.records: deque[tuple[int, Run]] = deque()  # (first sequence number, run), ascending
@@ -219,6 +221,16 @@ class InLane:
         if not self.dirty:
             self.dirty = True
             self.changed(self)
+
+    def ack_run(self, start: int, stop: int) -> None:
+        """Done, successfully, all of ``[start, stop)``; what has its verdict already keeps it."""
+        if start == self.floor and not self.done:
+            self.floor = stop
+            self.mark()
+            return
+        for seq in range(start, stop):
+            if seq >= self.floor and seq not in self.done:
+                self.ack(seq)
 
     def nack(self, seq: int, delay: float | None, error: str) -> None:
         """Failed; wants another attempt."""

@@ -204,12 +204,17 @@ class Outbox:
         self.lanes[lane.number] = lane
         self.dirty = True
 
-    def close_lane(self, number: int, verdict: str, now: float) -> None:
-        """A consumer is lost. It cannot say what it had started, so all it held counts as one attempt (G4)."""
+    def close_lane(self, number: int, verdict: str, now: float, *, said_all: bool = False) -> None:
+        """A consumer is lost. It cannot say what it had started, so all it held counts as one attempt (G4).
+
+        If it ``said_all`` before it left, what it had not received by then was not started for certain.
+        """
         lane = self.lanes.pop(number, None)
         if lane is None:
             return
         self._routable_at = now
+        if said_all:
+            self._take_back(list(self._singles(lane.settle(lane.received, lane.next_seq))), now)
         for run in self._singles(run for _, run in lane.records):
             details = run.require_details()
             details.in_flight = False
@@ -229,16 +234,25 @@ class Outbox:
                     returned.append(run)
                 else:
                     self._judged(run, lane.peer_name, kind, delay, text, now)
-        for run in reversed(returned):  # never started: no attempt, but it was on the way once
-            run.require_details().redelivered = True
-            self._enqueue(run, first=True)
+        self._take_back(returned, now)
         for start, stop in ack.ranges:
             self._processed(lane.settle(start, min(stop, lane.next_seq)))
         if ack.floor > lane.floor:
             self._processed(lane.settle(0, ack.floor))
+        lane.received = max(lane.received, ack.received)
         if lane.grant(ack.limit, ack.returns):
             self.dirty = True
         return news
+
+    def _take_back(self, runs: list[Run], now: float) -> None:
+        """What was never started costs no attempt (G4); but it was on the way once."""
+        for run in reversed(runs):
+            details = run.require_details()
+            details.redelivered = True
+            if details.expires_at is not None and details.expires_at <= now:
+                self._die(run, "expired", "its time to live ended on the way", now)
+            else:
+                self._enqueue(run, first=True)
 
     def _processed(self, runs: list[Run]) -> None:
         for run in runs:

@@ -338,6 +338,18 @@ class Peers:
             elif not prospect.links and now >= prospect.redial_at:
                 self._dial(prospect, now)
 
+    def forgive(self, seconds: float, now: float) -> None:
+        """This node itself did nothing for a while; whoever was silent in that time gets as much more."""
+        for peer in self.by_id.values():
+            if peer.link == SELF_LINK:
+                continue
+            peer.heard_at = min(now, peer.heard_at + seconds)
+            peer.process_seen_at = min(now, peer.process_seen_at + seconds)
+            if peer.broken_at is not None:
+                peer.broken_at = min(now, peer.broken_at + seconds)
+        for prospect in self.prospects.values():
+            prospect.dialled_at = min(now, prospect.dialled_at + seconds)
+
     def _lacks_link(self, prospect: Prospect) -> bool:
         peer = self.by_id.get(prospect.reached or prospect.node_id or "")
         return peer is not None and peer.link is None

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from meshmsg.driver import Driver
@@ -16,8 +16,7 @@ from meshmsg.engine.lane import InLane
 from meshmsg.message import Message
 from meshmsg.wire import frames
 
-ACKED = 0  # beside the kinds of verdicts in ``wire.frames``, which begin at 1
-EXTENDED = -1
+EXTENDED = -1  # beside the kinds of verdicts in ``wire.frames``
 # Where Ctrl-C cannot interrupt waiting for a lock, waiting is done in steps of this many seconds.
 INTERRUPTS_LOCKS = sys.platform != "win32"
 STEP_S = 0.25
@@ -47,6 +46,10 @@ class Bell:
         self._function()
 
 
+Ack = tuple[InLane, int]
+Verdict = Ack | tuple[InLane, int, int, float | None, str]  # lane, sequence number, kind, delay, text
+
+
 class Handoff:
     """One queue's messages, on loan to threads: whatever the inbox receives may be taken by any of them.
 
@@ -61,13 +64,27 @@ class Handoff:
         self.room = True  # whether producers may send more before anything is settled
         self._inbox = inbox
         self._lent: deque[Message] = deque()
-        self._verdicts: deque[tuple[InLane, int, int, float | None, str]] = deque()
+        self.verdicts: deque[Verdict] = deque()
         self._deadlines: dict[Message, float] = {}  # monotonic; of the few that have a time to live
         self._condition = threading.Condition(threading.Lock())
         self._waiting = 0
         self.bell = Bell(loop, self._answer)
 
     # -- for any thread --------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Message]:
+        """``take`` until the end, with less ado a message."""
+        lent, deadlines, driver = self._lent, self._deadlines, self.driver
+        while True:
+            try:
+                message = lent.popleft() if driver.owner else self.take()
+            except IndexError:
+                message = self.take()
+            if message is None:
+                return
+            lane = message._lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
+            if (lane.alive and not deadlines) or self._may_start(message, lane):
+                yield message
 
     def take(self, deadline: float | None = None) -> Message | None:
         """The next message, which is started now; None when the pull is closed or the (monotonic) deadline passed."""
@@ -101,10 +118,10 @@ class Handoff:
         return messages
 
     def settle(self, lane: InLane, seq: int, kind: int, delay: float | None = None, text: str = "") -> None:
-        """Puts a verdict down for the loop."""
+        """Puts a verdict other than an ack down for the loop."""
         if not self.driver.owner:
             self.driver.require_process()
-        self._verdicts.append((lane, seq, kind, delay, text))
+        self.verdicts.append((lane, seq, kind, delay, text))
         if not self.bell.rung:
             self.bell.ring()
 
@@ -156,16 +173,29 @@ class Handoff:
 
     def apply(self) -> None:
         """Passes the verdicts on to their lanes. The first one on a message counts, whoever gave it."""
-        verdicts = self._verdicts
+        verdicts = self.verdicts
+        lane: InLane | None = None
+        start = stop = -1  # acks of neighbours are passed on as one
         for _ in range(len(verdicts)):
-            lane, seq, kind, delay, text = verdicts.popleft()
-            if kind == EXTENDED:
-                lane.extend(seq)
-            elif seq >= lane.floor and seq not in lane.done:
-                if kind == ACKED:
-                    lane.ack(seq)
-                else:
-                    lane.judge(seq, kind, delay, text)
+            verdict = verdicts.popleft()
+            if len(verdict) != 2:
+                self._judge(*verdict)
+            elif verdict[1] == stop and verdict[0] is lane:
+                stop += 1
+            else:
+                if lane is not None:
+                    lane.ack_run(start, stop)
+                lane, start = verdict
+                stop = start + 1
+        if lane is not None:
+            lane.ack_run(start, stop)
+
+    @staticmethod
+    def _judge(lane: InLane, seq: int, kind: int, delay: float | None, text: str) -> None:
+        if kind == EXTENDED:
+            lane.extend(seq)
+        elif seq >= lane.floor and seq not in lane.done:
+            lane.judge(seq, kind, delay, text)
 
     def close(self) -> None:
         """Lends no more, takes back what nobody started, and lets every waiting thread go."""
@@ -219,7 +249,12 @@ class ThreadLane:
         return self.lane.message_id(number)
 
     def ack(self, seq: int) -> None:
-        self._handoff.settle(self.lane, seq, ACKED)
+        handoff = self._handoff
+        if not handoff.driver.owner:
+            handoff.driver.require_process()
+        handoff.verdicts.append((self.lane, seq))
+        if not handoff.bell.rung:
+            handoff.bell.ring()
 
     def nack(self, seq: int, delay: float | None, error: str) -> None:
         self._handoff.settle(self.lane, seq, frames.NACKED, delay, error)

@@ -82,8 +82,8 @@ class ThreadWorkers:
     # -- in a thread -----------------------------------------------------------------------------------------
 
     def _work(self, worker: ThreadWorker, handoff: Handoff, loop: asyncio.AbstractEventLoop) -> None:
-        handler, take = self._handler, handoff.take
-        while (message := take()) is not None:
+        handler = self._handler
+        for message in handoff:
             worker.started_at = time.monotonic()
             worker.message = message
             try:

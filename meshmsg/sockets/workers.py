@@ -97,7 +97,8 @@ class Workers:
         burst = max(1, min(BURST, inbox.prefetch // 2))
         count = 0
         while not self._stopping:
-            message = inbox.take_one(driver)
+            buffer = inbox.buffer  # looked up each time, as a lane that ends replaces it
+            message = buffer.popleft() if buffer and not inbox.expiring else inbox.take_one(driver)
             if message is None:
                 if inbox.dirty:
                     driver.turn()  # the verdicts leave now; a turn of their own would only come later

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.outbox import Outbox
-from meshmsg.message import DeadLetter, Message
+from meshmsg.message import DeadLetter, Event, Message
 
 if TYPE_CHECKING:
     from meshmsg.testing.nodes import ClusterNode, ClusterPull, ClusterPush
@@ -67,6 +67,7 @@ class Books:
     def __init__(self) -> None:
         self.accounts: dict[tuple[str, str], Account] = {}
         self.strict_attempts = False  # True while nothing but verdicts may cost an attempt
+        self.only_nodes_speak = True  # False when somebody throws garbage
         self.last_started: dict[tuple[str, str, str, int], int] = {}
         self.starts = 0
 
@@ -143,6 +144,11 @@ class Books:
         key = account.keys.get(number)
         if key is not None:
             account.running.get(key, set()).discard(number)
+
+    def on_event(self, node: ClusterNode, event: Event) -> None:
+        """A node told its operator something."""
+        if event.kind == "frame.refused" and self.only_nodes_speak:
+            raise GuaranteeBroken("G11", f"{node.name} refused a frame of an honest node: {event}")
 
     # -- consumers -------------------------------------------------------------------------------------------
 

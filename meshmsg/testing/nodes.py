@@ -346,6 +346,8 @@ class ClusterNode:
 
     def _on_events(self, events: list[Event]) -> None:
         self.events += events
+        for event in events:
+            self.cluster.books.on_event(self, event)
         if self.cluster.traces:
             for event in events:
                 self.say(" ".join(filter(None, (event.kind, event.peer, event.text))))

@@ -47,9 +47,9 @@ FAULTS = (
     "redrive",
 )
 # With these alone, nothing but a start that failed costs an attempt.
-HARMLESS = {"slow", "failing", "duplicates", "leave", "close_pull", "redrive", "same_name", "stale_discovery"}
+HARMLESS = {"jump", "delay", "slow", "failing", "duplicates", "leave", "close_pull", "redrive", "same_name", "stale_discovery"}
 # With these alone, what dies of its attempts was poison.
-BESIDE_POISON = {"poison", "slow", "duplicates", "same_name", "stale_discovery"}
+BESIDE_POISON = {"poison", "jump", "slow", "duplicates", "same_name", "stale_discovery"}
 
 
 class Swarm:
@@ -75,6 +75,7 @@ class Swarm:
         )
         self.cluster.clock.max_steps = MAX_STEPS
         self.cluster.books.strict_attempts = self.faults <= HARMLESS
+        self.cluster.books.only_nodes_speak = "garbage" not in self.faults
         self.garbage = Garbage(self.cluster, chance)
         self.queues = [f"q{number}" for number in range(chance.randint(1, 3))]
         self.producers: list[ClusterNode] = []

@@ -170,7 +170,7 @@ def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
         raise ProtocolError(f"it speaks protocol version {known['version']}, this node {PROTOCOL_VERSION}")
     hello = Hello(*(known[name] for name in Hello._fields))
     endpoints = [_text(each, "endpoint", 300) for each in hello.endpoints[:16]]
-    _text(hello.node_id, "node_id", 64)
+    _node_id(hello.node_id)
     _text(hello.name, "name", 400)
     _text(hello.mesh, "mesh", 400)
     _natural(hello.incarnation)
@@ -180,7 +180,7 @@ def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
     if hello.answers is not None:
         _natural(hello.answers)
     if hello.expects is not None:
-        _text(hello.expects, "expects", 64)
+        _node_id(hello.expects)
     return hello._replace(endpoints=tuple(endpoints))
 
 
@@ -246,6 +246,13 @@ def _check_offers(offers: object) -> None:
 def _natural(value: object) -> int:
     if type(value) is not int or not 0 <= value <= MAX_SEQ:
         raise ProtocolError(f"expected a natural number, got {str(value)[:40]}")
+    return value
+
+
+def _node_id(value: object) -> str:
+    # No dot: keys of peers and ids of messages are put together from it.
+    if type(value) is not str or not 0 < len(value) <= 64 or not value.replace("-", "").isalnum():
+        raise ProtocolError("a node id is 1 to 64 letters, digits and hyphens")
     return value
 
 

@@ -54,9 +54,9 @@ node = make("service", drain=10)
 jobs = node.push("work")
 @node.pull("work", concurrency=2)
 def handle(message):
-    started.set()
+    started.wait()
     go_on.wait()
-started, go_on = threading.Event(), threading.Event()
+started, go_on = threading.Barrier(3), threading.Event()
 def feed():
     while True:
         try:
@@ -66,7 +66,6 @@ def feed():
             pass  # not started yet
     started.wait()
     say("working")
-    sys.stdin.read(0)
 threading.Thread(target=feed, daemon=True).start()
 before = signal.getsignal(signal.SIGTERM)
 class Releasing(threading.Thread):
@@ -192,7 +191,7 @@ def wait(name, use):
         use()
         said.append((name, "went on"))
     except meshmsg.NodeClosed as error:
-        said.append((name, "ValueError" in str(error) or "closed" in str(error)))
+        said.append((name, "as if a bug" in str(error) or "is closed" in str(error) or str(error)))
 def die(): raise SystemExit("as if a bug")
 uses = {
     "iteration": lambda: next(iter(pull)), "get": lambda: pull.get(), "send": lambda: full.send(2),

@@ -124,6 +124,7 @@ with make(drain=0) as node:
         in_child(lambda: [refused(lambda: jobs.send(1)), refused(lambda: jobs.ledger()), refused(lambda: node.close())])
     stop.set()
     for thread in threads: thread.join()
+    jobs.flush(timeout=10)
 """
     )
     assert (code, output, errors) == (0, "\n".join(["child 0"] * 10), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,8 @@ from tests.cli.shell import Shell
 
 
 @pytest.fixture
-def shell() -> Iterator[Shell]:
-    opened = Shell()
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    opened = Shell(tmp_path)
     try:
         yield opened
     finally:

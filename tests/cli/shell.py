@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 DEADLINE_S = 40.0
 
@@ -17,16 +18,28 @@ DEADLINE_S = 40.0
 class Shell:
     """Starts `meshmsg` in a mesh that only this test uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.mesh = f"test-{uuid.uuid4().hex[:12]}"
+        self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, verb: str, *arguments: str, stdin: bytes | None = None) -> subprocess.Popen[bytes]:
-        """Start a verb; what it reads is in its pipe already."""
+        """Start a verb whose output the test reads; what it reads itself is in its pipe already."""
+        return self._start(verb, arguments, stdin, subprocess.PIPE)
+
+    def spool(self, verb: str, *arguments: str, stdin: bytes | None = None) -> Spooled:
+        """Start a verb whose output goes to a file, so that it never waits for the test to read it."""
+        path = self._folder / f"output-{len(self._started)}"
+        with path.open("wb") as file:
+            return Spooled(self._start(verb, arguments, stdin, file), path)
+
+    def _start(
+        self, verb: str, arguments: tuple[str, ...], stdin: bytes | None, stdout: IO[bytes] | int
+    ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", "meshmsg", verb, *arguments],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             env={**os.environ, "MESHMSG_MESH": self.mesh},
         )
@@ -70,10 +83,23 @@ class Ended:
         return f"exit code {self.code}\n{self.stdout}\n{self.stderr}"
 
 
+class Spooled:
+    """A process whose output is in a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], path: Path) -> None:
+        self.process = process
+        self.path = path
+
+    def finish(self) -> Ended:
+        """Wait for the end."""
+        ended = finish(self.process)
+        return Ended(ended.code, self.path.read_bytes(), ended.stderr.encode())
+
+
 def finish(process: subprocess.Popen[bytes]) -> Ended:
     """Wait for the end of a process."""
     stdout, stderr = process.communicate(timeout=DEADLINE_S)
-    return Ended(process.returncode, stdout, stderr)
+    return Ended(process.returncode, stdout or b"", stderr)
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> Ended:

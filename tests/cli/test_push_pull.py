@@ -14,26 +14,26 @@ GET_ALL = ("--timeout", "2")  # until nothing has come for a while
 
 
 def test_bodies_from_arguments_arrive_in_order(shell: Shell) -> None:
-    pull = shell.start("pull", "jobs", "-n", "3")
+    pull = shell.spool("pull", "jobs", "-n", "3")
     push = shell.run("push", "jobs", "a", "b", "ü")
     assert push.code == 0, push
     assert (push.stdout, push.stderr) == ("", "")
-    pulled = finish(pull)
+    pulled = pull.finish()
     assert (pulled.code, pulled.lines) == (0, ["a", "b", "ü"])
 
 
 def test_lines_from_standard_input_arrive_as_they_are(shell: Shell) -> None:
-    pull = shell.start("pull", "jobs", "-n", "4")
+    pull = shell.spool("pull", "jobs", "-n", "4")
     push = shell.run("push", "jobs", stdin=b"one\n\n\xff\xfe\nlast")
     assert push.code == 0, push
-    assert finish(pull).raw == b"one\n\n\xff\xfe\nlast\n"
+    assert pull.finish().raw == b"one\n\n\xff\xfe\nlast\n"
 
 
 def test_count_repeats_arguments_and_limits_standard_input(shell: Shell) -> None:
-    pull = shell.start("pull", "jobs", "-n", "5")
+    pull = shell.spool("pull", "jobs", "-n", "5")
     assert shell.run("push", "jobs", "a", "b", "-n", "3").code == 0
     assert shell.run("push", "jobs", "-n", "2", stdin=b"1\n2\n3\n").code == 0
-    assert finish(pull).lines == ["a", "b", "a", "1", "2"]
+    assert pull.finish().lines == ["a", "b", "a", "1", "2"]
 
 
 def test_json_in_and_out(shell: Shell) -> None:
@@ -144,30 +144,30 @@ def test_push_says_whom_it_waits_for(shell: Shell) -> None:
 
 
 def test_dead_letters_have_an_exit_code(shell: Shell) -> None:
-    pull = shell.start("pull", "jobs", "-n", "1", "--verdict", "reject")
+    pull = shell.spool("pull", "jobs", "-n", "1", "--verdict", "reject")
     ended = shell.run("push", "jobs", "3", "--json")
     assert ended.code == 3
     [letter] = json.loads(ended.stdout)["dead_letters"]
     assert letter["reason"] == "rejected" and letter["attempts"] == 1
     assert "dead letter" in ended.stderr and "rejected" in ended.stderr
-    assert finish(pull).code == 0
+    assert pull.finish().code == 0
 
 
 def test_attempts_run_out(shell: Shell) -> None:
-    pull = shell.start("pull", "jobs", "-n", "2", "--verdict", "nack", "--format", "{attempt}")
+    pull = shell.spool("pull", "jobs", "-n", "2", "--verdict", "nack", "--format", "{attempt}")
     ended = shell.run("push", "jobs", "a", "--attempts", "2")
     assert ended.code == 3
     assert "(attempts)" in ended.stderr
-    assert finish(pull).lines == ["1", "2"]
+    assert pull.finish().lines == ["1", "2"]
 
 
 def test_a_line_that_is_no_json_stops_but_costs_none_before_it(shell: Shell) -> None:
-    pull = shell.start("pull", "jobs", "-n", "2")
+    pull = shell.spool("pull", "jobs", "-n", "2")
     ended = shell.run("push", "jobs", "--json", stdin=b"1\n2\n{oops\n4\n")
     assert ended.code == 2
     assert "line 3 is not JSON" in ended.stderr
     assert json.loads(ended.stdout)["ledger"]["processed"] == 2
-    assert finish(pull).lines == ["1", "2"]
+    assert pull.finish().lines == ["1", "2"]
 
 
 def test_a_body_that_cannot_be_sent_is_wrong_use(shell: Shell) -> None:
@@ -186,10 +186,10 @@ def test_options_that_cannot_work_are_wrong_use(shell: Shell, options: tuple[str
 
 
 def test_no_wait_leaves_when_consumers_have_everything(shell: Shell) -> None:
-    pull = shell.start("pull", "jobs", "-n", "3")
+    pull = shell.spool("pull", "jobs", "-n", "3")
     ended = shell.run("push", "jobs", "a", "b", "c", "--no-wait")
     assert (ended.code, ended.stderr) == (0, "")
-    assert finish(pull).lines == ["a", "b", "c"]
+    assert pull.finish().lines == ["a", "b", "c"]
 
 
 def test_no_wait_still_waits_for_a_consumer(shell: Shell) -> None:

@@ -70,6 +70,8 @@ def test_the_order_of_addresses_does_not_matter() -> None:
     text = good_txt("lab", "a1")
     there = read(text, ["10.0.0.1", "127.0.0.1", "10.0.0.1"])
     assert there == read(text, ["127.0.0.1", "10.0.0.1"])
+    many = [f"10.0.0.{last}" for last in (3, 1, 7, 5, 2, 8, 6, 4)]
+    assert list(read(text, many).endpoints) == [f"tcp://10.0.0.{last}:41001" for last in range(1, 9)]
 
 
 @pytest.mark.parametrize("port", [None, 0, -1, 65536])

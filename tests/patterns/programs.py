@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +24,26 @@ def run_pattern(name: str, *arguments: str) -> str:
     (They inherit its standard output, and this reads to the end of that.)
     """
     command = [sys.executable, str(PATTERNS / name), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
-    assert result.returncode == 0, result.stdout + result.stderr
-    print(result.stdout, result.stderr)  # shown when the test fails further on
-    return result.stdout
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        end_session(process)
+        output, errors = process.communicate()
+        raise AssertionError(f"still running after {DEADLINE_S} s; it said:\n{output}{errors}") from None
+    print(output, errors)  # shown when the test fails further on
+    assert process.returncode == 0
+    return output
+
+
+def end_session(process: subprocess.Popen[str]) -> None:
+    """Ends a process that leads a session of its own, with all that it started."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def read_ledger(output: str) -> dict[str, int]:

@@ -33,9 +33,11 @@ GOOD = {"sensor": "attic", "celsius": 21.5}
 @pytest.mark.guarantee("G4")
 @pytest.mark.parametrize(
     "bad",
-    [{"sensor": "attic", "celsius": 999}, {"sensor": None, "celsius": 1}, {"celsius": 1}, {}, None, "text", 7]
-    + [{"sensor": "attic", "celsius": "warm"}, {"sensor": "attic", "celsius": None}, {"sensor": "attic", "celsius": []}]
-    + [{"sensor": [], "celsius": 1}, {"sensor": {"a": 1}, "celsius": 1}],
+    [
+        *({"sensor": "attic", "celsius": celsius} for celsius in (999, "warm", None, [])),
+        *({"sensor": sensor, "celsius": 1} for sensor in (None, 5, [], {"a": 1})),
+        *({"celsius": 1}, {"sensor": "attic"}, {}, None, "text", 7),
+    ],
     ids=repr,
 )
 def test_a_bad_row_costs_its_neighbours_nothing(database: sqlite3.Connection, bad: object) -> None:
@@ -45,6 +47,7 @@ def test_a_bad_row_costs_its_neighbours_nothing(database: sqlite3.Connection, ba
         batch_consumer.store(database, batch)
     kinds = [message.verdict and message.verdict.kind for message in messages]
     assert kinds == ["acked", "rejected", "acked"]
+    assert not database.in_transaction  # it was committed, and before the acks
     assert stored(database) == [messages[0].id, messages[2].id]
 
 
@@ -66,10 +69,10 @@ def test_a_batch_without_a_database_is_tried_again(database: sqlite3.Connection)
     assert message.verdict is not None and message.verdict.kind == "nacked"
 
 
-@pytest.mark.parametrize("line", ["", "apples", "3 pianos", "three apples", "3  apples", "-1 apples"])
+@pytest.mark.parametrize("line", ["", "apples", "3", "3 ", "three apples", "-1 apples", "\u00b2 apples", "3  apples"])
 def test_pipeline_refuses_what_is_no_order(line: str) -> None:
-    with pytest.raises(Reject, match="not an order"):
-        pipeline.parse(make_message(line))
+    with pytest.raises(Reject):
+        pipeline.price(make_message(pipeline.parse(make_message(line))))
 
 
 def test_pipeline_prices_what_it_parsed() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.patterns.programs import read_ledger, run_pattern
+from meshmsg import Node
+from tests.patterns.programs import PATTERNS, load, read_ledger, run_pattern
 
 FAILURE = ["", "--fail"]
 
@@ -62,11 +67,39 @@ def test_pipeline_brings_every_order_through(failure: str) -> None:
     ledger = read_ledger(output)
     if failure:
         assert int(found[1]) == 301
-        # Refused in the first stage, and in the source's books.
+        # Refused in the second stage, and in the source's books.
         assert (ledger["accepted"], ledger["processed"], ledger["dead"]) == (301, 300, 1)
-        search(r"^dead letter 'three pianos': rejected, not an order", output)
+        search(r"^dead letter '3 pianos': rejected, no price for 'pianos'", output)
     else:
         assert (ledger["accepted"], ledger["processed"], ledger["dead"]) == (300, 300, 0)
+
+
+@pytest.mark.guarantee("G1", "G2")
+async def test_pipeline_survives_a_stage_that_is_killed(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline, mesh = load(PATTERNS / "pipeline.py"), f"pipeline-killed-{os.getpid()}"
+
+    def start(stage: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, str(PATTERNS / "pipeline.py"), "stage", mesh, stage])
+
+    stages = [start("parse"), start("price")]
+    try:
+        async with Node("watcher", mesh=mesh) as node:
+            feeding = asyncio.create_task(pipeline.feed(mesh, ["1 plums"] * 300))
+            # Both stages are there, and the sink takes a third of a second at least: price is in the middle of it.
+            await node.wait_for(pull="lines", timeout=20)
+            await node.wait_for(pull="orders", timeout=20)
+            stages[1].kill()
+            stages.append(start("price"))
+            await feeding
+    finally:
+        for stage in stages:
+            stage.terminate()
+        for stage in stages:
+            stage.wait()
+    output = capsys.readouterr().out
+    search(r"^300 of 300 orders cost 4500 cents", output)
+    ledger = read_ledger(output)
+    assert (ledger["processed"], ledger["dead"]) == (300, 0)
 
 
 def lattice_points(radius: int) -> int:

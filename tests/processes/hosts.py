@@ -62,6 +62,13 @@ class Hosts:
         """Ends that."""
         run_ip("-n", self.names[host], "route", "del", "blackhole", f"{ADDRESSES[1 - host]}/32")
 
+    def reset(self, host: int) -> bool:
+        """Breaks every TCP connection to the other host; false where the kernel cannot."""
+        command = [*self.prefix(host), "ss", "--kill", "--tcp", "dst", ADDRESSES[1 - host]]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        # It also complains of connections that are over already.
+        return "not supported" not in result.stderr
+
     def __enter__(self) -> Self:
         try:
             for name in self.names:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.processes.books import accepted_ids, check_outcomes
-from tests.processes.crew import Crew
+from tests.processes.crew import Crew, Member
 
 QUICK_RETRY = {"retry": {"backoff": 0.02, "max_backoff": 0.2}}
 
@@ -15,6 +15,11 @@ QUICK_RETRY = {"retry": {"backoff": 0.02, "max_backoff": 0.2}}
 def bodies(first: int, stop: int, **what: Any) -> list[dict[str, Any]]:
     """Numbered bodies; ``what`` is what their handler should do."""
     return [{"n": number, **what} for number in range(first, stop)]
+
+
+def silence(member: Member, name: str) -> float:
+    """For how many seconds a member has heard nothing of another one."""
+    return next(silent_s for peer, _, silent_s in member.ask("peers")["peers"] if peer == name)
 
 
 @pytest.mark.guarantee("G1", "G2")
@@ -77,6 +82,8 @@ def test_a_blocked_loop_keeps_what_it_holds_and_gets_no_more(crew: Crew) -> None
     elsewhere = producer.ask("send", bodies=bodies(8, 60))
     crew.until(lambda: crew.journal.ids("finish") >= set(elsewhere["ids"]), "the work of the other consumer")
     assert crew.journal.ids("finish", name="other") == set(elsewhere["ids"])
+    # Far longer than what a process without any sign of life would get (gone_after).
+    crew.until(lambda: silence(producer, "blocked") > 1.5 * 2.0, "a longer silence")
     assert producer.ask("ledger")["in_flight"] == 8
     release.touch()
     ledger = producer.ask("flush")

@@ -84,6 +84,8 @@ def test_frames_before_hello_and_under_a_false_name(crew: Crew) -> None:
             stranger.say(frames.LaneState(1, "work", 0, 0, 1, 0, 0))
             stranger.say(frames.Data(1, 0, 0, 0, 1, [[0, 1, None]], b""), (b"\xc0",))
             stranger.say(frames.Ack(1, 9, 99, 0, 9, [], [], 0))
+            stranger.say(introduction(crew.mesh, (), version=99))
+            assert "version 99" in member.event("frame.refused")["text"]
             # The node's own id, and an address that is the other node's.
             stranger.say(introduction(crew.mesh, (), node_id=member.started()["id"]))
             member.event("node.id_clash", peer="stranger")

@@ -140,8 +140,8 @@ class Member:
         return await self.peers()
 
     async def peers(self) -> dict[str, Any]:
-        """The other nodes."""
-        return {"peers": [[peer.name, peer.id, peer.state] for peer in self.node.peers()]}
+        """The other nodes, and for how many seconds each is silent."""
+        return {"peers": [[peer.name, peer.id, peer.silent_for] for peer in self.node.peers()]}
 
     async def wait_for(self, **what: Any) -> dict[str, Any]:
         """As the node's own."""
