@@ -5,6 +5,8 @@ The rooms, from top to bottom; imports point down only:
 → ``engine`` (pure state machines) → ``wire`` → ``message``, ``options``, ``errors``.
 """
 
+import logging
+
 from meshmsg.errors import (
     AddressUnavailable,
     AlreadySettled,
@@ -29,6 +31,10 @@ from meshmsg.errors import (
 from meshmsg.message import Attempt, Batch, DeadLetter, Event, Ledger, Message, Peer
 from meshmsg.node import Node
 from meshmsg.options import Retry
+from meshmsg.sockets.push_pull import Pull, Push
+
+# Applications decide what is printed; without this, Python prints a library's warnings to stderr.
+logging.getLogger("meshmsg").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 
@@ -54,6 +60,8 @@ __all__ = [
     "NodeClosed",
     "OutboxFull",
     "Peer",
+    "Pull",
+    "Push",
     "ProtocolError",
     "Reject",
     "Retry",

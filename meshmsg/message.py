@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
-from meshmsg.errors import AlreadySettled, Reject
+from meshmsg.errors import AlreadySettled, DeadLettered, Reject
 
 Reason = Literal["rejected", "attempts", "expired", "unroutable", "overflow"]
 
@@ -134,10 +134,7 @@ class Message:
                 self.ack()
             return False
         if not self.settled:
-            if isinstance(error, Reject):
-                self.reject(str(error) or "rejected")
-            else:
-                self.nack(error=describe_error(error))
+            judge_by_error(self, error)
         return isinstance(error, Reject)
 
     def __repr__(self) -> str:
@@ -243,6 +240,14 @@ class Ledger(NamedTuple):
     scheduled: int = 0
     redelivered: int = 0
 
+    def __str__(self) -> str:
+        """The equation, as people read it.
+
+        >>> print(Ledger(accepted=3, processed=1, dead=0, pending=2, ready=2))
+        3 accepted = 1 processed + 0 dead + 2 pending
+        """
+        return f"{self.accepted} accepted = {self.processed} processed + {self.dead} dead + {self.pending} pending"
+
     @property
     def balanced(self) -> bool:
         """Whether the books agree."""
@@ -283,6 +288,20 @@ class Peer:
     def pushes(self) -> tuple[str, ...]:
         """Queues it produces for."""
         return tuple(self.offers.get("push", ()))
+
+
+def judge_by_error(message: Message, error: BaseException) -> None:
+    """The verdict that an exception stands for: rejected if trying again cannot help, else nacked.
+
+    It cannot help after ``Reject``, nor after ``DeadLettered``: what the handler passed on is a dead letter there,
+    and another attempt would only make another one.
+    """
+    if isinstance(error, Reject):
+        message.reject(str(error) or "rejected")
+    elif isinstance(error, DeadLettered):
+        message.reject(describe_error(error))
+    else:
+        message.nack(error=describe_error(error))
 
 
 def describe_error(error: BaseException) -> str:

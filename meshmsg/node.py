@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery, local_addresses
+from meshmsg.discovery.endpoint import is_address, split_endpoint
+from meshmsg.discovery.interfaces import is_loopback
 from meshmsg.driver import Driver
 from meshmsg.engine.effects import Outcome
 from meshmsg.engine.engine import Engine
@@ -104,6 +106,8 @@ class Node:
         self.drain = drain
         self._interfaces = _choose_addresses(interfaces, unencrypted)
         self._seeds = StaticDiscovery(seeds) if seeds else None
+        if self._seeds is not None:
+            _require_reach(self._seeds.endpoints, self._interfaces)
         self._mdns = mdns
         self._port = port
         self._max_message_bytes = max_message_bytes
@@ -166,7 +170,7 @@ class Node:
         self._engine.set_wall_offset(time.time() - loop.time())
         self._driver.start(loop, transport)
         transport.start(loop, self._driver.turn)
-        if all(address.startswith("127.") or address == "::1" for address in self._interfaces):
+        if all(map(is_loopback, self._interfaces)):
             logger.info("node %r talks to its own machine only (loopback), at %s", self.name, identity.endpoints[0])
         if self._mdns:
             found = MdnsDiscovery(
@@ -400,7 +404,8 @@ class Node:
             return self._engine.count_offers(kind, name)
 
         if not await self._driver.until(lambda: found() >= count, timeout):
-            hint = self._engine.describe_consumers(name) if kind == "pull" else f"{len(self.peers())} peers seen"
+            nobody = kind == "pull" and not found()
+            hint = self._engine.describe_consumers(name) if nobody else f"{len(self.peers())} peers seen"
             raise WaitTimeout(f"found {found()} of {count} for {kind}={name!r} within {timeout} s; {hint}")
         self._driver.require_usable()
 
@@ -479,7 +484,7 @@ def _choose_addresses(interfaces: Sequence[str] | None, unencrypted: bool) -> tu
     if isinstance(interfaces, str) or not interfaces:
         raise ConfigurationError(f"interfaces= takes a list of names or addresses, got {interfaces!r}")
     addresses = tuple(local_addresses(loopback=False, only=interfaces))
-    beyond = [address for address in addresses if not address.startswith("127.") and address != "::1"]
+    beyond = [address for address in addresses if not is_loopback(address)]
     if beyond and not unencrypted:
         raise ConfigurationError(
             f"interfaces={list(interfaces)} reach beyond this machine ({', '.join(beyond)}), and this version of "
@@ -488,6 +493,17 @@ def _choose_addresses(interfaces: Sequence[str] | None, unencrypted: bool) -> tu
     if beyond:
         logger.warning("traffic on %s is neither encrypted nor authenticated", ", ".join(beyond))
     return addresses
+
+
+def _require_reach(seeds: Sequence[str], addresses: Sequence[str]) -> None:
+    """A node on loopback dials nobody beyond (G12); a name in a seed is judged when it has been looked up."""
+    for seed in seeds:
+        host, _ = split_endpoint(seed)
+        if is_address(host) and not is_loopback(host) and all(map(is_loopback, addresses)):
+            raise ConfigurationError(
+                f"seed {seed} is beyond this machine, and without a key a node stays on loopback: use a loopback "
+                "address, or interfaces=[...] with unencrypted=True on a test network"
+            )
 
 
 def _require_reader_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -40,11 +40,11 @@ def work(mesh: str, name: str, crash: bool) -> None:
     """A worker: does parts for whoever asks, until it is told to stop (SIGTERM)."""
     node = Node(name, mesh=mesh)
 
-    @node.pull("parts", prefetch=4)
+    @node.pull("parts", prefetch=4, concurrency=4)  # while one waits for its answer to be taken, others go on
     async def handle(part: Message) -> None:
         points = await asyncio.to_thread(count_points, *part.body)
-        # Opened once per queue, whatever this line says each time. If the asker has left, nobody pulls its queue:
-        # five seconds later the answer is a dead letter, and this worker free.
+        # The same queue is the same socket, so this opens it once. When the asker has gone nobody pulls it: five
+        # seconds later the answer is a dead letter, and this worker free.
         answers = node.push(part.headers["reply_to"], unroutable_after=5)
         await answers.deliver(points, headers=part.headers)  # before the ack, so that no crash can lose it
         if crash:

@@ -8,12 +8,12 @@ Guarantee
     before its ack arrives; its *result* counts once, because the collector knows it by the job's id.
 How it fails
     ``--fail`` kills a worker (SIGKILL) between a result and its ack. The producer notices within milliseconds, and
-    what the worker held goes to the others: ``redelivered`` in the ledger, one duplicate among the results. A job
-    that kills every worker it meets, or keeps raising, ends as a dead letter after ``max_attempts``.
+    what the worker held goes to the others: ``redelivered`` in the ledger, duplicates among the results. A job that
+    kills every worker it meets, or keeps raising, ends as a dead letter after ``max_attempts``.
 What to change
-    ``count_functions`` and the paths that ``produce`` sends. Start more workers anywhere on the machine with
-    ``python work_queue.py worker MESH NAME``. If several producers run in one mesh, give each its own queue for
-    results, as fan_out_fan_in.py does.
+    ``count_functions`` and the paths that ``produce`` sends. More workers: ``python work_queue.py worker MESH NAME``.
+    If a mesh has several producers, or one that may start again, give each run of one its own queue for results, as
+    fan_out_fan_in.py does.
 
 Run it: ``python work_queue.py [--fail]``
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -138,7 +139,8 @@ class Push:
         """
         encoded = self._encode(body)
         details = self._make_details(**options) if options else None
-        return self._running_loop().wait(self._async.track(self._put_from_loop(encoded, details), timeout))
+        put = functools.partial(self._put_from_loop, encoded, details)
+        return self._running_loop().wait(self._async.track(put, timeout))
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until nothing is pending: every message is processed or dead. Raises ``WaitTimeout``."""

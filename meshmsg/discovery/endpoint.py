@@ -44,6 +44,15 @@ def join_endpoint(host: str, port: int) -> str:
     return f"{_SCHEME}[{host}]:{port}" if ":" in host else f"{_SCHEME}{host}:{port}"
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, not a name that has to be looked up.
+
+    >>> is_address("::1"), is_address("localhost")
+    (True, False)
+    """
+    return _is_address(host, version=4) or _is_address(host, version=6)
+
+
 def _read_host(text: str, host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -13,7 +13,7 @@ from typing import Any
 from meshmsg.engine.dead_letters import DeadLetterBox
 from meshmsg.engine.effects import Effects, Outcome
 from meshmsg.engine.inbox import Inbox
-from meshmsg.engine.lane import InLane, OutLane
+from meshmsg.engine.lane import InLane, OutLane, Trial, TrialSeat
 from meshmsg.engine.outbox import Outbox, cut_frames, describe_runs
 from meshmsg.engine.peers import LEFT, SELF_LINK, Identity, LinkNews, Peers, PeerState
 from meshmsg.engine.run import Details, Run
@@ -62,6 +62,8 @@ class Engine:
         self._closed = False
         self._leaving: list[Inbox] = []  # closed, but their producers still have to hear of it
         self._peers_wake_at: float | None = None  # None: to be worked out anew
+        self._trials: dict[str, Trial] = {}  # by peer and life
+        self._trial_seat = TrialSeat()
         self._unheard: set[int] = set()  # links that refused a frame since the last beat
 
     # -- commands --------------------------------------------------------------------------------------------
@@ -86,6 +88,7 @@ class Engine:
     def open_pull(self, queue: str, prefetch: int) -> Inbox:
         """A queue to take work from."""
         inbox = self.inboxes[queue] = Inbox(queue, prefetch, self._inbox_changed)
+        inbox.trial_seat = self._trial_seat
         self.offer("pull", queue, {})
         return inbox
 
@@ -233,7 +236,8 @@ class Engine:
             lanes = (lane for lane in outbox.lanes.values() if lane.peer == peer.key and not lane.leaving)
             lane = next(lanes, None)
             if queue in pulls and lane is None:
-                lane = OutLane(self._next_lane, peer.key, peer.name)
+                trial = self._trials.setdefault(peer.key, Trial())
+                lane = OutLane(self._next_lane, peer.key, peer.name, trial)
                 self._next_lane += 1
                 lane.open = peer.state == "alive"
                 outbox.open_lane(lane)
@@ -270,7 +274,13 @@ class Engine:
                 self._send(peer.link, frames.Close(ack.lane))
             return
         outbox, lane = found
+        suspects = lane.suspects
         news = outbox.on_ack(lane, ack, now)
+        if lane.suspects < suspects:
+            self._dispatch_all_again()
+        if ack.flags & frames.CLOSING and not lane.leaving:
+            lane.leaving, lane.open = True, False
+            self._sync_lanes(peer)  # it may consume again, through another lane
         self._end_if_empty(peer, outbox, lane)
         if ack.flags & frames.GAP:
             self._resend(peer, lane, ack.received, now)
@@ -303,7 +313,13 @@ class Engine:
         if found is not None:
             self.lane_losses += 1
             found[0].close_lane(number, "forgotten", now)
+            self._dispatch_all_again()
             self._sync_lanes(peer)
+
+    def _dispatch_all_again(self) -> None:
+        """A consumer has fewer of our suspects, which other queues may have waited for."""
+        for outbox in self.outboxes.values():
+            outbox.dirty = True
 
     def _dispatch(self, outbox: Outbox, now: float) -> None:
         outbox.absorb(now)
@@ -405,7 +421,8 @@ class Engine:
 
     def _on_lane_state(self, peer: PeerState, state: frames.LaneState) -> None:
         inbox, lane = self._in_lane(peer, state.lane)
-        if inbox is None and state.next_seq == 0:  # a new lane; one that carried something must be known
+        # A new lane; one that ever carried something or had credit must be known.
+        if inbox is None and not (state.next_seq or state.limit or state.returns):
             inbox = self.inboxes.get(state.queue)
             if inbox is None:
                 return  # it will learn from our offers
@@ -450,6 +467,7 @@ class Engine:
         peers.notes.clear()
         for peer, why in peers.downs:
             self._note("peer.down", peer.name, peer.node_id, why, now, always=True)
+            self._trials.pop(peer.key, None)
             for outbox in list(self.outboxes.values()):
                 for lane in [lane for lane in outbox.lanes.values() if lane.peer == peer.key]:
                     outbox.close_lane(lane.number, why, now, said_all=why == LEFT)
@@ -496,7 +514,8 @@ class Engine:
                 self._send(link, frames.Offers(self.identity.offers_version, self.identity.offers))
         for outbox in self.outboxes.values():
             for lane in outbox.lanes.values():
-                unrest = lane.in_flight or lane.stated_want != outbox.waiting or lane.peer in unheard
+                hungry = outbox.waiting and lane.credit <= 0
+                unrest = lane.in_flight or hungry or lane.stated_want != outbox.waiting or lane.peer in unheard
                 if unrest and lane.peer in links:
                     self._state_lane(links[lane.peer], outbox, lane)
         for inbox in (*self.inboxes.values(), *self._leaving):
@@ -613,6 +632,10 @@ class Engine:
     def check(self) -> None:
         """Every machine checks itself, for the simulator."""
         self.peers.check()
+        for key, trial in self._trials.items():
+            lanes = (lane for outbox in self.outboxes.values() for lane in outbox.lanes.values())
+            suspects = sum(lane.suspects for lane in lanes if lane.peer == key)
+            assert trial.suspects == suspects, f"{key}: counts {trial.suspects} suspects, holds {suspects}"
         for outbox in self.outboxes.values():
             outbox.check()
         for inbox in self.inboxes.values():

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any, Protocol
 
-from meshmsg.engine.lane import InLane
+from meshmsg.engine.lane import InLane, TrialSeat
 from meshmsg.message import Message
 from meshmsg.wire import frames
 from meshmsg.wire.codec import PartialBatch, Undecodable
+
+
+TRIAL_PAUSE_S = 0.25  # after this a message that found another one on trial may come again
 
 
 def _is_readable(message: Message) -> bool:
@@ -36,6 +39,7 @@ class Inbox:
         self.closing = False
         self.received = 0
         self.dirty = False
+        self.trial_seat = TrialSeat()  # the engine gives all inboxes of a process the same
         self._changed = changed
         self._dirty_lanes: list[InLane] = []
         self.expiring: dict[tuple[str, int, int], float] = {}  # (peer, lane, seq) -> end of its time to live
@@ -115,6 +119,9 @@ class Inbox:
         self, lane: InLane, seq: int, number: int, bodies: list[Any], details: dict[str, Any] | None, now: float
     ) -> None:
         count = len(bodies)
+        if details and details.get("s") and not self.trial_seat.take(lane, seq):
+            lane.judge(seq, frames.RETURNED, TRIAL_PAUSE_S, "another message is on trial here")
+            return
         if details and details.get("x") is not None:
             self.expiring[lane.peer, lane.number, seq] = now + details["x"]
         messages: Iterable[Message] = map(
@@ -181,6 +188,8 @@ class Inbox:
         """Gives everything in the buffer back; it costs no attempt (G4)."""
         self.closing = True
         self.expiring.clear()
+        for each in self.lanes.values():
+            each.mark()  # what a goodbye follows must say how much was received
         buffer, self.buffer = self.buffer, deque()
         for message in buffer:
             lane = message._lane
@@ -217,6 +226,8 @@ class Inbox:
             if lane.dirty:
                 lane.dirty = False
                 if lane.alive:
+                    # A producer may never have seen that this queue was not offered for a moment.
+                    lane.flags |= frames.CLOSING if self.closing else 0
                     out.append((lane, lane.state()))
                     lane.flags = 0
                 elif not lane.unsettled:
@@ -232,7 +243,7 @@ class Inbox:
         share = max(1, self.prefetch // max(1, len(lanes)))
         # Who holds its share is not hungry, or the credit taken back for it would go round and round.
         hungry = [lane for lane in lanes if lane.want and lane.limit == lane.received and lane.outstanding < share]
-        if len(lanes) > 1:
+        if len(self.lanes) > 1:  # one that is over counts, too: its last verdict frees credit for the others
             dirty = sorted({*dirty, *hungry}, key=lambda lane: (not lane.want, lane.granted_at, lane.peer, lane.number))
         for lane in dirty:
             grant = min(share - lane.outstanding, free)

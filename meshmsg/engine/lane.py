@@ -20,6 +20,15 @@ from meshmsg.wire import frames
 MAX_IN_FLIGHT = 16_384
 
 
+class Trial:
+    """What one consumer's process holds of this node's suspects, over all queues; see ``Outbox._suspect_room``."""
+
+    __slots__ = ("suspects",)
+
+    def __init__(self) -> None:
+        self.suspects = 0
+
+
 class OutLane:
     """The producer's half: what is in flight to one consumer."""
 
@@ -38,9 +47,11 @@ class OutLane:
         "returns",
         "stated_want",
         "suspects",
+        "trial",
     )
 
-    def __init__(self, number: int, peer: str, peer_name: str) -> None:
+    def __init__(self, number: int, peer: str, peer_name: str, trial: Trial | None = None) -> None:
+        self.trial = trial or Trial()
         self.number = number
         self.peer = peer
         self.peer_name = peer_name
@@ -74,7 +85,7 @@ class OutLane:
         self.in_flight += len(run)
         if run.details is not None:
             run.details.in_flight = True
-            self.suspects += run.details.losses > 0
+            self._count_suspects(run.details.losses > 0)
         return first_seq
 
     def settle(self, start: int, stop: int) -> list[Run]:
@@ -101,8 +112,12 @@ class OutLane:
             self.in_flight -= len(run)
             if run.details is not None:
                 run.details.in_flight = False
-                self.suspects -= run.details.losses > 0
+                self._count_suspects(-(run.details.losses > 0))
         return settled
+
+    def _count_suspects(self, more: int) -> None:
+        self.suspects += more
+        self.trial.suspects += more
 
     def grant(self, limit: int, returns: int) -> bool:
         """Takes a consumer's absolute credit; says whether it is news. Older grants than the last return are void."""
@@ -128,6 +143,23 @@ class OutLane:
             assert first > last and len(run), f"lane {self.number} has records out of order"
             last = first + len(run) - 1
         assert last < self.next_seq
+
+
+class TrialSeat:
+    """At most one message on trial in a process, so that no other dies of it; see ``Outbox._suspect_room``."""
+
+    __slots__ = ("_lane", "_seq")
+
+    def __init__(self) -> None:
+        self._lane: InLane | None = None
+        self._seq = 0
+
+    def take(self, lane: InLane, seq: int) -> bool:
+        """Seats a message, unless another one sits there and has no verdict yet."""
+        if self._lane is not None and not self._lane.has_verdict(self._seq):
+            return False
+        self._lane, self._seq = lane, seq
+        return True
 
 
 class InLane:
@@ -190,6 +222,10 @@ class InLane:
     def outstanding(self) -> int:
         """What counts against the prefetch: messages held, and credit that may turn into some."""
         return self.limit - self.settled
+
+    def has_verdict(self, seq: int) -> bool:
+        """Whether a message is settled."""
+        return seq < self.floor or seq in self.done
 
     def message_id(self, number: int) -> str:
         """The id of the sender's message with this number."""

@@ -24,7 +24,7 @@ from meshmsg.wire import frames
 MAX_RUN = 512
 # Bytes of bodies in one frame: large enough to be cheap, small enough not to stall heartbeats behind it.
 MAX_FRAME_BYTES = 256 * 1024
-# Suspects in one lane at a time, see ``_suspect_room``.
+# Suspects with one consumer at a time, see ``_suspect_room``.
 SUSPECT_WINDOW = 16
 
 
@@ -214,10 +214,10 @@ class Outbox:
             return
         self._routable_at = now
         if said_all:
-            self._take_back(list(self._singles(lane.settle(lane.received, lane.next_seq))), now)
-        for run in self._singles(run for _, run in lane.records):
+            unstarted = self._singles(lane.settle(lane.received, lane.next_seq))
+            self._take_back([(run, 0.0) for run in unstarted], now)
+        for run in self._singles(lane.settle(0, lane.next_seq)):
             details = run.require_details()
-            details.in_flight = False
             details.losses += 1
             self._failed(run, lane.peer_name, verdict, f"consumer {lane.peer_name!r} was lost ({verdict})", None, now)
 
@@ -226,12 +226,12 @@ class Outbox:
         if ack.floor > lane.next_seq or ack.received > lane.next_seq:
             raise ProtocolError(f"an ACK up to {ack.floor} of {lane.next_seq} messages sent")
         news = False
-        returned: list[Run] = []
+        returned: list[tuple[Run, float]] = []
         for seq, kind, delay, text in ack.verdicts:  # first, because floor and ranges cover judged messages too
             for run in lane.settle(seq, seq + 1):
                 news = True
                 if kind == frames.RETURNED:
-                    returned.append(run)
+                    returned.append((run, delay or 0.0))
                 else:
                     self._judged(run, lane.peer_name, kind, delay, text, now)
         self._take_back(returned, now)
@@ -244,13 +244,15 @@ class Outbox:
             self.dirty = True
         return news
 
-    def _take_back(self, runs: list[Run], now: float) -> None:
-        """What was never started costs no attempt (G4); but it was on the way once."""
-        for run in reversed(runs):
+    def _take_back(self, runs: list[tuple[Run, float]], now: float) -> None:
+        """What was never started costs no attempt (G4); but it was on the way once. Each goes again after a delay."""
+        for run, delay in reversed(runs):
             details = run.require_details()
             details.redelivered = True
-            if details.expires_at is not None and details.expires_at <= now:
+            if details.expires_at is not None and details.expires_at <= now + delay:
                 self._die(run, "expired", "its time to live ended on the way", now)
+            elif delay:
+                heapq.heappush(self._scheduled, (now + delay, run.first_id, run))
             else:
                 self._enqueue(run, first=True)
 
@@ -277,7 +279,8 @@ class Outbox:
             self._note(run, consumer, "expired", text, now)
             self._die(run, "expired", text, now)
         else:
-            run.require_details().losses = 0  # its consumer lived to say so: not what kills consumers
+            details = run.require_details()  # its consumer lived to say so: not what kills consumers
+            details.losses, details.trial = 0, False
             self._failed(run, consumer, verdict_name(kind), text, delay, now)
 
     def _failed(
@@ -294,7 +297,8 @@ class Outbox:
             return
         if delay is None:
             first_loss = details.losses == 1 and details.attempts == 1
-            delay = 0.0 if first_loss else backoff(retry, details.attempts, self._generator)
+            lost = details.losses > 0
+            delay = 0.0 if first_loss else backoff(retry, details.attempts, self._generator, lost=lost)
         if details.expires_at is not None and details.expires_at <= now + delay:
             self._die(run, "expired", f"its time to live ends before the next attempt; last error: {text}", now)
             return
@@ -350,7 +354,7 @@ class Outbox:
             details = run.require_details()
             if details.settled:
                 continue
-            if details.attempts:
+            if details.redelivered:
                 self._enqueue(run, first=True)  # it still owns its key
             else:
                 details.due_at = None
@@ -396,7 +400,7 @@ class Outbox:
             out += self._dispatch_suspects(open_lanes, now)
         # What was just handed out is not in the lanes' own counts yet, so their credit must not be spent again.
         given = {lane.number for lane, _ in out}
-        lanes = [lane for lane in open_lanes if not lane.suspects and lane.number not in given]
+        lanes = [lane for lane in open_lanes if not lane.trial.suspects and lane.number not in given]
         waiting = self.waiting - len(self._suspects)
         if not lanes or not waiting:
             return out
@@ -425,8 +429,10 @@ class Outbox:
                     self._suspects.popleft()
                     self.waiting -= 1
                     continue
-                if lane.suspects + taken >= self._suspect_room(run):
+                room = self._suspect_room(run)
+                if lane.trial.suspects + taken >= room:
                     break
+                run.require_details().trial = room == 1
                 runs.append(self._suspects.popleft())
                 self.waiting -= 1
                 taken += 1
@@ -435,11 +441,11 @@ class Outbox:
         return out
 
     def _suspect_room(self, run: Run) -> int:
-        """How many suspects a lane may hold with this one.
+        """How many of our suspects a consumer may hold with this one.
 
         What a lost consumer held is suspect: one of it may have killed it. Suspects go out in small windows and,
         when they have seen two losses or have one attempt left, alone; so the attempts of the poison message run
-        out, and only its.
+        out, and only its. A consumer that has one of another producer on trial sends them back unstarted.
         """
         details = run.require_details()
         alone = details.losses > 1 or details.attempts + 1 >= self.options.retry.max_attempts

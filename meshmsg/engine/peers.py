@@ -135,7 +135,9 @@ class Peers:
     def _dial(self, prospect: Prospect, now: float) -> None:
         self._drop_links(prospect)
         prospect.dialled_at = now
-        for endpoint in prospect.endpoints:
+        peer = self.by_id.get(prospect.reached or prospect.node_id or "")
+        told = peer.endpoints if peer is not None else ()  # it said so itself; an announcement may be out of date
+        for endpoint in dict.fromkeys((*prospect.endpoints, *told)):
             link = self._next_link
             self._next_link += 1
             prospect.links[link] = endpoint

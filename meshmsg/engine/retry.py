@@ -7,7 +7,11 @@ import random
 from meshmsg.options import Retry
 
 
-def backoff(retry: Retry, attempts: int, generator: random.Random) -> float:
-    """Seconds until the next attempt, after ``attempts`` failed ones."""
+def backoff(retry: Retry, attempts: int, generator: random.Random, *, lost: bool = False) -> float:
+    """Seconds until the next attempt, after ``attempts`` failed ones.
+
+    What was ``lost`` with its consumer always waits a random time: a message that kills its consumers must not come
+    back together with those that were lost beside it.
+    """
     ceiling = retry.ceiling(attempts)
-    return ceiling * generator.random() if retry.jitter == "full" else ceiling
+    return ceiling * generator.random() if lost or retry.jitter == "full" else ceiling

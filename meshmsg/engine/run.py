@@ -23,6 +23,7 @@ class Details:
         "priority",
         "redelivered",
         "settled",
+        "trial",
     )
 
     def __init__(
@@ -42,6 +43,7 @@ class Details:
         self.losses = 0  # attempts that ended with the loss of the consumer
         self.owns_key = False  # this one is under way, and later ones of its key wait for it
         self.redelivered = False
+        self.trial = False  # travels alone, because it may kill its consumer
         self.history: list[Attempt] = []
         self.in_flight = False  # a lane holds it
         self.settled = False  # processed or dead; whoever still finds it in a queue or heap passes it over
@@ -53,6 +55,8 @@ class Details:
             said["a"] = self.attempts + 1
         if self.redelivered:
             said["r"] = True
+        if self.trial:
+            said["s"] = True
         if self.key is not None:
             said["k"] = self.key
         if self.priority:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from _thread import get_ident
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -79,6 +79,9 @@ class Push:
         headers: Mapping[str, Any] | None = None,
     ) -> str:
         """Accepts one message and returns its id; waits while the outbox is full (G1, G5).
+
+        Accepted is not processed: until then the message lives in this process. A handler that passes work on
+        uses ``deliver`` before it acks its own, so that a crash loses neither.
 
         Parameters
         ----------
@@ -178,15 +181,15 @@ class Push:
         Takes the options of ``send``. Raises ``DeadLettered`` with the letter, or ``WaitTimeout`` after
         ``timeout`` seconds; a message that was accepted by then is still on its way.
         """
-        return await self.track(self.send(body, **options), timeout)
+        return await self.track(lambda: self.send(body, **options), timeout)
 
-    async def track(self, sending: Coroutine[Any, Any, str], timeout: float | None) -> str:
+    async def track(self, send: Callable[[], Awaitable[str]], timeout: float | None) -> str:
         """Waits until a message is sent and settled; what ``deliver`` of either face does."""
         message_id = ""
         number = -1
         try:
             async with asyncio.timeout(timeout):
-                message_id = await sending
+                message_id = await send()
                 number = int(message_id.rpartition("/")[2])
                 future: asyncio.Future[DeadLetter | None] = asyncio.get_running_loop().create_future()
                 self._outcomes[number] = future
@@ -418,6 +421,8 @@ class Pull:
         self._closed = True
         if self._handoff is not None:
             self._handoff.close()
+        # First, or a producer that hears of the end of its lane opens another one, and gives this one up.
+        self._driver.engine.withdraw("pull", self.queue)
         self._inbox.return_unstarted()
         self._arrived()
         if self._workers is not None:

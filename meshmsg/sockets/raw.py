@@ -60,6 +60,7 @@ class RawSockets:
                     for other in COUNTERPARTS[raw.kind]
                     for offer in self._driver.engine.offered(OFFER, f"{kind_name(other)} {name}")
                     for endpoint in _first_endpoint(offer)
+                    if self._transport.may_dial(endpoint)
                 }
                 for endpoint in raw.connected - wanted:
                     raw.disconnect(endpoint)

@@ -12,7 +12,7 @@ from typing import Any
 from meshmsg.driver import Driver
 from meshmsg.engine.lane import InLane
 from meshmsg.errors import AlreadySettled, Reject
-from meshmsg.message import Message, describe_error
+from meshmsg.message import Message, judge_by_error
 from meshmsg.options import PullOptions
 from meshmsg.sockets.handoff import Handoff
 from meshmsg.wire import frames
@@ -110,10 +110,7 @@ class ThreadWorkers:
         if message.settled:
             return
         try:
-            if isinstance(error, Reject):
-                message.reject(str(error) or "rejected")
-            else:
-                message.nack(error=describe_error(error))
+            judge_by_error(message, error)
         except AlreadySettled:
             pass  # its time ran out just now
 

@@ -13,7 +13,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.errors import Reject
-from meshmsg.message import Message, describe_error
+from meshmsg.message import Message, judge_by_error
 from meshmsg.options import PullOptions
 from meshmsg.sockets.turns import yield_turn
 
@@ -141,14 +141,12 @@ class Workers:
     def _failed(self, worker: Worker, message: Message, error: BaseException) -> None:
         timed_out = isinstance(error, asyncio.CancelledError) and worker.timed_out
         if not message.settled:
-            if isinstance(error, Reject):
-                message.reject(str(error) or "rejected")
-            elif timed_out:
+            if timed_out:
                 message.nack(error=f"the handler ran longer than its timeout of {self._options.timeout} s")
             elif isinstance(error, asyncio.CancelledError):
                 message.nack(error="the consumer was closed while the handler ran")
             else:
-                message.nack(error=describe_error(error))
+                judge_by_error(message, error)
         if timed_out:
             worker.timed_out = False
             task = asyncio.current_task()

@@ -55,12 +55,13 @@ BESIDE_POISON = {"poison", "jump", "slow", "duplicates", "same_name", "stale_dis
 class Swarm:
     """What one seed drew. ``run`` lets it happen, and raises ``GuaranteeBroken`` if a promise does not hold."""
 
-    def __init__(self, seed: int, *, traces: bool = False) -> None:
+    def __init__(self, seed: int, *, faults: set[str] | None = None, traces: bool = False) -> None:
         self.seed = seed
         self.chance = random.Random(seed)
         chance = self.chance
         share = chance.choice((0.1, 0.25, 0.5))
-        self.faults = {fault for fault in FAULTS if chance.random() < share}
+        drawn = {fault for fault in FAULTS if chance.random() < share}
+        self.faults = drawn if faults is None else faults
         latency = (0.005, 0.25) if "delay" in self.faults else chance.choice(((0.0002, 0.002), (0.001, 0.02)))
         self.cluster = Cluster(
             seed,

@@ -32,6 +32,24 @@ def is_diallable(endpoint: str) -> bool:
     return _is_address(match["six"], 6) if match["six"] else _is_address(match["four"], 4)
 
 
+def stays_here(endpoint: str) -> bool:
+    """Whether a diallable endpoint is on this machine's loopback.
+
+    >>> stays_here("tcp://127.0.0.1:41001"), stays_here("tcp://[::1]:41001"), stays_here("tcp://192.168.1.5:41001")
+    (True, True, False)
+    """
+    match = _DIALLABLE.fullmatch(endpoint)
+    return match is not None and is_loopback(match["six"] or match["four"])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether this is an address of this machine's loopback."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def uses_ipv6(endpoint: str) -> bool:
     """Whether the endpoint's host is written in brackets."""
     return endpoint.startswith("tcp://[")

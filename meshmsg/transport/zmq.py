@@ -19,7 +19,7 @@ import zmq
 from meshmsg.errors import ConfigurationError, ForkedProcess, NodeClosed, TooManyLinks
 from meshmsg.transport.closing import terminate
 from meshmsg.transport.descriptors import require_room
-from meshmsg.transport.endpoints import bind_all, is_diallable
+from meshmsg.transport.endpoints import bind_all, is_diallable, is_loopback, stays_here
 from meshmsg.transport.interface import LinkEvent
 from meshmsg.transport.link import DialledLink
 from meshmsg.transport.raw import RawSocket
@@ -78,6 +78,7 @@ class ZmqTransport:
         self._router: Socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: Callable[[], None] = _nobody_to_wake
+        self._loopback_only = all(is_loopback(address) for address in addresses)
         self._links: dict[int, DialledLink] = {}
         self._deadlines: dict[int, asyncio.TimerHandle] = {}  # of links that are not up yet
         self._reported: set[int] = set()  # links whose monitor has something to read
@@ -142,6 +143,10 @@ class ZmqTransport:
         self._raw.append(socket)
         return socket
 
+    def may_dial(self, endpoint: str) -> bool:
+        """Whether an endpoint is numeric and within reach: a node on loopback never dials beyond (G12)."""
+        return is_diallable(endpoint) and (not self._loopback_only or stays_here(endpoint))
+
     # --- links ----------------------------------------------------------------------------------------------
 
     def dial(self, link: int, endpoint: str, identity: bytes) -> None:
@@ -160,8 +165,8 @@ class ZmqTransport:
             raise ValueError(f"link {link} is open; every dial takes a new number")
         if not 1 <= len(identity) <= 255 or identity[0] == 0:
             raise ValueError(f"an identity is 1 to 255 bytes, the first not zero, not {identity!r}")
-        if not is_diallable(endpoint):
-            logger.debug("link %d: %r is no numeric tcp:// endpoint", link, endpoint)
+        if not self.may_dial(endpoint):
+            logger.debug("link %d: %r is no numeric tcp:// endpoint within reach", link, endpoint)
             self._fail(link, loop)
             return
         require_room(len(self._links))

@@ -24,7 +24,8 @@ ACK, LOST = 24, 25
 # What a consumer says about one message. ACKED ones travel as cumulative floor and ranges, not as verdicts.
 NACKED, REJECTED, EXPIRED, RETURNED = 1, 2, 3, 4
 
-GAP, RECALL = 1, 2  # flags of an ACK
+# Flags of an ACK: the consumer misses messages; it wants unused credit back; it consumes no more through this lane.
+GAP, RECALL, CLOSING = 1, 2, 4
 
 # A peer's header is small; whoever sends more is not speaking this protocol.
 MAX_HEADER_BYTES = 4 * 2**20

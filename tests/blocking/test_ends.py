@@ -127,7 +127,8 @@ def work():
 thread = threading.Thread(target=work); thread.start(); thread.join()
 """
     )
-    assert (code, output, errors) == (0, "run() needs the main thread, which alone gets signals: use start() and close()", "")
+    said = "run() needs the main thread, which alone gets signals: use start() and close()"
+    assert (code, output, errors) == (0, said, "")
 
 
 @pytest.mark.guarantee("G10")

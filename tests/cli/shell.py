@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -113,9 +114,11 @@ def read_line(process: subprocess.Popen[bytes]) -> str:
     assert process.stdout is not None
     line = b""
     while not line.endswith(b"\n"):
-        byte = os.read(process.stdout.fileno(), 1)
+        readable, _, _ = select.select([process.stdout], [], [], DEADLINE_S)
+        byte = os.read(process.stdout.fileno(), 1) if readable else b""
         if not byte:
-            raise AssertionError(f"the output ended: {finish(process)!r}")
+            what = "ended" if readable else f"had no line for {DEADLINE_S:.0f} s"
+            raise AssertionError(f"the output {what} after {line!r}")
         line += byte
     return line.decode().rstrip("\n")
 

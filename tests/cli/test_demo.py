@@ -76,7 +76,7 @@ def test_demo_as_plain_lines(shell: Shell, tree: Path) -> None:
     ended = shell.run("demo", str(tree), "--workers", "2", "--producers", "1", *FAST)
     assert ended.code == 0, ended
     for pattern in (
-        r"13 files under .*tree",
+        r"13 files of .*tree: checksum",
         r"\d s  4 processes have found each other through mDNS on loopback",
         r"worker-[12] \(pid \d+\) is killed with SIGKILL",
         r"the mesh sees worker-[12] gone \(.+\), \d+ ms later",
@@ -111,6 +111,10 @@ def test_an_empty_folder_has_only_the_task_that_fails(shell: Shell, tmp_path: Pa
     assert document["totals"]["mesh"] == document["totals"]["one_process"]
     assert document["totals"]["mesh"]["files"] == 0
     assert document["ledger"]["accepted"] == document["ledger"]["dead"] == 1
+
+
+def test_a_demo_without_mdns_is_wrong_use(shell: Shell) -> None:
+    assert shell.run("demo", "--no-mdns").code == 2
 
 
 def test_a_folder_that_is_not_there_is_wrong_use(shell: Shell, tmp_path: Path) -> None:
@@ -232,10 +236,9 @@ def good_show() -> Show:
     return show
 
 
-def outcome_of(show: Show, **changes: Any) -> Outcome:
-    totals = add_up({b"a": Measured(b"a" * 32, 10, 2), b"b": Measured(b"b" * 32, 10, 2)})
-    values = {"seconds": 3.0, "mesh": add_up(show.measured), "alone": totals, "unreadable": set(), "poison": b"poison"}
-    return Outcome(show=show, **{**values, **changes})
+def outcome_of(show: Show) -> Outcome:
+    alone = {b"a": Measured(b"a" * 32, 10, 2), b"b": Measured(b"b" * 32, 10, 2)}
+    return Outcome(show, 3.0, alone, set(), b"poison")
 
 
 def test_a_result_that_comes_twice_counts_once() -> None:
@@ -275,7 +278,7 @@ def bury_nothing(show: Show) -> None:
     ("spoil", "problem"),
     [
         (lose_a_result, "the totals differ"),
-        (change_a_result, "the totals differ"),
+        (change_a_result, "the totals differ from those of one process, in 1 files: b;"),
         (lose_a_result, "not the same number"),
         (keep_one_pending, "are pending"),
         (unbalance, "not balanced"),
@@ -287,6 +290,17 @@ def test_what_does_not_add_up_is_said(spoil: Callable[[Show], None], problem: st
     show = good_show()
     spoil(show)
     assert any(problem in each for each in outcome_of(show).problems)
+
+
+def test_a_dead_letter_is_told_once_and_at_once() -> None:
+    show = Show(total=0)
+    show.producers = {"producer-1": Producer("producer-1", 200)}
+    letter = {"id": "x", "name": b"poison", "reason": "attempts", "error": "no", "attempts": []}
+    body = {"producer": "producer-1", "final": False, "ledger": Ledger(accepted=1, dead=1)._asdict()}
+    show.add_report({**body, "letters": [letter]}, 1.0)
+    assert [note.text for note in show.notes] == ["dead letter poison: 0 attempts, no"]
+    show.add_report({**body, "final": True, "letters": [letter]}, 2.0)
+    assert len(show.letters) == len(show.notes) == 1
 
 
 def test_a_late_report_does_not_replace_the_last_ledger() -> None:

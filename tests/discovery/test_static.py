@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from meshmsg.discovery import Candidate, StaticDiscovery
+from meshmsg.discovery import Candidate, StaticDiscovery, static
 from meshmsg.errors import ConfigurationError
 from tests.discovery.sightings import Sightings
 
 
 async def test_each_seed_is_one_candidate_without_id() -> None:
     seen = Sightings()
-    discovery = StaticDiscovery(["tcp://127.0.0.1:41001", "lab.example:41002", "lab.example:41002", "[::1]:41003"])
+    discovery = StaticDiscovery(["tcp://127.0.0.1:41001", "127.0.0.2:41002", "127.0.0.2:41002", "[::1]:41003"])
     await discovery.start(seen.found, seen.lost)
     assert seen.candidates == [
         Candidate(None, ("tcp://127.0.0.1:41001",)),
-        Candidate(None, ("tcp://lab.example:41002",)),
+        Candidate(None, ("tcp://127.0.0.2:41002",)),
         Candidate(None, ("tcp://[::1]:41003",)),
     ]
     await discovery.close()
     assert not seen.gone
+
+
+async def test_a_name_is_looked_up_until_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[list[str] | OSError] = [OSError("no name server yet"), ["127.0.0.3", "::1", "127.0.0.3"]]
+
+    async def getaddrinfo(host: str, port: int, **options: object) -> list[tuple[object, ...]]:
+        assert (host, port) == ("lab.example", 41002)
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return [(None, None, None, "", (address, port)) for address in answer]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(static, "FIRST_PAUSE_S", 0.001)
+    seen = Sightings()
+    discovery = StaticDiscovery(["lab.example:41002"])
+    await discovery.start(seen.found, seen.lost)
+    await seen.until(lambda seen: bool(seen.candidates))
+    assert seen.candidates == [Candidate(None, ("tcp://127.0.0.3:41002", "tcp://[::1]:41002"))]
+    await discovery.close()
 
 
 async def test_no_seeds_is_no_error() -> None:

@@ -72,7 +72,7 @@ def test_a_frozen_producer_goes_on_where_it_stood(crew: Crew) -> None:
 def test_a_blocked_loop_keeps_what_it_holds_and_gets_no_more(crew: Crew) -> None:
     release = crew.folder / "release"
     producer = crew.producer()
-    blocked = crew.consumer("blocked", pull={"prefetch": 8})
+    crew.consumer("blocked", pull={"prefetch": 8})
     stuck = producer.ask("send", bodies=[{"n": 0, "do": "block", "until": str(release)}])
     kept = producer.ask("send", bodies=bodies(1, 8))
     crew.until(lambda: bool(crew.journal.of("start", name="blocked")), "a blocked loop")

@@ -24,7 +24,8 @@ class Side:
         self.events: list[tuple[int, LinkEvent]] = []
         self._woken = asyncio.Event()
         self.endpoint = transport.bind()[0]
-        transport.start(asyncio.get_running_loop(), self._woken.set)
+        self.wakes = 0
+        transport.start(asyncio.get_running_loop(), self._wake)
 
     def __enter__(self) -> Self:
         return self
@@ -38,6 +39,10 @@ class Side:
         self.transport.close()
         assert self.transport.wait_closed(10), "the transport's context did not end"
         gc.collect()  # what was left open warns now, in this test, and a warning is a failure
+
+    def _wake(self) -> None:
+        self.wakes += 1
+        self._woken.set()
 
     def turn(self) -> None:
         self.events += self.transport.link_events()

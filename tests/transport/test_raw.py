@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import selectors
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -206,6 +207,21 @@ async def test_both_directions_of_one_socket_at_once(loop_factory: object) -> No
         received = await asyncio.gather(receive_all(there, 2000), receive_all(here, 2000))
         assert received == [list(range(2000))] * 2
         await asyncio.gather(*sending)
+
+
+async def test_an_operation_does_not_swallow_what_a_wait_needs(loop_factory: object) -> None:
+    """A send takes in the news of an arrival, and then the descriptor stays silent about it (pyzmq#1203)."""
+    with pumped(zmq.PAIR, zmq.PAIR) as (there, here):
+        waiting = asyncio.create_task(there.wait_readable())
+        await asyncio.sleep(0)
+        assert here.send([b"x"])
+        with selectors.DefaultSelector() as selector:
+            selector.register(there._descriptor, selectors.EVENT_READ)
+            assert selector.select(20)
+            while selector.select(0):
+                there.send([b"y"])
+        await waiting
+        assert there.receive(1) == [[b"x"]]
 
 
 async def test_a_cancelled_wait_loses_nothing_and_wakes_the_others(loop_factory: object) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from meshmsg.transport.segments import SEGMENT_BYTES, read_frames, split_frame
 from meshmsg.transport.tuning import Context
 from meshmsg.transport.zmq import ZmqTransport
+from tests.transport.line import SlowLine
 from tests.transport.side import UP, Side
 
 
@@ -65,41 +66,6 @@ def test_a_broken_message_is_read_to_its_end_and_has_no_frames(parts: list[bytes
         there.send_multipart([b"next"])
         assert read_frames(here, 700_000) == ([], sum(map(len, parts)))
         assert read_frames(here, 700_000) == ([b"next"], 4)
-
-
-class SlowLine:
-    """Something between two nodes that passes on so many bytes a second, and all of them on the way back."""
-
-    def __init__(self, endpoint: str, bytes_per_second: int) -> None:
-        self.port = int(endpoint.rpartition(":")[2])
-        self.bytes_per_second = bytes_per_second
-        self.tasks: list[asyncio.Task[None]] = []
-
-    async def open(self) -> str:
-        self.server = await asyncio.start_server(self._connect, "127.0.0.1", 0, limit=2**16)
-        return f"tcp://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection("127.0.0.1", self.port)
-        self.writers = [writer, there[1]]
-        self.tasks = [
-            asyncio.create_task(self._pass(reader, there[1], self.bytes_per_second)),
-            asyncio.create_task(self._pass(there[0], writer, 2**40)),
-        ]
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rate: int) -> None:
-        while data := await reader.read(2**14):
-            writer.write(data)
-            await writer.drain()
-            await asyncio.sleep(len(data) / rate)
-
-    async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        for writer in self.writers:
-            writer.transport.abort()
-        self.server.close()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 async def test_a_message_that_takes_longer_than_the_heartbeat_timeout_arrives() -> None:

@@ -9,8 +9,8 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, TypedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypedDict
 
 from meshmsg import Node
 from meshmsg.cli.lines_in import LinesIn
@@ -47,24 +47,25 @@ def make_node(orders: Orders) -> Node:
     )
 
 
-def run_child(serve: Callable[[Orders, Stop], Awaitable[None]]) -> None:
-    """Runs a child until it is done, or its parent is gone."""
+def run_child(serve: Callable[[Orders, Stop, asyncio.Event], Awaitable[None]]) -> None:
+    """Runs a child until it is done, or its parent is gone; the event is set when the parent says go."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
     async def main(stop: Stop) -> int:
         lines = aiter(LinesIn())
         orders: Orders = json.loads(await anext(lines))
-        watching = asyncio.ensure_future(_stop_at_end(lines, stop))
-        await serve(orders, stop)
+        go = asyncio.Event()
+        watching = asyncio.ensure_future(_follow(lines, stop, go))
+        await serve(orders, stop, go)
         watching.cancel()
         return 0
 
     run(main)
 
 
-async def _stop_at_end(lines: Any, stop: Stop) -> None:
+async def _follow(lines: AsyncIterator[bytes], stop: Stop, go: asyncio.Event) -> None:
     async for _ in lines:
-        pass
+        go.set()
     stop.request()
 
 

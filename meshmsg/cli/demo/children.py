@@ -49,6 +49,11 @@ class Child:
         """Its process id."""
         return self.process.pid
 
+    def go(self) -> None:
+        """Tells it to begin."""
+        if self.process.stdin is not None and not self.process.stdin.is_closing():
+            self.process.stdin.write(b"go\n")
+
     def kill(self) -> None:
         """SIGKILL; nothing in it runs any more."""
         self.killed = True

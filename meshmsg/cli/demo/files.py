@@ -38,10 +38,12 @@ class Totals(NamedTuple):
     checksum: str
 
 
-def choose_folder() -> Path:
-    """The project's own tree when run from a checkout, else the installed package."""
+def choose_folder() -> tuple[Path, str]:
+    """The project's own tree when run from a checkout, else the installed package; and what it is called."""
     package = Path(meshmsg.__file__).resolve().parent
-    return package.parent if (package.parent / "pyproject.toml").exists() else package
+    if (package.parent / "pyproject.toml").exists():
+        return package.parent, "this project's own tree"
+    return package, "the installed package"
 
 
 def list_files(folder: Path) -> list[bytes]:

@@ -16,19 +16,22 @@ JOIN_TIMEOUT_S = 30.0
 POISON = b"always-fails"  # no file: a task that the demo adds
 
 
-async def serve(orders: Orders, stop: Stop) -> None:
-    """Sends, waits, reports; then stays until the parent says stop."""
+async def serve(orders: Orders, stop: Stop, go: asyncio.Event) -> None:
+    """Finds all workers, sends when the parent says go, waits, reports; then stays until the parent says stop."""
     async with make_node(orders) as node:
         letters: list[DeadLetter] = []
+        told = 0  # letters that were reported
         files = node.push(FILES, retry=RETRY, on_dead_letter=letters.append)
         reports = node.push(REPORTS)
 
         def as_body(final: bool) -> dict[str, Any]:
+            nonlocal told
+            news, told = letters if final else letters[told:], len(letters)
             return {
                 "producer": orders["name"],
                 "final": final,
                 "ledger": dict(files.ledger()._asdict()),
-                "letters": [describe_letter(letter) for letter in letters] if final else [],
+                "letters": [describe_letter(letter) for letter in news],
             }
 
         async def report() -> None:
@@ -38,6 +41,8 @@ async def serve(orders: Orders, stop: Stop) -> None:
 
         async def produce() -> None:
             await node.wait_for(pull=FILES, count=orders["workers"], timeout=JOIN_TIMEOUT_S)
+            await reports.deliver({"producer": orders["name"], "ready": True})
+            await go.wait()
             reporting = asyncio.ensure_future(report())
             await send_all(files, orders)
             await files.flush()

@@ -56,7 +56,7 @@ def _killed(outcome: Outcome) -> Iterator[str]:
 
 def _totals(outcome: Outcome) -> Iterator[str]:
     yield f"{'totals':<13}{'files':>8}{'bytes':>14}{'words':>12}  checksum"
-    for label, totals in (("  the mesh", outcome.mesh), ("  one process", outcome.alone)):
+    for label, totals in (("  the mesh", outcome.mesh_totals), ("  one process", outcome.alone_totals)):
         yield f"{label:<13}{totals.files:>8}{totals.size:>14}{totals.words:>12}  {totals.checksum[:32]}"
 
 
@@ -105,7 +105,7 @@ def as_document(outcome: Outcome) -> dict[str, Any]:
             {"name": each.name, "pid": each.pid, "state": each.state, "done": each.done, "failed": each.failed}
             for each in show.workers.values()
         ],
-        "totals": {"mesh": _as_dict(outcome.mesh), "one_process": _as_dict(outcome.alone)},
+        "totals": {"mesh": _as_dict(outcome.mesh_totals), "one_process": _as_dict(outcome.alone_totals)},
     }
 
 

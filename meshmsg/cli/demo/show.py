@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from meshmsg import Ledger
-from meshmsg.cli.demo.files import Measured, Totals
+from meshmsg.cli.demo.files import Measured, Totals, add_up
 
 RATE_OVER_S = 1.0
 
@@ -49,6 +49,7 @@ class Producer:
     name: str
     pid: int
     ledger: Ledger = field(default_factory=Ledger)
+    ready: bool = False  # it sees all workers
     final: bool = False
 
 
@@ -119,19 +120,24 @@ class Show:
         self.measured[body["name"]] = Measured(*body["measured"])
 
     def add_report(self, body: Mapping[str, Any], now: float) -> None:
-        """A child tells about itself; reports may come late, so a final one stays."""
+        """A child tells about itself; one that is handed over again may come late, so a final ledger stays."""
         if "worker" in body:
             worker = self.workers[body["worker"]]
             if worker.state in ("starting", "working"):
                 worker.state, worker.held, worker.failed = "working", body["held"], body["failed"]
             return
         producer = self.producers[body["producer"]]
-        if not producer.final:
+        if "ready" in body:
+            producer.ready = True
+        elif not producer.final:
             producer.ledger, producer.final = Ledger(**body["ledger"]), body["final"]
-            for letter in body["letters"]:
-                self.letters.append(letter)
-                name = letter["name"].decode(errors="replace")
-                self.note(f"dead letter {name}: {len(letter['attempts'])} attempts, {letter['error']}", now)
+        known = {letter["id"] for letter in self.letters}
+        for letter in body.get("letters", ()):
+            if letter["id"] in known:
+                continue
+            self.letters.append(letter)
+            name = letter["name"].decode(errors="replace")
+            self.note(f"dead letter {name}: {len(letter['attempts'])} attempts, {letter['error']}", now)
 
     def add_kill(self, worker: str, now: float) -> None:
         """A worker gets SIGKILL."""
@@ -161,22 +167,42 @@ class Show:
 
 @dataclass(slots=True)
 class Outcome:
-    """How it ended, beside what one plain process makes of the same files."""
+    """How it ended, beside what one plain process makes of the same files (``alone``)."""
 
     show: Show
     seconds: float
-    mesh: Totals
-    alone: Totals
+    alone: Mapping[bytes, Measured]
     unreadable: set[bytes]
     poison: bytes
+
+    @property
+    def mesh_totals(self) -> Totals:
+        """What the mesh made of the files."""
+        return add_up(self.show.measured)
+
+    @property
+    def alone_totals(self) -> Totals:
+        """What one process makes of them."""
+        return add_up(self.alone)
+
+    @property
+    def differing(self) -> list[bytes]:
+        """Files of which the two say different things."""
+        names = sorted({*self.show.measured, *self.alone})
+        return [name for name in names if self.show.measured.get(name) != self.alone.get(name)]
 
     @property
     def problems(self) -> list[str]:
         """What does not add up; empty if all is well."""
         books = self.show.ledger
         died = {letter["name"] for letter in self.show.letters}
+        names = ", ".join(name.decode(errors="replace") for name in self.differing[:5])
+        differ = (
+            f"the totals differ from those of one process, in {len(self.differing)} files: {names}; "
+            "did they change meanwhile?"
+        )
         checks = {
-            "the totals differ from those of one process (did files change meanwhile?)": self.mesh == self.alone,
+            differ: self.mesh_totals == self.alone_totals,
             "the ledger is not balanced": books.balanced,
             "messages are pending": not books.pending,
             "not every file and the synthetic task were accepted": books.accepted == self.show.total + 1,

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 from meshmsg import MeshError, Message, Node
 from meshmsg.cli.demo.child import FILES, REPORTS, RESULTS, Orders
 from meshmsg.cli.demo.children import Child, end_all
-from meshmsg.cli.demo.files import add_up, measure_all
+from meshmsg.cli.demo.files import measure_all
 from meshmsg.cli.demo.producer import POISON
 from meshmsg.cli.demo.show import Note, Outcome, Producer, Show, Worker
 from meshmsg.cli.running import Stop
 
-JOIN_TIMEOUT_S = 15.0
-STUCK_AFTER_S = 30.0
+JOIN_TIMEOUT_S = 30.0
+STUCK_AFTER_S = 120.0  # one enormous file may take its time
 DRAW_EVERY_S = 0.1
 
 
@@ -32,6 +32,7 @@ class Plan:
 
     mesh: str
     folder: Path
+    title: str  # what people call the folder
     names: tuple[bytes, ...]
     workers: int
     producers: int
@@ -90,7 +91,7 @@ class Stage:
         seconds = self._now()
         self._view.draw(self._show, seconds)
         alone, unreadable = await asyncio.to_thread(measure_all, plan.folder, plan.names)
-        return Outcome(self._show, seconds, add_up(self._show.measured), add_up(alone), unreadable, POISON)
+        return Outcome(self._show, seconds, alone, unreadable, POISON)
 
     def _make_node(self) -> Node:
         plan = self._plan
@@ -107,16 +108,21 @@ class Stage:
         await self._start_children()
         await self._join(node)
         while not self._show.finished:
-            self._news.clear()
-            if self._failure is not None:
-                raise DemoFailed(self._failure)
             try:
                 async with asyncio.timeout(STUCK_AFTER_S):
-                    await self._news.wait()
+                    await self._next_news()
             except TimeoutError:
                 raise DemoFailed(f"nothing moved for {STUCK_AFTER_S:.0f} s; {self._show.ledger}") from None
         self._show.note("every message is processed or dead", self._now())
         return True
+
+    async def _next_news(self) -> None:
+        """Waits until something moves; raises ``DemoFailed`` if it is a process that broke."""
+        if self._failure is None:
+            self._news.clear()
+            await self._news.wait()
+        if self._failure is not None:
+            raise DemoFailed(self._failure)
 
     # -- processes -------------------------------------------------------------------------------------------
 
@@ -151,11 +157,16 @@ class Stage:
 
     async def _join(self, node: Node) -> None:
         plan = self._plan
+        producers = self._show.producers.values()
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
                 await node.wait_for(pull=FILES, count=plan.workers)
-                await node.wait_for(push=FILES, count=plan.producers)
+                # Everybody sees everybody before anybody begins: a producer that comes late would miss the one killed.
+                while not all(producer.ready for producer in producers):
+                    await self._next_news()
         except TimeoutError:
+            if self._failure is not None:
+                raise DemoFailed(self._failure) from None
             found = ", ".join(sorted(peer.name for peer in node.peers())) or "nobody"
             raise DemoFailed(
                 f"after {JOIN_TIMEOUT_S:.0f} s mDNS on loopback had found {found} of {', '.join(self._children)}: "
@@ -163,6 +174,8 @@ class Stage:
             ) from None
         count = plan.workers + plan.producers + 1
         self._show.note(f"{count} processes have found each other through mDNS on loopback", self._now())
+        for producer in producers:
+            self._children[producer.name].go()
 
     async def _watch(self, child: Child) -> None:
         """A child that ends by itself is not part of the show."""
@@ -201,7 +214,7 @@ class Stage:
         async def on_report(message: Message) -> None:
             before = self._show.ledger
             self._show.add_report(message.body, self._now())
-            if self._show.finished or self._show.ledger != before:
+            if "ready" in message.body or self._show.finished or self._show.ledger != before:
                 self._news.set()
 
         events = node.events()

@@ -35,9 +35,9 @@ def describe_plan(plan: Plan) -> str:
     """The first lines."""
     nap = f"Over each file a worker naps {plan.nap_s * 1000:.0f} ms, so that there is something to see. "
     return (
-        f"{len(plan.names)} files under {plan.folder}: checksum and word count of each,\n"
-        f"sent by {plan.producers} producers to {plan.workers} workers, all processes of their own. "
-        f"{nap if plan.nap_s else ''}One task is made to fail."
+        f"{len(plan.names)} files of {plan.title}: checksum and word count of each,\n"
+        f"sent by {plan.producers} producers to {plan.workers} workers, all processes of their own.\n"
+        f"{nap if plan.nap_s else ''}One task is made to fail.\n"
     )
 
 
@@ -80,11 +80,15 @@ def demo(session: Session, folder: Path | None, workers: int, producers: int, ki
       meshmsg demo ~/documents --workers 5 --seconds 10
       meshmsg demo --json | jq .ledger
     """  # fmt: skip
-    chosen = (folder or choose_folder()).resolve()
+    if not session.mdns:
+        raise click.UsageError("the demo shows how processes find each other through mDNS; it has no --no-mdns")
+    chosen, title = (folder, str(folder)) if folder is not None else choose_folder()
+    chosen = chosen.resolve()
     names = tuple(list_files(chosen))
     plan = Plan(
         mesh=session.mesh or f"demo-{secrets.token_hex(4)}",
         folder=chosen,
+        title=title,
         names=names,
         workers=workers,
         producers=producers,

@@ -24,12 +24,17 @@ def describe_note(note: Note) -> str:
 def describe_progress(show: Show, now: float) -> str:
     """The picture in one line."""
     books = show.ledger
-    workers = "  ".join(
-        f"{each.name} {each.state} {each.done}" + (f" ({each.rate(now):.0f}/s)" if each.state == "working" else "")
+    workers = ", ".join(
+        f"{each.name} {each.done} at {each.rate(now):.0f}/s"
+        if each.state == "working"
+        else f"{each.name} {each.done} ({each.state})"
         for each in show.workers.values()
     )
-    queue = f"queue {books.ready}, in flight {books.in_flight}, waiting to be retried {books.scheduled}"
-    return f"{len(show.measured)} of {show.total} files;  {workers};  {queue}"
+    retries = f", {books.scheduled} to be retried" if books.scheduled else ""
+    return (
+        f"{len(show.measured)} of {show.total} files: {workers}; "
+        f"{books.ready} waiting, {books.in_flight} in flight{retries}"
+    )
 
 
 def draw_picture(show: Show, now: float) -> RenderableType:

@@ -37,7 +37,7 @@ class Counts:
         return {"worker": self.name, "done": self.done, "failed": self.failed, "held": held}
 
 
-async def serve(orders: Orders, stop: Stop) -> None:
+async def serve(orders: Orders, stop: Stop, go: asyncio.Event) -> None:
     """Works until the parent says stop."""
     folder = Path(orders["folder"])
     async with make_node(orders) as node:
