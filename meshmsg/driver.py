@@ -21,6 +21,8 @@ from meshmsg.message import DeadLetter, Event
 
 # Frames read in one turn: bounds how long a flood can keep timers and handlers waiting.
 RECEIVE_LIMIT = 256
+# What was sent on a link in the turn that ends it, such as the reason, gets this to leave.
+LINGER_MS = 100
 # An edge-triggered file descriptor that was missed is noticed after this at the latest (pyzmq#1203).
 WATCHDOG_S = 1.0
 
@@ -43,7 +45,7 @@ class Links(Protocol):
     """The part of a transport that the driver needs."""
 
     def dial(self, link: int, endpoint: str, identity: bytes) -> None: ...
-    def hang_up(self, link: int) -> None: ...
+    def hang_up(self, link: int, linger_ms: int) -> None: ...
     def send(self, link: int, frames: list[bytes]) -> bool: ...
     def receive(self, limit: int) -> list[tuple[bytes, list[bytes]]]: ...
     def link_events(self) -> list[tuple[int, Any]]: ...
@@ -147,7 +149,7 @@ class Driver:
                 self.unsent_frames += 1
                 engine.handle_unsent(link)  # it says everything again with the next beat
         for link in effects.hang_up:
-            transport.hang_up(link)
+            transport.hang_up(link, LINGER_MS)
 
     def _tell(self, engine: Engine, effects: Effects) -> None:
         for outcome in effects.settled:

@@ -244,9 +244,10 @@ class Ledger(NamedTuple):
         """The equation, as people read it.
 
         >>> print(Ledger(accepted=3, processed=1, dead=0, pending=2, ready=2))
-        3 accepted = 1 processed + 0 dead + 2 pending
+        3 accepted = 1 processed + 0 dead + 2 pending; 0 redelivered
         """
-        return f"{self.accepted} accepted = {self.processed} processed + {self.dead} dead + {self.pending} pending"
+        sides = f"{self.accepted} accepted = {self.processed} processed + {self.dead} dead + {self.pending} pending"
+        return f"{sides}; {self.redelivered} redelivered"
 
     @property
     def balanced(self) -> bool:

@@ -19,6 +19,7 @@ from meshmsg.discovery.interfaces import is_loopback
 from meshmsg.driver import Driver
 from meshmsg.engine.effects import Outcome
 from meshmsg.engine.engine import Engine
+from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.peers import Identity
 from meshmsg.errors import ConfigurationError, MeshError, MissingExtra, NameClash, NodeClosed, WaitTimeout
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
@@ -36,6 +37,7 @@ from meshmsg.sockets.bare import BarePull, BarePush
 from meshmsg.sockets.push_pull import Pull, Push
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.transport.zmq import ZmqTransport
+from meshmsg.wire.frames import MAX_HEADER_BYTES
 
 logger = logging.getLogger("meshmsg.node")
 
@@ -159,13 +161,16 @@ class Node:
         transport = ZmqTransport(
             addresses=self._interfaces,
             port=self._port,
-            # A frame holds a body and a few bytes around it.
-            max_message_bytes=self._max_message_bytes + 4096,
+            max_message_bytes=max(self._max_message_bytes, MAX_FRAME_BYTES) + MAX_HEADER_BYTES,
             heartbeat_interval_s=self._engine.liveness.heartbeat,
             heartbeat_timeout_s=self._engine.liveness.suspect_after,
         )
         identity = self._engine.identity
-        identity.endpoints = transport.bind()
+        try:
+            identity.endpoints = transport.bind()
+        except BaseException:
+            transport.close()
+            raise
         self._transport = transport
         self._engine.set_wall_offset(time.time() - loop.time())
         self._driver.start(loop, transport)

@@ -131,7 +131,9 @@ class LoopThread:
                 runner.run(self._main())
         except BaseException as error:
             self.failure = error
+            # Not to the log alone, which may go nowhere: Python prints what ends a thread, unless it is SystemExit.
             logger.critical("the loop of node %r ended", self.name, exc_info=error)
+            raise RuntimeError(f"the loop of node {self.name!r} ended") from error
         finally:
             with self._lock:
                 self.ended.set()

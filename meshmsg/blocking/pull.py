@@ -77,6 +77,12 @@ class Pull:
             yield Batch(messages)
         self._require_no_failure()
 
+    @property
+    def unsettled(self) -> int:
+        """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5)."""
+        self._driver.require_process()
+        return self._async.unsettled if self._loop is None else self._loop.call(lambda: self._async.unsettled)
+
     def close(self, drain: float = 0.0) -> None:
         """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10)."""
         self._driver.require_process()

@@ -38,9 +38,7 @@ def least_outstanding(
     return shares
 
 
-def round_robin(
-    count: int, outstanding: Sequence[int], credit: Sequence[int], generator: random.Random
-) -> list[int]:
+def round_robin(count: int, outstanding: Sequence[int], credit: Sequence[int], generator: random.Random) -> list[int]:
     """Equal shares; the remainder starts where the caller rotated the lanes to."""
     shares = [0] * len(credit)
     while count:
@@ -59,9 +57,7 @@ def round_robin(
     return shares
 
 
-def at_random(
-    count: int, outstanding: Sequence[int], credit: Sequence[int], generator: random.Random
-) -> list[int]:
+def at_random(count: int, outstanding: Sequence[int], credit: Sequence[int], generator: random.Random) -> list[int]:
     """Each message to a lane drawn uniformly from those with credit."""
     shares = [0] * len(credit)
     open_lanes = [i for i in range(len(shares)) if credit[i] > 0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from meshmsg.engine.run import Run
-from meshmsg.message import DeadLetter
+from meshmsg.message import DeadLetter, Reason
+from meshmsg.wire.codec import decode_body
 
 MAX_DEAD_LETTERS = 10_000
+TOLD_ATTEMPTS = 20  # the newest of them
+TOLD = "dead-letter"  # the header that tells what happened to a message
 
 
 class Buried(NamedTuple):
@@ -15,6 +18,37 @@ class Buried(NamedTuple):
 
     letter: DeadLetter
     run: Run
+
+
+def make_letter(
+    node_id: str, queue: str, run: Run, reason: Reason, error: str, now: float, wall_offset: float
+) -> DeadLetter:
+    """What is left of a message that died now."""
+    details = run.require_details()
+    return DeadLetter(
+        id=f"{node_id[:12]}/{queue}/{run.first_id}",
+        queue=queue,
+        body=decode_body(run.bodies[0]),
+        headers=details.headers or {},
+        key=details.key,
+        reason=reason,
+        error=error,
+        attempts=tuple(details.history),
+        accepted_at=run.accepted_at + wall_offset,
+        died_at=now + wall_offset,
+    )
+
+
+def headers_of(letter: DeadLetter) -> dict[str, Any]:
+    """The headers under which a letter moves to a queue of its own."""
+    told = {
+        "id": letter.id,
+        "queue": letter.queue,
+        "reason": letter.reason,
+        "error": letter.error,
+        "attempts": [list(attempt) for attempt in letter.attempts[-TOLD_ATTEMPTS:]],
+    }
+    return {**letter.headers, TOLD: told}
 
 
 class DeadLetterBox:

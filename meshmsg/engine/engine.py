@@ -10,21 +10,21 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from meshmsg.engine.dead_letters import DeadLetterBox
+from meshmsg.engine.dead_letters import TOLD, DeadLetterBox, headers_of, make_letter
 from meshmsg.engine.effects import Effects, Outcome
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane, OutLane, Trial, TrialSeat
+from meshmsg.engine.notes import Notes
 from meshmsg.engine.outbox import Outbox, cut_frames, describe_runs
 from meshmsg.engine.peers import LEFT, SELF_LINK, Identity, LinkNews, Peers, PeerState
 from meshmsg.engine.run import Details, Run
 from meshmsg.errors import ProtocolError
-from meshmsg.message import DeadLetter, Event, Ledger, Peer, Reason
+from meshmsg.message import DeadLetter, Ledger, Peer, Reason
 from meshmsg.options import LivenessOptions, PushOptions
 from meshmsg.wire import frames
-from meshmsg.wire.codec import decode_batch, decode_body
+from meshmsg.wire.codec import decode_batch
 
 RESEND_AFTER_S = 0.5  # a gap at the same place is answered again after this
-REPEAT_NOTE_AFTER_S = 10.0  # the same event about the same peer is told once in this time
 
 
 class Engine:
@@ -54,10 +54,10 @@ class Engine:
         self.make_outbox: type[Outbox] = Outbox  # a face with threads has one of its own
         self._generator = generator
         self._effects = Effects()
+        self._notes = Notes(wall_offset)
         self._dirty_inboxes: list[Inbox] = []
         self._next_lane = 1
         self._next_beat = 0.0
-        self._noted: dict[tuple[str, str], float] = {}
         self._now = 0.0
         self._closed = False
         self._leaving: list[Inbox] = []  # closed, but their producers still have to hear of it
@@ -70,7 +70,7 @@ class Engine:
 
     def set_wall_offset(self, seconds: float) -> None:
         """What the wall clock is ahead of ``now``; for times that people read."""
-        self.wall_offset = seconds
+        self.wall_offset = self._notes.wall_offset = seconds
         for outbox in self.outboxes.values():
             outbox.wall_offset = seconds
 
@@ -164,7 +164,7 @@ class Engine:
 
     def handle_dial_refused(self, link: int, endpoint: str, why: str, now: float) -> None:
         """The transport cannot even try this endpoint."""
-        self._note("dial.refused", endpoint, endpoint, why, now)
+        self._notes.tell("dial.refused", endpoint, endpoint, why, now)
         self.handle_link(link, "failed", now)
 
     def handle_unsent(self, link: int) -> None:
@@ -197,7 +197,7 @@ class Engine:
     def _refuse(self, peer: PeerState | None, route: bytes, error: ProtocolError, now: float) -> None:
         self.refused_frames += 1
         name = peer.name if peer else repr(route[:64])
-        self._note("frame.refused", name, peer.node_id if peer else "", f"{error}", now)
+        self._notes.tell("frame.refused", name, peer.node_id if peer else "", f"{error}", now)
         if peer is not None:
             if peer.link is not None:
                 self._send(peer.link, frames.Bye(f"refused: {error}"[:400]))
@@ -343,9 +343,7 @@ class Engine:
         for run in runs:
             lane.append(run)
         lane.stated_want = want
-        data = frames.Data(
-            lane.number, first_seq, lane.floor, want, lane.next_seq - first_seq, described, b""
-        )
+        data = frames.Data(lane.number, first_seq, lane.floor, want, lane.next_seq - first_seq, described, b"")
         bodies = runs[0].bodies if len(runs) == 1 else [body for run in runs for body in run.bodies]
         self._effects.send.append((link, frames.encode(data, bodies)))
 
@@ -357,19 +355,7 @@ class Engine:
                     self._state_lane(peer.link, outbox, lane)
 
     def _bury(self, outbox: Outbox, run: Run, reason: Reason, error: str) -> None:
-        details = run.require_details()
-        letter = DeadLetter(
-            id=f"{self.identity.node_id[:12]}/{outbox.queue}/{run.first_id}",
-            queue=outbox.queue,
-            body=decode_body(run.bodies[0]),
-            headers=details.headers or {},
-            key=details.key,
-            reason=reason,
-            error=error,
-            attempts=tuple(details.history),
-            accepted_at=run.accepted_at + self.wall_offset,
-            died_at=self._now + self.wall_offset,
-        )
+        letter = make_letter(self.identity.node_id, outbox.queue, run, reason, error, self._now, self.wall_offset)
         self._effects.dead.append(letter)
         if run.first_id in outbox.watched:
             outbox.watched.discard(run.first_id)
@@ -380,21 +366,18 @@ class Engine:
         fallen = self.dead_letters.add(letter, run)
         if fallen is not None:
             text = f"more than {self.dead_letters.capacity} dead letters: {fallen.id} is no longer kept"
-            self._note("dead_letter.dropped", "", "", text, self._now)
+            self._notes.tell("dead_letter.dropped", "", "", text, self._now)
 
     def _forward(self, letter: DeadLetter, run: Run, target: str) -> bool:
         """Moves a dead letter to a queue of its own, unless it has been through one or that one is full."""
         outbox = self.open_push(target, PushOptions())
-        if "dead-letter" in letter.headers or not outbox.fits(len(run.bodies[0])):
+        if TOLD in letter.headers or not outbox.fits(len(run.bodies[0])):
             return False
-        told = {
-            "id": letter.id,
-            "queue": letter.queue,
-            "reason": letter.reason,
-            "error": letter.error,
-            "attempts": [list(attempt) for attempt in letter.attempts],
-        }
-        outbox.push_detailed(run.bodies[0], Details(headers={**letter.headers, "dead-letter": told}), self._now)
+        try:
+            details = Details(headers=headers_of(letter))
+        except ValueError:  # with what happened to it, its headers are too large
+            return False
+        outbox.push_detailed(run.bodies[0], details, self._now)
         return True
 
     # -- lanes, consumer's side ------------------------------------------------------------------------------
@@ -461,12 +444,12 @@ class Engine:
             self._effects.send.append((link, frames.encode(hello)))
         peers.hello.clear()
         for kind, name, node_id, text in peers.notes:
-            self._note(kind, name, node_id, text, now)
+            self._notes.tell(kind, name, node_id, text, now)
             if kind == "peer.suspect":
                 self._pause_lanes(node_id)
         peers.notes.clear()
         for peer, why in peers.downs:
-            self._note("peer.down", peer.name, peer.node_id, why, now, always=True)
+            self._notes.tell("peer.down", peer.name, peer.node_id, why, now, always=True)
             self._trials.pop(peer.key, None)
             for outbox in list(self.outboxes.values()):
                 for lane in [lane for lane in outbox.lanes.values() if lane.peer == peer.key]:
@@ -476,7 +459,7 @@ class Engine:
         peers.downs.clear()
         for peer, new in peers.ups:
             if peers.by_id.get(peer.node_id) is peer:
-                self._note("peer.up" if new else "peer.back", peer.name, peer.node_id, "", now, always=True)
+                self._notes.tell("peer.up" if new else "peer.back", peer.name, peer.node_id, "", now, always=True)
                 self._resume_lanes(peer)
         peers.ups.clear()
 
@@ -553,6 +536,7 @@ class Engine:
             self._send_acks(inbox)
         self._dirty_inboxes.clear()
         effects, self._effects = self._effects, Effects()
+        effects.events = self._notes.take()
         peers = self.peers
         if peers.dial:
             effects.dial, peers.dial = peers.dial, []
@@ -575,16 +559,6 @@ class Engine:
     def _send(self, link: int, frame: frames.Frame) -> None:
         self._effects.send.append((link, frames.encode(frame)))
 
-    def _note(self, kind: str, peer: str, node_id: str, text: str, now: float, *, always: bool = False) -> None:
-        if not always:
-            last = self._noted.get((kind, node_id))
-            if last is not None and now - last < REPEAT_NOTE_AFTER_S:
-                return
-            if len(self._noted) > 10_000:
-                self._noted.clear()
-            self._noted[kind, node_id] = now
-        self._effects.events.append(Event(kind, now + self.wall_offset, peer, node_id, "", text))
-
     # -- looking ---------------------------------------------------------------------------------------------
 
     def ledger(self) -> dict[str, Ledger]:
@@ -593,22 +567,11 @@ class Engine:
 
     def describe_consumers(self, queue: str) -> str:
         """In words, who consumes a queue: the second half of errors about work that does not move."""
-        others = [peer for peer in self.peers.by_id.values() if peer.link != SELF_LINK]
-        pulling = [peer.name for peer in self.peers.by_id.values() if queue in peer.offers.get("pull", {})]
-        if pulling:
-            return f"{queue!r} is pulled by {', '.join(map(repr, pulling[:5]))}: slow, busy, or nacking"
-        seen = [
-            f"{peer.name} offers {', '.join(f'pull:{name}' for name in peer.offers.get('pull', {})) or 'no pull'}"
-            for peer in others[:5]
-        ]
-        listed = f"{len(others)} peers seen: {'; '.join(seen)}" if seen else "no peers seen"
-        return f"no node pulls {queue!r} ({listed}): start a consumer of this queue in mesh {self.identity.mesh!r}"
+        return self.peers.describe_consumers(queue)
 
     def offered(self, kind: str, name: str) -> list[dict[str, Any]]:
         """What living nodes, this one included, say about an offer."""
-        peers = self.peers.by_id.values()
-        living = [peer for peer in peers if peer.state == "alive" and peer.link is not None]
-        return [peer.offers[kind][name] for peer in living if name in peer.offers.get(kind, ())]
+        return self.peers.offered(kind, name)
 
     def count_offers(self, kind: str, name: str) -> int:
         """How many living nodes, this one included, offer something."""
@@ -616,18 +579,7 @@ class Engine:
 
     def list_peers(self, now: float) -> list[Peer]:
         """Everybody whose both directions are proven."""
-        return [
-            Peer(
-                peer.node_id,
-                peer.name,
-                "alive" if peer.state == "alive" else "suspect",
-                peer.endpoints,
-                peer.offers,
-                max(0.0, now - peer.heard_at),
-            )
-            for peer in self.peers.by_id.values()
-            if peer.state != "new" and peer.link != SELF_LINK
-        ]
+        return self.peers.listed(now)
 
     def check(self) -> None:
         """Every machine checks itself, for the simulator."""

@@ -12,7 +12,6 @@ from meshmsg.message import Message
 from meshmsg.wire import frames
 from meshmsg.wire.codec import PartialBatch, Undecodable
 
-
 TRIAL_PAUSE_S = 0.25  # after this a message that found another one on trial may come again
 
 
@@ -36,6 +35,7 @@ class Inbox:
         self.lanes: dict[tuple[str, int], InLane] = {}
         self.decode: Callable[[Any], Any] | None = None  # into the consumer's own types; raises to reject
         self.extended: Callable[[InLane, int], None] | None = None
+        self.on_given_up: Callable[[InLane], None] = lambda lane: None  # for who has taken messages out unstarted
         self.closing = False
         self.received = 0
         self.dirty = False
@@ -44,6 +44,7 @@ class Inbox:
         self._dirty_lanes: list[InLane] = []
         self.expiring: dict[tuple[str, int, int], float] = {}  # (peer, lane, seq) -> end of its time to live
         self._grants = 0
+        self._starving = False  # some lane wants credit, and others hold it
         self._newest: dict[str, int] = {}  # by producer: numbers are never reused, so an older lane is over
 
     # -- lanes -----------------------------------------------------------------------------------------------
@@ -68,6 +69,7 @@ class Inbox:
         """
         lane.alive = False
         lane.limit = lane.received
+        self.on_given_up(lane)
         for message in self.buffer:
             if message._lane is lane:
                 lane.ack(message._seq)  # as far as this side is concerned; nobody will hear it
@@ -96,6 +98,8 @@ class Inbox:
     def accept(self, lane: InLane, data: frames.Data, bodies: list[Any], now: float) -> None:
         """Puts an arriving batch into the buffer, without what this lane has brought before (G2)."""
         lane.want = data.want
+        if self._starving and not data.want:
+            lane.mark()  # it may have credit to give back
         lane.heard(data.floor)
         seen = lane.accept(data.first_seq, data.total)
         if seen == data.total:
@@ -253,7 +257,8 @@ class Inbox:
                 self._grants += 1
                 lane.granted_at = self._grants
                 lane.mark()
-        if free <= 0 and any(lane.limit == lane.received for lane in hungry):
+        self._starving = any(lane.limit == lane.received for lane in hungry)
+        if free <= 0 and self._starving:
             for lane in lanes:  # ask those back who don't use theirs
                 if lane.limit > lane.received and not lane.want:
                     lane.flags |= frames.RECALL

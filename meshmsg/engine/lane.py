@@ -18,6 +18,8 @@ from meshmsg.wire import frames
 # In flight on one lane at most, whatever credit the peer gives: stays far below the sockets' high-water mark,
 # so that libzmq neither blocks nor drops on this path.
 MAX_IN_FLIGHT = 16_384
+MAX_TEXT = 1000  # characters of a verdict's text
+MAX_TEXTS = 256 * 1024  # characters of all such texts in one frame
 
 
 class Trial:
@@ -186,9 +188,7 @@ class InLane:
         "want",
     )
 
-    def __init__(
-        self, number: int, peer: str, sender: str, queue: str, changed: Callable[[InLane], None]
-    ) -> None:
+    def __init__(self, number: int, peer: str, sender: str, queue: str, changed: Callable[[InLane], None]) -> None:
         self.number = number
         self.peer = peer
         self.sender = sender
@@ -278,7 +278,7 @@ class InLane:
 
     def judge(self, seq: int, kind: int, delay: float | None, text: str) -> None:
         """Any verdict but an ack; it is repeated until the producer's floor says that it was heard."""
-        self.verdicts[seq] = (kind, delay, text)
+        self.verdicts[seq] = (kind, delay, text[:MAX_TEXT])
         self.ack(seq)
 
     def extend(self, seq: int) -> None:
@@ -307,7 +307,7 @@ class InLane:
             self.returns,
             self.floor,
             list(self._ranges()) if self.done else [],
-            [[seq, *verdict] for seq, verdict in self.verdicts.items()] if self.verdicts else [],
+            self._stated_verdicts() if self.verdicts else [],
             self.flags,
         )
 
@@ -315,6 +315,11 @@ class InLane:
         """The lane's own invariants, for the simulator."""
         assert self.floor <= self.received <= self.limit, f"lane {self.number}: {self.state()}"
         assert all(self.floor < seq < self.received for seq in self.done), f"lane {self.number}: {self.done}"
+
+    def _stated_verdicts(self) -> list[list[Any]]:
+        # All of them, since the floor covers them too; with very many, their texts are cut to keep the frame small.
+        cut = MAX_TEXTS // len(self.verdicts)
+        return [[seq, kind, delay, text[:cut]] for seq, (kind, delay, text) in self.verdicts.items()]
 
     def _advance(self) -> None:
         while self.floor in self.done:

@@ -283,9 +283,7 @@ class Outbox:
             details.losses, details.trial = 0, False
             self._failed(run, consumer, verdict_name(kind), text, delay, now)
 
-    def _failed(
-        self, run: Run, consumer: str, verdict: str, text: str, delay: float | None, now: float
-    ) -> None:
+    def _failed(self, run: Run, consumer: str, verdict: str, text: str, delay: float | None, now: float) -> None:
         """One attempt is used up: again later, or dead (G4)."""
         details = run.require_details()
         details.attempts += 1
@@ -527,11 +525,11 @@ def cut_frames(runs: list[Run]) -> Iterator[list[Run]]:
     frame: list[Run] = []
     size = 0
     for run in runs:
-        run_bytes = sum(map(len, run.bodies))
+        run_bytes = run.measure()
         while size + run_bytes > MAX_FRAME_BYTES and len(run) > 1:
             head = run.split(max(1, len(run) // 2))
             yield from cut_frames([*frame, head])
-            frame, size, run_bytes = [], 0, sum(map(len, run.bodies))
+            frame, size, run_bytes = [], 0, run.measure()
         if frame and size + run_bytes > MAX_FRAME_BYTES:
             yield frame
             frame, size = [], 0
@@ -543,6 +541,4 @@ def cut_frames(runs: list[Run]) -> Iterator[list[Run]]:
 
 def describe_runs(runs: list[Run], now: float) -> list[list[Any]]:
     """The runs as a ``DATA`` frame lists them."""
-    return [
-        [run.first_id, len(run), run.details.on_wire(now) if run.details is not None else None] for run in runs
-    ]
+    return [[run.first_id, len(run), run.details.on_wire(now) if run.details is not None else None] for run in runs]

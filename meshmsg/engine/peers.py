@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from meshmsg.engine.effects import Dial
+from meshmsg.message import Peer
 from meshmsg.options import LivenessOptions
 from meshmsg.wire.frames import Hello
 
@@ -88,7 +89,7 @@ class Prospect:
 
 
 class Peers:
-    """All other nodes. Results of every call collect in ``dial``, ``hang_up``, ``hello``, ``ups``, ``downs``, ``notes``."""
+    """All other nodes. Results collect in ``dial``, ``hang_up``, ``hello``, ``ups``, ``downs``, ``notes``."""
 
     def __init__(self, identity: Identity, liveness: LivenessOptions, generator: random.Random) -> None:
         self.identity = identity
@@ -105,7 +106,9 @@ class Peers:
         self._generator = generator
         self._next_link = 1
         self._by_link: dict[int, Prospect] = {}
-        myself = PeerState(identity.node_id, identity.incarnation, identity.name, (), {}, 0, math.inf, "alive", SELF_LINK)
+        myself = PeerState(
+            identity.node_id, identity.incarnation, identity.name, (), {}, 0, math.inf, "alive", SELF_LINK
+        )
         self.by_id[identity.node_id] = self.by_route[SELF_ROUTE] = myself
 
     # -- discovery -------------------------------------------------------------------------------------------
@@ -414,6 +417,39 @@ class Peers:
         for peer in self.by_id.values():
             if peer.link is not None:
                 yield peer.link, peer
+
+    def describe_consumers(self, queue: str) -> str:
+        """In words, who consumes a queue: the second half of errors about work that does not move."""
+        others = [peer for peer in self.by_id.values() if peer.link != SELF_LINK]
+        pulling = [peer.name for peer in self.by_id.values() if queue in peer.offers.get("pull", {})]
+        if pulling:
+            return f"{queue!r} is pulled by {', '.join(map(repr, pulling[:5]))}: slow, busy, or nacking"
+        seen = [
+            f"{peer.name} offers {', '.join(f'pull:{name}' for name in peer.offers.get('pull', {})) or 'no pull'}"
+            for peer in others[:5]
+        ]
+        listed = f"{len(others)} peers seen: {'; '.join(seen)}" if seen else "no peers seen"
+        return f"no node pulls {queue!r} ({listed}): start a consumer of this queue in mesh {self.identity.mesh!r}"
+
+    def offered(self, kind: str, name: str) -> list[dict[str, Any]]:
+        """What living nodes, this one included, say about an offer."""
+        living = [peer for peer in self.by_id.values() if peer.state == "alive" and peer.link is not None]
+        return [peer.offers[kind][name] for peer in living if name in peer.offers.get(kind, ())]
+
+    def listed(self, now: float) -> list[Peer]:
+        """Everybody whose both directions are proven, for applications."""
+        return [
+            Peer(
+                peer.node_id,
+                peer.name,
+                "alive" if peer.state == "alive" else "suspect",
+                peer.endpoints,
+                peer.offers,
+                max(0.0, now - peer.heard_at),
+            )
+            for peer in self.by_id.values()
+            if peer.state != "new" and peer.link != SELF_LINK
+        ]
 
     def check(self) -> None:
         """Own invariants, for the simulator."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meshmsg.message import Attempt
+from meshmsg.wire.frames import measure_details
 
 
 class Details:
@@ -23,6 +24,7 @@ class Details:
         "priority",
         "redelivered",
         "settled",
+        "size",
         "trial",
     )
 
@@ -34,6 +36,7 @@ class Details:
         expires_at: float | None = None,
         due_at: float | None = None,
     ) -> None:
+        self.size = measure_details(key, headers) if headers or key else 0  # in bytes; raises if it is too much
         self.key = key
         self.priority = priority
         self.headers = headers
@@ -73,9 +76,7 @@ class Run:
 
     __slots__ = ("accepted_at", "bodies", "details", "first_id")
 
-    def __init__(
-        self, first_id: int, bodies: list[bytes], accepted_at: float, details: Details | None = None
-    ) -> None:
+    def __init__(self, first_id: int, bodies: list[bytes], accepted_at: float, details: Details | None = None) -> None:
         self.first_id = first_id
         self.bodies = bodies
         self.accepted_at = accepted_at
@@ -90,6 +91,10 @@ class Run:
         del self.bodies[:count]
         self.first_id += count
         return head
+
+    def measure(self) -> int:
+        """Bytes in a frame, about."""
+        return sum(map(len, self.bodies)) + (self.details.size if self.details is not None else 0)
 
     def require_details(self) -> Details:
         """The details of a single message, made when it first needs some."""

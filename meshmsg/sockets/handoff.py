@@ -66,9 +66,11 @@ class Handoff:
         self._lent: deque[Message] = deque()
         self.verdicts: deque[Verdict] = deque()
         self._deadlines: dict[Message, float] = {}  # monotonic; of the few that have a time to live
+        self._given_up: set[InLane] = set()  # by their producers, who send what has not started elsewhere
         self._condition = threading.Condition(threading.Lock())
         self._waiting = 0
         self.bell = Bell(loop, self._answer)
+        inbox.on_given_up = self._give_up
 
     # -- for any thread --------------------------------------------------------------------------------------
 
@@ -126,8 +128,10 @@ class Handoff:
             self.bell.ring()
 
     def _may_start(self, message: Message, lane: InLane) -> bool:
-        if not lane.alive and self._inbox.lanes.get((lane.peer, lane.number)) is not lane:
-            return False  # its producer gave the lane up, and sends this message elsewhere
+        if lane in self._given_up:
+            self.verdicts.append((lane, message._seq))  # nobody will hear it, but it is held no longer
+            self.bell.ring()
+            return False
         expires_at = self._deadlines.pop(message, None)
         if expires_at is None or time.monotonic() < expires_at:
             return True
@@ -154,6 +158,8 @@ class Handoff:
         """Gives what has arrived to the threads."""
         inbox = self._inbox
         buffer = inbox.buffer
+        if self._given_up:
+            self._given_up = {lane for lane in self._given_up if lane.unsettled}
         if buffer and not self.closed:
             if inbox.expiring:
                 self._note_deadlines(buffer)
@@ -217,6 +223,9 @@ class Handoff:
         self.apply()
         self.driver.turn()  # the verdicts leave now, and credit goes with them
         self._look_for_room()
+
+    def _give_up(self, lane: InLane) -> None:
+        self._given_up.add(lane)
 
     def _look_for_room(self) -> None:
         self.room = self._inbox.has_room

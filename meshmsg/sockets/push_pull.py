@@ -414,6 +414,11 @@ class Pull:
         except TimeoutError:
             pass
 
+    @property
+    def unsettled(self) -> int:
+        """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5)."""
+        return self._inbox.unsettled
+
     async def close(self, drain: float = 0.0) -> None:
         """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10)."""
         if self._closed:

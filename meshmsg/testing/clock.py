@@ -61,9 +61,7 @@ class VirtualClock:
         self._ready.append(timer)
         return timer
 
-    def call_at(
-        self, when: float, callback: Callable[[], Any], /, owner: ProcessLoop | None = None
-    ) -> VirtualTimer:
+    def call_at(self, when: float, callback: Callable[[], Any], /, owner: ProcessLoop | None = None) -> VirtualTimer:
         """Calls ``callback`` at ``when``, or at once if that is over."""
         timer = VirtualTimer(callback, owner)
         self.set(timer, when)

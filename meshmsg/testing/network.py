@@ -71,7 +71,7 @@ class SimulatedTransport:
         self.links[link] = SimulatedLink(self, link, endpoint, identity)
         self.network.connect(self.links[link])
 
-    def hang_up(self, link: int) -> None:
+    def hang_up(self, link: int, linger_ms: int = 0) -> None:
         """Closes a link without an event. Some of what was sent may still arrive."""
         found = self.links.pop(link, None)
         if found is not None:

@@ -256,9 +256,7 @@ class ClusterNode:
         require_name("pull(queue)", queue)
         if queue in self.pulls:
             raise ConfigurationError(f"node {self.name!r} pulls {queue!r} already; close that pull first")
-        pull = ClusterPull(
-            self, queue, handler, prefetch=prefetch, concurrency=concurrency, takes=takes, batch=batch
-        )
+        pull = ClusterPull(self, queue, handler, prefetch=prefetch, concurrency=concurrency, takes=takes, batch=batch)
         self.pulls[queue] = pull
         return pull
 

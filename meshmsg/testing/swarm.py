@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from meshmsg.errors import OutboxFull, Reject
@@ -23,33 +24,14 @@ from meshmsg.wire import frames
 WORK_S = 6.0  # work is sent and faults happen in this time
 SETTLE_S = 200.0  # after the heal, everything must have its end within this time
 MAX_STEPS = 100_000  # more than ten times what a run takes: something goes round in circles
-FAULTS = (
-    "crash",
-    "freeze",
-    "stall",
-    "disconnect",
-    "partition",
-    "one_way",
-    "delay",
-    "lost_acks",
-    "duplicates",
-    "crowding",
-    "slow",
-    "failing",
-    "poison",
-    "jump",
-    "leave",
-    "close_pull",
-    "port_reuse",
-    "same_name",
-    "stale_discovery",
-    "garbage",
-    "redrive",
+FAULTS = tuple(
+    "crash freeze stall disconnect partition one_way delay lost_acks duplicates crowding slow failing poison jump "
+    "leave close_pull port_reuse same_name stale_discovery garbage redrive".split()
 )
 # With these alone, nothing but a start that failed costs an attempt.
-HARMLESS = {"jump", "delay", "slow", "failing", "duplicates", "leave", "close_pull", "redrive", "same_name", "stale_discovery"}
+HARMLESS = set("jump delay slow failing duplicates leave close_pull redrive same_name stale_discovery".split())
 # With these alone, what dies of its attempts was poison.
-BESIDE_POISON = {"poison", "jump", "slow", "duplicates", "same_name", "stale_discovery"}
+BESIDE_POISON = set("poison jump slow duplicates same_name stale_discovery".split())
 
 
 class Swarm:
@@ -115,9 +97,9 @@ class Swarm:
 
     def _push_options(self) -> dict[str, Any]:
         chance = self.chance
-        backoff = chance.choice((0.02, 0.2))
+        attempts, backoff = chance.choice((1, 3, 5, 5)), chance.choice((0.02, 0.2))
         options: dict[str, Any] = {
-            "retry": Retry(chance.choice((1, 3, 5, 5)), backoff, max_backoff=1.0, jitter=chance.choice(("full", "none"))),
+            "retry": Retry(attempts, backoff, max_backoff=1.0, jitter=chance.choice(("full", "none"))),
             "balance": chance.choice(("least_outstanding", "least_outstanding", "round_robin", "random")),
             "max_pending": chance.choice((5, 40, 10_000, 10_000)),
             "overflow": chance.choice(("wait", "wait", "drop_oldest")),
@@ -151,7 +133,7 @@ class Swarm:
             pace = chance.choice((0.0, 0.05, 0.3))
 
         def handle(message: Message) -> None:
-            self._handle(node, message, fails and not self.healthy)
+            self._handle(node, message, fails=fails and not self.healthy)
 
         def takes() -> float:
             return (0.01 if self.healthy else 1.0) * pace * 2 * chance.random()
@@ -173,7 +155,7 @@ class Swarm:
             elif message.body["kind"] == "reject":
                 message.reject("no use")
 
-    def _handle(self, node: ClusterNode, message: Message, fails: bool) -> None:
+    def _handle(self, node: ClusterNode, message: Message, *, fails: bool) -> None:
         kind = message.body["kind"]
         if kind == "poison":
             self._kill(node, restart_within=1.0)
@@ -200,7 +182,7 @@ class Swarm:
             total -= burst
             node = chance.choice(self.producers)
             queue = chance.choice(self.queues)
-            self._at(chance.uniform(0.0, WORK_S * 0.8), lambda n=node, q=queue, k=kinds: self._send_burst(n, q, k))
+            self._at(chance.uniform(0.0, WORK_S * 0.8), partial(self._send_burst, node, queue, kinds))
 
     def _send_burst(self, node: ClusterNode, queue: str, kinds: list[str]) -> None:
         if node.alive and not node.leaving:
@@ -251,13 +233,12 @@ class Swarm:
 
     def _kill(self, node: ClusterNode, restart_within: float) -> None:
         self.cluster.crash(node)
-        killed_at_rest = self.healthy  # by poison: somebody has to go on for the rest of the work
+        restart = self._restart if self.healthy else self._restart_unless_healthy
+        self._at(self.cluster.now + self.chance.uniform(0.02, restart_within), partial(restart, node))
 
-        def restart() -> None:
-            if self.healthy == killed_at_rest:
-                self._restart(node)
-
-        self._at(self.cluster.now + self.chance.uniform(0.02, restart_within), restart)
+    def _restart_unless_healthy(self, node: ClusterNode) -> None:
+        if not self.healthy:  # at the heal everybody who should be there is started
+            self._restart(node)
 
     def _restart(self, node: ClusterNode) -> None:
         if not node.alive:
@@ -308,9 +289,7 @@ class Swarm:
         if node is not None:
             self.cluster.leave(node, drain=self.chance.choice((0.0, 1.0, 5.0)))
             self.cluster.forget(node.engine.identity.node_id)
-            self._at(
-                self.cluster.now + self.chance.uniform(0.5, 8.0), lambda: self.healthy or self._restart(node)
-            )
+            self._at(self.cluster.now + self.chance.uniform(0.5, 8.0), partial(self._restart_unless_healthy, node))
 
     def _fault_close_pull(self) -> None:
         node = self._pick()
@@ -372,7 +351,7 @@ class Swarm:
             if not any(node.alive and not node.leaving and queue in node.pulls for node in self.consumers):
                 node = cluster.node(f"nurse{len(cluster.nodes)}")
                 self.consumers.append(node)
-                node.pull(queue, lambda message, n=node: self._handle(n, message, False))
+                node.pull(queue, partial(self._handle, node, fails=False))
         for node in cluster.nodes:
             for other in cluster.nodes:
                 if node.alive and other.alive and node is not other:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from meshmsg.errors import ProtocolError
-from meshmsg.wire.codec import encode_batch
+from meshmsg.errors import BodyTooLarge, EncodeError, ProtocolError
+from meshmsg.wire.codec import encode_batch, make_packer
 
 PROTOCOL_VERSION = 1
 
@@ -116,7 +116,29 @@ class Lost(NamedTuple):
 
 Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost
 
-_pack = msgpack.Packer(autoreset=True).pack
+# What a message's key and headers may take, in bytes, so that a header with some of them stays far below the limit.
+MAX_DETAILS_BYTES = 2**20
+
+_pack = make_packer()
+
+
+def _unpack(header: bytes) -> Any:
+    return msgpack.unpackb(header, strict_map_key=False, timestamp=3)
+
+
+def measure_details(key: str | None, headers: dict[str, Any] | None) -> int:
+    """About the bytes that a message's key and headers take; raises if they could not be sent, or not be read."""
+    size = 4 * len(key) if key is not None else 0
+    if headers:
+        encoded = _pack(headers)
+        size += len(encoded)
+        try:
+            _unpack(encoded)
+        except Exception as error:
+            raise EncodeError(f"headers cannot be sent: no receiver could read them ({error})", "headers") from None
+    if size > MAX_DETAILS_BYTES:
+        raise BodyTooLarge(f"a key and headers of {size} bytes; at most {MAX_DETAILS_BYTES}: put it into the body")
+    return size
 
 
 def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
@@ -147,7 +169,7 @@ def decode(parts: Sequence[bytes]) -> Frame | None:
     if len(parts[0]) > MAX_HEADER_BYTES:
         raise ProtocolError(f"a header of {len(parts[0])} bytes; at most {MAX_HEADER_BYTES}")
     try:
-        header = msgpack.unpackb(parts[0])
+        header = _unpack(parts[0])
     except Exception as error:
         raise ProtocolError(f"a header that is not MessagePack: {error or type(error).__name__}") from None
     if type(header) is not list or not header or type(header[0]) is not int:

@@ -35,10 +35,13 @@ class Program:
         )
 
     def line(self) -> str:
-        """The next line it prints; empty at its end."""
+        """The next line it prints."""
         stdout: IO[str] | None = self._process.stdout
         assert stdout is not None
-        return stdout.readline().strip()
+        line = stdout.readline().strip()
+        if not line:
+            raise AssertionError(f"the program said nothing more: {self.finish()}")
+        return line
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

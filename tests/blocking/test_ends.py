@@ -74,7 +74,7 @@ class Releasing(threading.Thread):
             time.sleep(0.001)
         go_on.set()
 Releasing(daemon=True).start()
-say(node.run()["work"])
+say(*node.run()["work"][:4])
 say(signal.getsignal(signal.SIGTERM) == before)
 """
     )
@@ -82,9 +82,7 @@ say(signal.getsignal(signal.SIGTERM) == before)
     program.signal(number)
     code, output, errors = program.finish()
     # The close came while both handlers ran: they end and are acked.
-    assert output == (
-        "Ledger(accepted=2, processed=2, dead=0, pending=0, ready=0, in_flight=0, scheduled=0, redelivered=0)\nTrue"
-    ), errors
+    assert output == "2 2 0 0\nTrue", errors
     assert (code, errors) == (0, "")
 
 

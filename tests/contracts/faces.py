@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -226,3 +227,26 @@ def _coroutine(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 FACES = ("asyncio", "asyncio-threads", "uvloop", "blocking", "blocking-uvloop")
+
+
+def take(source: Any, count: int) -> list[Any]:
+    """The first messages of an iteration, which goes on afterwards."""
+    return list(islice(source, count))
+
+
+def bodies_of(messages: list[Any]) -> list[Any]:
+    return [message.body for message in messages]
+
+
+def acked(messages: list[Any]) -> list[Any]:
+    """Acks them all and returns their bodies."""
+    for message in messages:
+        message.ack()
+    return bodies_of(messages)
+
+
+def reject_all(face: Face, node: Any, queue: str = "work") -> None:
+    def handler(message: Any) -> None:
+        raise meshmsg.Reject(f"no {message.body}")
+
+    face.handle(node.pull(queue), handler)

@@ -48,8 +48,8 @@ def end_session(process: subprocess.Popen[str]) -> None:
 
 def read_ledger(output: str) -> dict[str, int]:
     """The numbers of the one ledger in an output."""
-    (line,) = re.findall(r"^Ledger\((.*)\)$", output, re.MULTILINE)
-    ledger = {name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", line)}
+    (line,) = re.findall(r"^\d+ accepted = .*$", output, re.MULTILINE)
+    ledger = {name: int(number) for number, name in re.findall(r"(\d+) (\w+)", line)}
     assert ledger["accepted"] == ledger["processed"] + ledger["dead"] + ledger["pending"], ledger
     assert ledger["pending"] == 0, ledger
     return ledger

@@ -124,6 +124,7 @@ class Member:
         self.crew.until(lambda: self.answered(number) is not None or self._is_mute(), command)
         answer = self.answered(number)
         assert answer is not None, f"{self.name} ended before {command}: {self.errors.read_text()}"
+        assert "error" not in answer, f"{command} is an error: {answer['error']}"
         return answer
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:

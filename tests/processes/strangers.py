@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgpack
 import zmq
@@ -43,6 +44,7 @@ def connections(endpoint: str) -> Iterator[None]:
 def malformed(mesh: str) -> dict[str, list[bytes]]:
     """Messages that break the protocol, by what is wrong with them."""
     hello = introduction(mesh, endpoints=())
+    wrong: list[Any] = [None, -1, 2**63, [[]], {"a": {"b": 1}}, "\0" * 70_000]
     known = hello._asdict()
     noise = random.Random(2)
     return {
@@ -61,7 +63,7 @@ def malformed(mesh: str) -> dict[str, list[bytes]]:
         **{
             f"{field} is {value!r}": [pack([frames.HELLO, {**known, field: value}])]
             for field in known
-            for value in (None, -1, 2**63, [[]], {"a": {"b": 1}}, "\0" * 70_000)
+            for value in wrong
             if value is not None or field not in ("expects", "answers")
         },
     }
@@ -73,7 +75,7 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def introduction(mesh: str, endpoints: tuple[str, ...], **fields: object) -> frames.Hello:
+def introduction(mesh: str, endpoints: tuple[str, ...], **fields: Any) -> frames.Hello:
     """A correct HELLO of a node that nobody knows."""
     hello = frames.Hello(uuid.uuid4().hex, 1, "stranger", mesh, endpoints, {}, 1, 1, None, None)
     return hello._replace(**fields)

@@ -58,7 +58,7 @@ def test_garbage_and_half_a_handshake(crew: Crew) -> None:
 
 def test_messages_that_break_the_protocol(crew: Crew) -> None:
     producer, consumer = pair(crew)
-    ids = []
+    ids: list[str] = []
     for member in (producer, consumer):
         messages = malformed(crew.mesh)
         for parts in messages.values():
@@ -77,7 +77,7 @@ def test_messages_that_break_the_protocol(crew: Crew) -> None:
 
 def test_frames_before_hello_and_under_a_false_name(crew: Crew) -> None:
     producer, consumer = pair(crew)
-    ids = []
+    ids: list[str] = []
     for member in (producer, consumer):
         with Stranger(member.started()["endpoint"]) as stranger:
             stranger.say(frames.Bye("left"))

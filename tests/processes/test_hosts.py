@@ -112,7 +112,7 @@ def test_broken_connections_are_not_lost_peers(crew: Crew, hosts: Hosts) -> None
 @pytest.mark.guarantee("G1", "G2")
 def test_a_short_cut_costs_nothing(crew: Crew, hosts: Hosts) -> None:
     # So patient that a busy machine cannot make the cut a long one.
-    patience = {"suspect_after": 10, "gone_after": 15}
+    patience: dict[str, Any] = {"suspect_after": 10, "gone_after": 15}
     producer = crew.producer(**patience, **place(hosts, 0))
     crew.consumer("consumer", pull={"prefetch": 20}, **patience, **place(hosts, 1))
     before = send_and_wait(crew, producer, 50, first=0)

@@ -21,8 +21,7 @@ def test_consumers_are_killed_and_replaced_under_load(crew: Crew, seed: int) -> 
     consumers = [crew.consumer(f"consumer-{index}", pull=pull) for index in range(3)]
     loads = [producer.tell("load", count=1500, seconds=0.002, pause=0.005) for producer in producers]
     for _ in range(5):
-        goal = len(crew.journal.entries) + chance.randrange(100, 700)
-        crew.until(lambda goal=goal: len(crew.journal.entries) >= goal, f"line {goal} of the journal")
+        wait_for_work(crew, chance.randrange(100, 700))
         consumers.pop(chance.randrange(len(consumers))).kill()
         consumers.append(crew.consumer(f"consumer-{len(crew.members)}", pull=pull))
     accepted = [producer.answer(load) for producer, load in zip(producers, loads, strict=True)]
@@ -54,7 +53,18 @@ def supervise(crew: Crew, producer: Member) -> None:
     while producer.answered(flushed) is None:
         assert len(crew.members) < 20, "it kills and kills"
         consumer = crew.consumer(f"consumer-{len(crew.members)}", pull={"concurrency": 4})
-        crew.until(
-            lambda consumer=consumer: consumer.process.poll() is not None or producer.answered(flushed) is not None,
-            "the death of a consumer, or the end of the work",
-        )
+        wait_for_an_end(crew, consumer, producer, flushed)
+
+
+def wait_for_an_end(crew: Crew, consumer: Member, producer: Member, flushed: int) -> None:
+    """Of the consumer, or of all work."""
+    crew.until(
+        lambda: consumer.process.poll() is not None or producer.answered(flushed) is not None,
+        "the death of a consumer, or the end of the work",
+    )
+
+
+def wait_for_work(crew: Crew, lines: int) -> None:
+    """Until so many more lines are in the journal."""
+    goal = len(crew.journal.entries) + lines
+    crew.until(lambda: len(crew.journal.entries) >= goal, f"line {goal} of the journal")

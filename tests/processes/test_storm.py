@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.processes.books import check_outcomes
 from tests.processes.crew import Crew, Member
 
 STEPS = 8
-LOAD = {"count": 1500, "seconds": 0.004, "pause": 0.005}  # of each producer
+LOAD: dict[str, Any] = {"count": 1500, "seconds": 0.004, "pause": 0.005}  # of each producer
 
 
 class Storm:
@@ -71,6 +72,15 @@ class Storm:
                 if producer.events("peer.up", peer=member.name):
                     producer.event("peer.down", peer=member.name)
 
+    def wait_for_work(self, loads: dict[Member, int]) -> None:
+        """Until some more of it is done, or all of it that can be."""
+        journal = self.crew.journal
+        goal = len(journal.entries) + self.chance.randrange(100, 400)
+        self.crew.until(
+            lambda: len(journal.entries) >= goal or all(p.answered(loads[p]) for p in self.running_producers()),
+            f"line {goal} of the journal, or the end of all work",
+        )
+
     def running_producers(self) -> list[Member]:
         """Those that are not frozen."""
         return [producer for producer in self.producers if producer not in self.frozen]
@@ -88,14 +98,7 @@ def test_nothing_is_lost_in_a_storm(crew: Crew, seed: int) -> None:
     storm = Storm(crew, seed)
     loads = {producer: producer.tell("load", **LOAD) for producer in storm.producers}
     for _ in range(STEPS):
-        goal = len(crew.journal.entries) + storm.chance.randrange(100, 400)
-        crew.until(
-            lambda goal=goal: (
-                len(crew.journal.entries) >= goal
-                or all(producer.answered(loads[producer]) for producer in storm.running_producers())
-            ),
-            f"line {goal} of the journal, or the end of all work",
-        )
+        storm.wait_for_work(loads)
         storm.blow()
     storm.wait_until_given_up()
     storm.thaw()

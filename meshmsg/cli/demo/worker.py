@@ -33,7 +33,7 @@ class Counts:
     def as_body(self) -> dict[str, Any]:
         """The report."""
         # There is no public word yet for what a pull holds.
-        held = self._pull._inbox.unsettled
+        held = self._pull.unsettled
         return {"worker": self.name, "done": self.done, "failed": self.failed, "held": held}
 
 

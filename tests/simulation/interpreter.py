@@ -1,0 +1,186 @@
+"""Runs scenarios: text files of commands and of what they lead to.
+
+A file is a row of blocks. A block is a few commands, a line ``----``, and the lines that the cluster's log gained by
+them; a blank line ends it. Lines that start with ``#`` are for the reader. With ``MESHMSG_REWRITE_SCENARIOS=1`` the
+tests write what happened into the files instead of comparing, so that a change can be read as a diff.
+
+Commands, with names of nodes in small letters and queues in capitals:
+
+    node a [endpoint=E] [name=N]           a push Q [attempts= backoff= jitter= ttl= balance= ...]
+    a send Q BODY... [key= priority= ttl= delay=]
+    b pull Q [prefetch= concurrency= takes= batch= fails=yes]    b close Q
+    run SECONDS    settle    crash b    restart b [same_id=yes] [endpoint=E]    leave b [drain=]
+    freeze b    thaw b    stall b SECONDS    jump b SECONDS    cut a b [one_way=yes]    disconnect a b    heal
+    ledger a    dead a    redrive a    peers a
+
+A handler does what the body says: ``bad`` fails, ``reject`` rejects, ``poison`` kills its process, all else is acked.
+Every link takes one millisecond and discovery 50, so that times are round.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from meshmsg.errors import Reject
+from meshmsg.message import Message
+from meshmsg.options import Retry
+from meshmsg.testing import Cluster, ClusterNode
+
+NUMBERS = {"prefetch", "concurrency", "batch", "priority", "max_pending", "attempts"}
+SECONDS = {"takes", "ttl", "delay", "backoff", "unroutable_after", "drain"}
+
+
+class Scenario:
+    """One cluster, and the commands that drive it."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(seed=1, network={"latency": (0.001, 0.001), "jitter": 0.0}, discovery=(0.05, 0.05))
+        self.nodes: dict[str, ClusterNode] = {}
+        self.shown = 0
+
+    def run(self, lines: list[str]) -> list[str]:
+        """Runs a block's commands; returns what they led to."""
+        output: list[str] = []
+        for line in lines:
+            words = shlex.split(line)
+            options = dict(word.split("=", 1) for word in words if "=" in word)
+            plain = [word for word in words if "=" not in word]
+            if plain[0] in self.nodes:
+                plain[0], plain[1] = plain[1], plain[0]
+            command: Callable[..., Iterator[str] | None] = getattr(self, f"do_{plain[0]}")
+            said = list(command(*plain[1:], **{name: convert(name, value) for name, value in options.items()}) or ())
+            output += [*self.news(), *said]
+        return output
+
+    def news(self) -> list[str]:
+        """What the log gained since the last look."""
+        lines = self.cluster.log[self.shown :]
+        self.shown += len(lines)
+        return [f"{float(line[:9]):7.3f}{line[9:]}" for line in lines]
+
+    # -- nodes and sockets -----------------------------------------------------------------------------------
+
+    def do_node(self, label: str, *, name: str | None = None, endpoint: str | None = None) -> None:
+        if endpoint in self.nodes:
+            endpoint = self.nodes[endpoint].endpoint
+        self.nodes[label] = self.cluster.node(name or label, endpoint=endpoint)
+
+    def do_push(
+        self, label: str, queue: str, attempts: int = 5, backoff: float = 0.5, jitter: str = "none", **options: Any
+    ) -> None:
+        self.nodes[label].push(queue, retry=Retry(attempts, backoff, jitter=jitter), **options)
+
+    def do_send(self, label: str, queue: str, *bodies: str, **options: Any) -> None:
+        for body in bodies:
+            self.nodes[label].pushes[queue].send(body, **options)
+
+    def do_pull(self, label: str, queue: str, fails: str = "", **options: Any) -> None:
+        node = self.nodes[label]
+
+        def handle(message: Message) -> None:
+            body = str(message.body)
+            if body.startswith("poison"):
+                self.cluster.crash(node)
+            elif body.startswith("reject"):
+                raise Reject("no use")
+            elif body.startswith("bad") or fails:
+                raise ValueError("no good")
+
+        node.pull(queue, None if "batch" in options else handle, **options)
+
+    def do_close(self, label: str, queue: str) -> None:
+        self.nodes[label].pulls[queue].close()
+
+    # -- time and faults -------------------------------------------------------------------------------------
+
+    def do_run(self, seconds: str) -> None:
+        self.cluster.run(float(seconds))
+
+    def do_settle(self) -> None:
+        self.cluster.settle()
+
+    def do_crash(self, label: str) -> None:
+        self.cluster.crash(self.nodes[label])
+
+    def do_restart(self, label: str, same_id: str = "", endpoint: str | None = None) -> None:
+        if endpoint == "same":
+            endpoint = self.nodes[label].endpoint
+        self.cluster.restart(self.nodes[label], same_id=bool(same_id), endpoint=endpoint)
+
+    def do_leave(self, label: str, drain: float = 5.0) -> None:
+        self.cluster.leave(self.nodes[label], drain)
+
+    def do_freeze(self, label: str) -> None:
+        self.cluster.freeze(self.nodes[label])
+
+    def do_thaw(self, label: str) -> None:
+        self.cluster.thaw(self.nodes[label])
+
+    def do_stall(self, label: str, seconds: str) -> None:
+        self.cluster.stall(self.nodes[label], float(seconds))
+
+    def do_jump(self, label: str, seconds: str) -> None:
+        self.cluster.jump(self.nodes[label], float(seconds))
+
+    def do_cut(self, one: str, other: str, one_way: str = "") -> None:
+        self.cluster.cut(self.nodes[one], self.nodes[other], one_way=bool(one_way))
+
+    def do_disconnect(self, one: str, other: str) -> None:
+        self.cluster.disconnect(self.nodes[one], self.nodes[other])
+
+    def do_heal(self) -> None:
+        self.cluster.heal()
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def do_ledger(self, label: str) -> Iterator[str]:
+        for queue, books in self.nodes[label].ledger().items():
+            assert books.balanced
+            yield (
+                f"{queue}: accepted {books.accepted} = processed {books.processed} + dead {books.dead} + pending "
+                f"{books.pending} (ready {books.ready}, in flight {books.in_flight}, scheduled {books.scheduled}); "
+                f"redelivered {books.redelivered}"
+            )
+
+    def do_dead(self, label: str) -> Iterator[str]:
+        for letter in self.nodes[label].dead_letters():
+            yield f"{letter.id} {letter.body!r} {letter.reason}: {letter.error}"
+            for attempt in letter.attempts:
+                yield f"    {attempt.time:.3f} {attempt.consumer} {attempt.verdict}: {attempt.error}"
+
+    def do_redrive(self, label: str) -> None:
+        self.nodes[label].redrive()
+
+    def do_peers(self, label: str) -> Iterator[str]:
+        yield " ".join(self.nodes[label].peers()) or "nobody"
+
+
+def convert(name: str, value: str) -> Any:
+    """An option's value in its type."""
+    if name in NUMBERS:
+        return int(value)
+    return float(value) if name in SECONDS else value
+
+
+def replay(text: str) -> str:
+    """Runs a scenario's commands and returns its text with what they led to this time."""
+    scenario = Scenario()
+    output: list[str] = []
+    commands: list[str] = []
+    in_result = False
+    for line in [*text.splitlines(), ""]:
+        if in_result:
+            if not line:
+                output += ["----", *scenario.run(commands), ""]
+                commands, in_result = [], False
+        elif line == "----":
+            in_result = True
+        else:
+            output.append(line)
+            if line and not line.startswith("#"):
+                commands.append(line)
+    while output and not output[-1]:
+        output.pop()
+    return "\n".join(output) + "\n"

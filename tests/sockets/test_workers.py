@@ -1,0 +1,209 @@
+"""Handlers: what counts as one, what its end means, and what a timeout costs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+import uuid
+from typing import Any
+
+import pytest
+
+from meshmsg import Ledger, Message, Node, Reject, Retry
+from meshmsg.sockets.workers import Workers, is_async
+
+PATIENCE_S = 10.0
+ONCE = Retry(max_attempts=1)
+
+
+def make() -> Node:
+    return Node("node", mesh=f"workers-{uuid.uuid4().hex[:12]}", mdns=False, drain=0)
+
+
+async def plain_async(message: Message) -> None: ...
+
+
+def plain(message: Message) -> None: ...
+
+
+class Callable_:
+    def __call__(self, message: Message) -> None: ...
+
+
+class AsyncCallable:
+    async def __call__(self, message: Message) -> None: ...
+
+    async def method(self, message: Message) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        (plain_async, True),
+        (functools.partial(plain_async), True),
+        (AsyncCallable(), True),
+        (AsyncCallable().method, True),
+        (plain, False),
+        (functools.partial(plain), False),
+        (lambda message: None, False),
+        (Callable_(), False),
+        (list[Any]().append, False),
+    ],
+)
+async def test_what_kind_of_handler_it_is(handler: Any, expected: bool) -> None:
+    assert is_async(handler) is expected
+    async with make() as node:
+        node.pull("work")(handler)
+        await node.push("work").deliver(1, timeout=PATIENCE_S)
+
+
+async def test_a_plain_function_runs_in_a_thread_and_a_coroutine_function_does_not() -> None:
+    async with make() as node:
+        threads: dict[str, threading.Thread] = {}
+
+        @node.pull("coroutine")
+        async def coroutine(message: Message) -> None:
+            threads["coroutine"] = threading.current_thread()
+
+        @node.pull("function")
+        def function(message: Message) -> None:
+            threads["function"] = threading.current_thread()
+
+        for queue in ("coroutine", "function"):
+            await node.push(queue).deliver(1, timeout=PATIENCE_S)
+        assert threads["coroutine"] is threading.current_thread()
+        assert threads["function"].name == "meshmsg-function-0"
+        assert threads["function"].daemon
+
+
+async def test_a_plain_function_does_not_stop_the_loop() -> None:
+    async with make() as node:
+        go_on = threading.Event()
+
+        @node.pull("work")
+        def wait(message: Message) -> None:
+            assert go_on.wait(PATIENCE_S)
+
+        delivering = asyncio.ensure_future(node.push("work").deliver(1, timeout=PATIENCE_S))
+        await node.push("other").send(1)  # would not come back
+        go_on.set()
+        await delivering
+
+
+@pytest.mark.guarantee("G4")
+async def test_a_timeout_cancels_a_coroutine_and_lets_it_clean_up_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    expired = [0]
+    expire = Workers._expire
+
+    def counted(self: Workers) -> None:
+        expired[0] += 1
+        expire(self)
+
+    monkeypatch.setattr(Workers, "_expire", counted)
+    async with make() as node:
+        cleaned = asyncio.Event()
+
+        @node.pull("work", timeout=0.02)
+        async def handle(message: Message) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                for _ in range(500):  # a timer that is always due would ring at every one of these turns
+                    await asyncio.sleep(0)
+                cleaned.set()
+
+        jobs = node.push("work", retry=ONCE)
+        await jobs.send(1)
+        await jobs.flush(timeout=PATIENCE_S)
+        assert cleaned.is_set()
+        assert expired[0] <= 3
+        assert node.dead_letters()[0].error == "the handler ran longer than its timeout of 0.02 s"
+
+
+async def test_a_worker_survives_what_it_runs() -> None:
+    async with make() as node:
+
+        @node.pull("work", timeout=0.02)
+        async def handle(message: Message) -> None:
+            if message.body == "hang":
+                await asyncio.Event().wait()
+            if message.body == "fail":
+                raise ValueError("no")
+            if message.body == "reject":
+                raise Reject("no")
+            if message.body == "cancel":
+                raise asyncio.CancelledError
+
+        jobs = node.push("work", retry=ONCE)
+        await jobs.send_many(["hang", "fail", "reject", "hang", "fine"])
+        await jobs.flush(timeout=PATIENCE_S)
+        assert jobs.ledger() == Ledger(accepted=5, processed=1, dead=4)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("no")])
+async def test_nothing_that_a_function_raises_ends_its_thread(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with make() as node:
+
+        @node.pull("work")
+        def handle(message: Message) -> None:
+            if message.body == "raise":
+                raise error
+
+        jobs = node.push("work", retry=ONCE)
+        await jobs.send_many(["raise", "fine"])
+        await jobs.flush(timeout=PATIENCE_S)
+        assert jobs.ledger() == Ledger(accepted=2, processed=1, dead=1)
+    told = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert bool(told) is not isinstance(error, Exception)
+
+
+@pytest.mark.guarantee("G4")
+async def test_what_a_late_function_says_is_too_late() -> None:
+    async with make() as node:
+        go_on, said = threading.Event(), []
+
+        @node.pull("work", timeout=0.02)
+        def handle(message: Message) -> None:
+            if message.attempt == 1:
+                assert go_on.wait(PATIENCE_S)
+                with message:
+                    said.append("late")
+            else:
+                said.append("second")
+
+        jobs = node.push("work", retry=Retry(max_attempts=2, backoff=0))
+        await jobs.send(1)
+        while not jobs.ledger().redelivered:
+            await asyncio.sleep(0)
+        go_on.set()  # only now is the one thread free for the second attempt
+        await jobs.flush(timeout=PATIENCE_S)
+        assert said == ["late", "second"]
+        assert jobs.ledger() == Ledger(accepted=1, processed=1, redelivered=1)
+
+
+async def test_messages_that_wait_for_a_thread_go_back_when_the_pull_closes() -> None:
+    async with make() as node:
+        started, go_on = threading.Semaphore(0), threading.Event()
+
+        @node.pull("work", concurrency=2)
+        def handle(message: Message) -> None:
+            started.release()
+            assert go_on.wait(PATIENCE_S)
+
+        pull = node._pulls["work"]
+        jobs = node.push("work", retry=ONCE)
+        await jobs.send_many(range(6))
+        for _ in range(2):
+            assert await asyncio.to_thread(started.acquire, timeout=PATIENCE_S)
+        closing = asyncio.ensure_future(pull.close(drain=PATIENCE_S))
+        while jobs.ledger().ready != 4:
+            await asyncio.sleep(0)
+        go_on.set()
+        await closing
+        while jobs.ledger().in_flight:
+            await asyncio.sleep(0)
+        assert jobs.ledger() == Ledger(accepted=6, processed=2, pending=4, ready=4)

@@ -1,0 +1,171 @@
+"""Messages and batches by themselves, with a lane that only takes notes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meshmsg import AlreadySettled, Batch, DeadLetter, Ledger, Message, Peer, Reject
+from meshmsg.message import describe_error
+
+
+class Notes:
+    """A settler that writes down what it is told."""
+
+    sender, queue = "somebody", "work"
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def message_id(self, number: int) -> str:
+        return f"node/work/{number}"
+
+    def ack(self, seq: int) -> None:
+        self.told.append(("ack", seq))
+
+    def nack(self, seq: int, delay: float | None, error: str) -> None:
+        self.told.append(("nack", seq, delay, error))
+
+    def reject(self, seq: int, reason: str) -> None:
+        self.told.append(("reject", seq, reason))
+
+    def extend(self, seq: int) -> None:
+        self.told.append(("extend", seq))
+
+
+def make(count: int = 1, details: dict[str, Any] | None = None) -> tuple[Notes, list[Message]]:
+    notes = Notes()
+    return notes, [Message(notes, 10 + index, 20 + index, f"body {index}", details) for index in range(count)]
+
+
+def test_a_plain_message() -> None:
+    _, (message,) = make()
+    assert (message.id, message.sender, message.queue, message.body) == ("node/work/20", "somebody", "work", "body 0")
+    assert (message.attempt, message.redelivered, message.key, message.priority) == (1, False, None, 0)
+    assert message.headers == {}
+    assert repr(message) == "<Message node/work/20 attempt=1 from somebody>"
+
+
+def test_a_message_with_details() -> None:
+    _, (message,) = make(details={"a": 3, "r": True, "k": "key", "p": 7, "h": {"trace": 1}})
+    assert (message.attempt, message.redelivered, message.key, message.priority) == (3, True, "key", 7)
+    assert message.headers == {"trace": 1}
+
+
+def test_verdicts() -> None:
+    notes, (one, two, three, four) = make(4)
+    one.ack()
+    two.nack()
+    three.nack(delay=1.5, error="why")
+    four.extend()
+    four.reject("never")
+    assert notes.told == [
+        ("ack", 10),
+        ("nack", 11, None, "nack"),
+        ("nack", 12, 1.5, "why"),
+        ("extend", 13),
+        ("reject", 13, "never"),
+    ]
+    assert all(message.settled for message in (one, two, three, four))
+
+
+@pytest.mark.parametrize("first", ["ack", "nack", "reject"])
+@pytest.mark.parametrize("second", ["ack", "nack", "reject"])
+def test_one_verdict_each(first: str, second: str) -> None:
+    notes, (message,) = make()
+    getattr(message, first)()
+    with pytest.raises(AlreadySettled, match="node/work/20 already has its verdict"):
+        getattr(message, second)()
+    assert len(notes.told) == 1
+
+
+def test_a_with_block() -> None:
+    notes, (fine, fails, rejected, rejected_silently, before) = make(5)
+    with fine as entered:
+        assert entered is fine
+    with pytest.raises(KeyError), fails:
+        raise KeyError("x")
+    with rejected:
+        raise Reject("never")
+    with rejected_silently:
+        raise Reject
+    with pytest.raises(KeyError), before:
+        before.ack()
+        raise KeyError("afterwards")
+    assert notes.told == [
+        ("ack", 10),
+        ("nack", 11, None, "KeyError: 'x'"),
+        ("reject", 12, "never"),
+        ("reject", 13, "rejected"),
+        ("ack", 14),
+    ]
+
+
+def test_a_batch_is_a_sequence() -> None:
+    _, messages = make(3)
+    batch = Batch(messages)
+    assert (len(batch), list(batch), batch[1], batch[-1]) == (3, messages, messages[1], messages[2])
+    assert batch.bodies == ["body 0", "body 1", "body 2"]
+
+
+def test_a_batch_settles_what_is_left() -> None:
+    notes, messages = make(3)
+    with Batch(messages) as batch:
+        batch[1].reject("odd")
+    assert notes.told == [("reject", 11, "odd"), ("ack", 10), ("ack", 12)]
+    batch.ack()
+    batch.nack()
+    assert len(notes.told) == 3
+
+
+def test_a_batch_that_fails() -> None:
+    notes, messages = make(2)
+    with pytest.raises(ValueError, match="no"), Batch(messages):
+        raise ValueError("no")
+    assert notes.told == [("nack", 10, None, "ValueError: no"), ("nack", 11, None, "ValueError: no")]
+    notes, messages = make(2)
+    with Batch(messages):
+        raise Reject("all bad")
+    assert notes.told == [("reject", 10, "all bad"), ("reject", 11, "all bad")]
+
+
+def test_what_failed_further_on_is_rejected_and_not_tried_again() -> None:
+    from meshmsg import DeadLettered
+
+    letter = DeadLetter("n/q/1", "q", 1, {}, None, "rejected", "no", (), 1.0, 2.0)
+    notes, (message,) = make()
+    with pytest.raises(DeadLettered), message:
+        raise DeadLettered("dead further on", letter)
+    assert [told[0] for told in notes.told] == ["reject"]
+
+
+@pytest.mark.parametrize(
+    ("books", "balanced"),
+    [
+        (Ledger(), True),
+        (Ledger(accepted=6, processed=1, dead=1, pending=4, ready=2, in_flight=1, scheduled=1, redelivered=9), True),
+        (Ledger(accepted=2, processed=1), False),
+        (Ledger(accepted=1, pending=1), False),
+    ],
+)
+def test_a_ledger_knows_whether_it_balances(books: Ledger, balanced: bool) -> None:
+    assert books.balanced is balanced
+
+
+def test_what_a_peer_offers() -> None:
+    peer = Peer("id", "name", "alive", (), {"pull": {"a": {}, "b": {}}}, 0.0)
+    assert (peer.pulls, peer.pushes) == (("a", "b"), ())
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("no"), "ValueError: no"),
+        (ValueError(), "ValueError"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (RuntimeError("x" * 2000), "RuntimeError: " + "x" * 983 + "..."),
+    ],
+)
+def test_errors_become_one_line(error: Exception, text: str) -> None:
+    assert describe_error(error) == text

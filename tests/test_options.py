@@ -1,0 +1,131 @@
+"""Options: their defaults, their limits, and what is said to somebody who got them wrong."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from meshmsg import ConfigurationError, Retry, UnknownOption
+from meshmsg.options import (
+    LivenessOptions,
+    PullOptions,
+    PushOptions,
+    make_options,
+    require_bool,
+    require_choice,
+    require_int,
+    require_name,
+    require_number,
+)
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    retry = Retry()
+    assert (retry.max_attempts, retry.backoff, retry.factor, retry.max_backoff, retry.jitter) == (5, 0.5, 2, 60, "full")
+    pull, push, live = PullOptions(), PushOptions(), LivenessOptions()
+    assert (pull.prefetch, pull.concurrency, pull.timeout, pull.reliable) == (256, 1, None, True)
+    assert (push.balance, push.overflow, push.max_pending) == ("least_outstanding", "wait", 10_000)
+    assert (push.ttl, push.unroutable_after, push.dead_letter_to) == (None, None, None)
+    assert (live.heartbeat, live.gone_after) == (0.5, 2.0)
+
+
+def test_options_do_not_change() -> None:
+    for options in (Retry(), PullOptions(), PushOptions(), LivenessOptions()):
+        with pytest.raises(FrozenInstanceError):
+            setattr(options, fields(options)[0].name, 1)
+
+
+def test_the_backoff_grows_up_to_its_cap() -> None:
+    retry = Retry(backoff=1, factor=3, max_backoff=20)
+    assert [retry.ceiling(attempts) for attempts in (1, 2, 3, 4, 1000)] == [1, 3, 9, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_attempts": 0}, r"Retry\(max_attempts=\) takes 1 or more, got 0"),
+        ({"max_attempts": True}, "takes a whole number, not bool True"),
+        ({"max_attempts": 2.0}, "takes a whole number, not float 2.0"),
+        ({"backoff": -1}, "takes 0 or more"),
+        ({"backoff": float("inf")}, "takes a finite number"),
+        ({"factor": 0.5}, "takes 1 or more"),
+        ({"max_backoff": "60"}, "takes a number, not str '60'"),
+        ({"jitter": "half"}, "takes one of 'full', 'none', got 'half'"),
+    ],
+)
+def test_retries_that_cannot_work(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        Retry(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"heartbeat": 0}, "takes more than 0"),
+        ({"heartbeat": 2}, "heartbeat < suspect_after"),
+        ({"suspect_after": 3}, "suspect_after <= gone_after"),
+        ({"stall_after": 1}, "gone_after <= stall_after"),
+    ],
+)
+def test_liveness_that_cannot_work(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        LivenessOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"prefetc": 1}, r"pull\('q'\) has no option 'prefetc': did you mean 'prefetch'\?"),
+        ({"zzz": 1}, "it has prefetch, concurrency, timeout, type, reliable"),
+    ],
+)
+def test_unknown_options(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(UnknownOption, match=why) as caught:
+        make_options(PullOptions, "pull('q')", given)
+    assert isinstance(caught.value, TypeError) and isinstance(caught.value, ValueError)
+
+
+def test_known_options_arrive() -> None:
+    options = make_options(PushOptions, "push('q')", {"max_pending": 3, "retry": Retry(max_attempts=1)})
+    assert (options.max_pending, options.retry.max_attempts, options.overflow) == (3, 1, "wait")
+
+
+@pytest.mark.parametrize("name", ["work", "a.b-c_d/e:f", "größe", "仕事", "x" * 200])
+def test_names_that_can_be(name: str) -> None:
+    assert require_name("push(queue)", name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "1 to 200 bytes"),
+        ("x" * 201, "1 to 200 bytes"),
+        ("ü" * 101, "1 to 200 bytes"),
+        ("a b", "without white space"),
+        ("a\tb", "without white space"),
+        ("a\x00", "without white space"),
+        ("\u2028", "without white space"),
+        (b"work", "not bytes"),
+        (None, "not NoneType"),
+    ],
+)
+def test_names_that_cannot_be(name: Any, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        require_name("push(queue)", name)
+
+
+def test_the_checks_name_the_place() -> None:
+    checks = [
+        lambda: require_int("here", "1", at_least=0),
+        lambda: require_number("here", None, at_least=0),
+        lambda: require_number("here", float("nan"), above=0),
+        lambda: require_number("here", True, above=0),
+        lambda: require_number("here", 0, above=0),
+        lambda: require_choice("here", "c", ("a", "b")),
+        lambda: require_bool("here", 1),
+    ]
+    for check in checks:
+        with pytest.raises(ConfigurationError, match=r"^here takes "):
+            check()
