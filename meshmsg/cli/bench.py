@@ -73,7 +73,13 @@ def run(measure: Callable[[], Result], as_json: bool) -> None:
 @click.option("--batches", is_flag=True, help="send_many and batches() instead of send and a handler.")
 @click.option("--blocking", is_flag=True, help="Through meshmsg.blocking instead of asyncio.")
 @click.option("--uvloop", is_flag=True, help="Run meshmsg's processes in uvloop.")
-@click.option("--prefetch", type=click.IntRange(1), help="Unsettled messages a consumer may hold.")
+@click.option(
+    "--prefetch",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Unsettled messages a consumer may hold; a node's default is 256, which suits slower work.",
+)
 @click.option("--profile", is_flag=True, help="Instead of rates: tables of where the time goes.")
 def push_pull(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:
     """Messages a second from a producer to a consumer, acked, beside bare pyzmq PUSH/PULL."""

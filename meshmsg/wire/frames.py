@@ -119,7 +119,8 @@ Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost
 # What a message's key and headers may take, in bytes, so that a header with some of them stays far below the limit.
 MAX_DETAILS_BYTES = 2**20
 
-_pack = make_packer()
+# Shared by all threads, so it must never call Python code half way: no ``default=``, no datetime.
+_pack = msgpack.Packer(autoreset=True).pack
 
 
 def _unpack(header: bytes) -> Any:
@@ -130,7 +131,7 @@ def measure_details(key: str | None, headers: dict[str, Any] | None) -> int:
     """About the bytes that a message's key and headers take; raises if they could not be sent, or not be read."""
     size = 4 * len(key) if key is not None else 0
     if headers:
-        encoded = _pack(headers)
+        encoded = make_packer()(headers)
         size += len(encoded)
         try:
             _unpack(encoded)
@@ -146,7 +147,7 @@ def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
     if isinstance(frame, Ack):
         return [_pack((ACK, *frame))]
     if isinstance(frame, Data):
-        return [_pack((DATA, *frame[:-1])), encode_batch(bodies)]
+        return [_pack_data((DATA, *frame[:-1])), encode_batch(bodies)]
     if isinstance(frame, LaneState):
         return [_pack((LANE, *frame))]
     if isinstance(frame, Beat):
@@ -160,6 +161,14 @@ def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
     if isinstance(frame, Lost):
         return [_pack((LOST, frame.lane))]
     return [_pack((BYE, frame.reason))]
+
+
+def _pack_data(header: tuple[Any, ...]) -> bytes:
+    try:
+        packed: bytes = _pack(header)
+    except TypeError:  # headers may hold what bodies may
+        packed = make_packer()(header)
+    return packed
 
 
 def decode(parts: Sequence[bytes]) -> Frame | None:

@@ -9,7 +9,7 @@ import textwrap
 import uuid
 from typing import IO
 
-PATIENCE_S = 30.0
+PATIENCE_S = 15.0
 
 HEADER = """
 import os, signal, sys, threading, time
