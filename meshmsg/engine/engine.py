@@ -455,7 +455,7 @@ class Engine:
                 for lane in [lane for lane in outbox.lanes.values() if lane.peer == peer.key]:
                     outbox.close_lane(lane.number, why, now, said_all=why == LEFT)
             for inbox in (*self.inboxes.values(), *self._leaving):
-                inbox.orphan_peer(peer.key, dead=why in ("crashed", "restarted", LEFT))
+                inbox.orphan_peer(peer.key)
         peers.downs.clear()
         for peer, new in peers.ups:
             if peers.by_id.get(peer.node_id) is peer:

@@ -79,13 +79,12 @@ class Inbox:
         self.expiring = {k: v for k, v in self.expiring.items() if k[:2] != (lane.peer, lane.number)}
         self._regrant()
 
-    def orphan_peer(self, peer: str, *, dead: bool) -> None:
+    def orphan_peer(self, peer: str) -> None:
         """A producer is gone: what it sent is still processed, since nobody else may have it.
 
         If it comes back, it is told that its lanes are lost, and opens new ones.
         """
-        if dead:
-            self._newest.pop(peer, None)
+        self._newest.pop(peer, None)
         for lane in [lane for lane in self.lanes.values() if lane.peer == peer]:
             lane.alive = False
             lane.limit = lane.received

@@ -22,7 +22,7 @@ from meshmsg.message import Peer
 from meshmsg.options import LivenessOptions
 from meshmsg.wire.frames import Hello
 
-LinkNews = Literal["up", "failed", "down"]
+LinkNews = Literal["up", "refused", "failed", "down"]
 
 LEFT = "left"  # the reason of a node that says goodbye
 
@@ -179,7 +179,7 @@ class Peers:
     # -- links -----------------------------------------------------------------------------------------------
 
     def on_link(self, link: int, news: LinkNews, now: float) -> None:
-        """A link came up, could not be made, or broke."""
+        """A link came up, was refused, could not be made, or broke."""
         prospect = self._by_link.get(link)
         if prospect is None:
             return
@@ -196,8 +196,8 @@ class Peers:
             self._suspect(peer, "its connection broke")
             self._dial(prospect, now)
         elif not prospect.links:
-            # Nobody listens there. If it was a peer until now, its process is gone.
-            if peer is not None and peer.link is None and news == "failed" and peer.broken_at is not None:
+            # If nobody listens where a peer was until now, its process is gone. What failed may be the way to it.
+            if peer is not None and peer.link is None and news == "refused" and peer.broken_at is not None:
                 self._gone(peer, "crashed", now)
             self._retry_later(prospect, now)
 

@@ -250,7 +250,7 @@ class Network:
                 # Nobody says no: TCP tries again and again, until the time is up.
                 self.clock.call_later(0.5, attempt) if not late else self._fail(link)
             elif target is None:
-                self._fail(link)
+                self._fail(link, LinkEvent.REFUSED)
             elif link.source.frozen:
                 self.clock.call_later(0.5, attempt)
             else:
@@ -258,10 +258,10 @@ class Network:
 
         self.clock.call_later(2 * link.latency, attempt)
 
-    def _fail(self, link: SimulatedLink) -> None:
+    def _fail(self, link: SimulatedLink, how: LinkEvent = LinkEvent.FAILED) -> None:
         link.is_over = True
         link.source.links.pop(link.number, None)
-        self._tell(link, LinkEvent.FAILED)
+        self._tell(link, how)
 
     def _come_up(self, link: SimulatedLink, target: SimulatedTransport) -> None:
         link.is_up = True

@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Sequence
 
 import zmq
@@ -48,6 +49,20 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def has_route(endpoint: str) -> bool:
+    """Whether this machine knows a way to a diallable endpoint's host; nothing is sent to find out."""
+    match = _DIALLABLE.fullmatch(endpoint)
+    if match is None:
+        return False
+    family = socket.AF_INET6 if match["six"] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((match["six"] or match["four"], int(match["port"])))
+        except OSError:
+            return False
+    return True
 
 
 def uses_ipv6(endpoint: str) -> bool:

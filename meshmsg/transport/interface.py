@@ -9,12 +9,14 @@ from typing import Protocol
 
 
 class LinkEvent(enum.Enum):
-    """What became of a dialled link. Each sees either FAILED, or UP and later DOWN, and then nothing more."""
+    """What became of a dialled link: REFUSED, FAILED, or UP and later DOWN; and then nothing more."""
 
     UP = "up"
     """The connection stands and the other side speaks the transport's protocol."""
+    REFUSED = "refused"
+    """The host answered that nobody listens there: the process is gone."""
     FAILED = "failed"
-    """It never came up: refused, no answer in time, or something else listens there."""
+    """It never came up: no way to the host, no answer in time, or something else listens there."""
     DOWN = "down"
     """It was up and has ended: the other process died, closed, froze, or the network between is cut."""
 
@@ -62,7 +64,7 @@ class Transport(Protocol):
         ...
 
     def link_events(self) -> list[tuple[int, LinkEvent]]:
-        """What became of links since the last call. One that FAILED or went DOWN is closed and forgotten."""
+        """What became of links since the last call. One that is not UP is closed and forgotten."""
         ...
 
     def close(self, linger_ms: int = 0) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 import zmq
 
-from meshmsg.transport.endpoints import uses_ipv6
+from meshmsg.transport.endpoints import has_route, uses_ipv6
 from meshmsg.transport.interface import LinkEvent
 from meshmsg.transport.segments import SEGMENT_BYTES, split_frame
 from meshmsg.transport.tuning import Context, Socket, Tuning, descriptor_of, events_of, milliseconds
@@ -31,12 +32,23 @@ _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDED
 class DialledLink:
     """A link's sockets. Call ``read_events`` when the monitor's descriptor is readable, ``close`` once."""
 
-    __slots__ = ("number", "endpoint", "up", "monitor_descriptor", "_dealer", "_monitor")
+    __slots__ = (
+        "number",
+        "endpoint",
+        "up",
+        "monitor_descriptor",
+        "_dealer",
+        "_dialled_at",
+        "_monitor",
+        "_patience_s",
+    )
 
     def __init__(self, context: Context, number: int, endpoint: str, identity: bytes, tuning: Tuning) -> None:
         self.number = number
         self.endpoint = endpoint
         self.up = False
+        self._dialled_at = time.monotonic()
+        self._patience_s = tuning.dial_timeout_s / 2
         self._dealer = context.socket(zmq.DEALER)
         self._monitor: Socket | None = None
         try:
@@ -78,7 +90,7 @@ class DialledLink:
         return bool(events_of(self._dealer) & zmq.POLLOUT)
 
     def read_events(self) -> list[LinkEvent]:
-        """What happened since the last call. After FAILED or DOWN nothing more will."""
+        """What happened since the last call. After anything but UP nothing more will."""
         assert self._monitor is not None
         events: list[LinkEvent] = []
         while True:
@@ -90,12 +102,19 @@ class DialledLink:
                 return events
             number = int.from_bytes(head[:2], sys.byteorder)
             if number & _ENDED:
-                events.append(LinkEvent.DOWN if self.up else LinkEvent.FAILED)
+                events.append(LinkEvent.DOWN if self.up else self._explain_failure(number))
                 self.up = False
                 return events
             if number & zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.up = True
                 events.append(LinkEvent.UP)
+
+    def _explain_failure(self, number: int) -> LinkEvent:
+        """libzmq does not say why a connection could not be made; but a refusal comes soon, and over a route."""
+        soon = time.monotonic() - self._dialled_at < self._patience_s
+        if number & zmq.EVENT_CLOSED and soon and has_route(self.endpoint):
+            return LinkEvent.REFUSED
+        return LinkEvent.FAILED
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the sockets; what was sent has ``linger_ms`` left to leave."""

@@ -159,7 +159,7 @@ def test_threads_that_wait_do_not_keep_the_process() -> None:
 node = make("careless").start()
 jobs, pull = node.push("full", max_pending=1), node.pull("work")
 jobs.send(1)
-ready = threading.Barrier(6)
+ready = threading.Barrier(7)
 def wait(use):
     ready.wait()
     try:

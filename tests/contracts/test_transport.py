@@ -9,7 +9,7 @@ import pytest
 from meshmsg.errors import NodeClosed
 from meshmsg.transport import Transport
 from meshmsg.transport.zmq import ZmqTransport
-from tests.transport.side import DOWN, FAILED, UP, Side
+from tests.transport.side import DOWN, FAILED, REFUSED, UP, Side
 
 FACTORIES: dict[str, Callable[[], Transport]] = {"zmq": ZmqTransport}
 
@@ -135,13 +135,13 @@ async def test_a_link_is_down_when_the_other_side_closes(make: Make) -> None:
         ours.transport.hang_up(1)
 
 
-async def test_a_link_to_nobody_has_failed(make: Make) -> None:
+async def test_a_link_to_nobody_is_refused(make: Make) -> None:
     with Side(make()) as ours:
         with Side(make()) as theirs:
             pass
         ours.transport.dial(1, theirs.endpoint, b"a")
-        await ours.until_event(1, FAILED)
-        assert ours.events == [(1, FAILED)]
+        await ours.until_event(1, REFUSED)
+        assert ours.events == [(1, REFUSED)]
         assert not ours.transport.send(1, [b"to nobody"])
 
 

@@ -109,7 +109,7 @@ async def test_a_lane_that_its_producer_gave_up_is_not_started_any_more() -> Non
 async def test_a_producer_that_is_gone_has_its_messages_processed_all_the_same() -> None:
     setting = Setting()
     setting.arrive(setting.lanes[0], 1, 2)
-    setting.inbox.orphan_peer("a", dead=True)
+    setting.inbox.orphan_peer("a")
     assert setting.take_all() == [1, 2]
 
 

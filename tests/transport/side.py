@@ -10,7 +10,7 @@ from typing import Self
 
 from meshmsg.transport import LinkEvent, Transport
 
-UP, FAILED, DOWN = LinkEvent.UP, LinkEvent.FAILED, LinkEvent.DOWN
+UP, REFUSED, FAILED, DOWN = LinkEvent.UP, LinkEvent.REFUSED, LinkEvent.FAILED, LinkEvent.DOWN
 
 
 class Side:

@@ -12,7 +12,7 @@ import pytest
 
 from meshmsg.transport.zmq import ZmqTransport
 from tests.transport.line import SlowLine
-from tests.transport.side import DOWN, FAILED, UP, Side
+from tests.transport.side import DOWN, FAILED, REFUSED, UP, Side
 
 # A node whose own code does nothing but wait: what it answers, libzmq's I/O thread answers.
 BUSY_PEER = """
@@ -79,7 +79,7 @@ async def test_a_killed_process_is_down_and_then_refuses() -> None:
         await side.until_event(1, DOWN)
         process.wait()  # now its port is surely free again
         side.transport.dial(2, endpoint, b"b")
-        await side.until_event(2, FAILED)
+        await side.until_event(2, REFUSED)
 
 
 async def test_a_frozen_process_is_down_and_a_busy_one_is_not() -> None:
