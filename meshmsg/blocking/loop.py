@@ -3,19 +3,73 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from meshmsg.errors import NodeClosed, WrongThread
-from meshmsg.sockets.handoff import interruptible
+from meshmsg.sockets.handoff import acquire
 
 END_S = 1.0  # what a loop that is ending may take for it
 
 ResultT = TypeVar("ResultT")
 logger = logging.getLogger("meshmsg.blocking")
+
+
+class Call:
+    """A coroutine on its way through the loop, and a thread that may wait for what comes of it.
+
+    As in ``Handoff``, the thread waits on a lock that nobody but the loop releases, so that Ctrl-C cannot leave one
+    taken that the loop needs; ``concurrent.futures`` has a condition there.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], done: Callable[[], None]) -> None:
+        self.coroutine = coroutine
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self.ticket = threading.Lock()
+        self.ticket.acquire()
+        self._done = done
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
+
+    def begin(self) -> None:
+        """In the loop: runs it."""
+        if self._cancelled or self.ended:
+            self.coroutine.close()
+            self.finish(None, asyncio.CancelledError())
+            return
+        self._task = asyncio.get_running_loop().create_task(self.coroutine)
+        self._task.add_done_callback(self._finished)
+
+    def cancel(self) -> None:
+        """In the loop: nobody waits any more."""
+        self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def abandon(self, error: BaseException) -> None:
+        """After the loop: it will not come to an end."""
+        if self._task is None:
+            self.coroutine.close()
+        self.finish(None, error)
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """Tells the thread, once."""
+        if not self.ended:
+            self.result, self.error, self.ended = result, error, True
+            self.ticket.release()
+            self._done()
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.finish(None, asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.finish(None, error)
+        else:
+            self.finish(task.result(), None)
 
 
 class LoopThread:
@@ -34,14 +88,14 @@ class LoopThread:
         self.loop: asyncio.AbstractEventLoop
         self._loop_factory = loop_factory
         self._require_process = require_process  # in a forked child there is no such thread: waiting would hang
-        self._calls: dict[concurrent.futures.Future[Any], Coroutine[Any, Any, Any]] = {}
+        self._calls: set[Call] = set()
         self._lock = threading.Lock()
         self._stop: asyncio.Event
-        self._started = threading.Event()
+        self._started = threading.Lock()
+        self._started.acquire()
         self._thread = threading.Thread(target=self._run, name=f"meshmsg-{name}", daemon=True)
         self._thread.start()
-        while not self._started.wait(interruptible(None)):
-            pass
+        acquire(self._started, None)
 
     @property
     def is_current(self) -> bool:
@@ -70,55 +124,56 @@ class LoopThread:
                 f"this runs in the thread of node {self.name!r}, where waiting would stop the node: "
                 "call it from another thread"
             )
-        future = self.submit(coroutine)
+        call = self.submit(coroutine)
         try:
-            while True:
-                try:
-                    return future.result(interruptible(timeout_s))
-                except concurrent.futures.TimeoutError:
-                    if future.done() or timeout_s is not None:
-                        raise
-        except concurrent.futures.CancelledError:
+            in_time = acquire(call.ticket, timeout_s)
+        except BaseException:
+            self._post(call.cancel)
+            raise
+        if not in_time:
+            raise TimeoutError(f"node {self.name!r} did not answer within {timeout_s} s")
+        if isinstance(call.error, asyncio.CancelledError):
             self.ended.wait(END_S)  # only its end cancels what somebody waits for; then it is known why
             raise self._explain_end() from None
-        except BaseException:
-            if timeout_s is None:
-                future.cancel()
-            raise
+        if call.error is not None:
+            raise call.error
+        result: ResultT = call.result
+        return result
 
-    def submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> concurrent.futures.Future[ResultT]:
-        """Begins a coroutine in the loop."""
+    def submit(self, coroutine: Coroutine[Any, Any, Any], done: Callable[[], None] = lambda: None) -> Call:
+        """Begins a coroutine in the loop; ``done`` is called there when it has ended."""
+        call = Call(coroutine, lambda: self._forget(call, done))
         try:
             self._require_process()
+            with self._lock:
+                if self.ended.is_set():
+                    raise self._explain_end()
+                self._calls.add(call)
+            if not self._post(call.begin):
+                self._calls.discard(call)
+                raise self._explain_end()
         except BaseException:
             coroutine.close()
             raise
-        with self._lock:
-            if self.ended.is_set():
-                coroutine.close()
-                raise self._explain_end()
-            try:
-                future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-            except RuntimeError:  # it is closed, and about to say so
-                coroutine.close()
-                raise self._explain_end() from None
-            self._calls[future] = coroutine
-        future.add_done_callback(self._forget)
-        return future
+        return call
 
     def stop(self, timeout_s: float) -> None:
         """Ends the loop and waits for that."""
         if not self.ended.is_set():
-            try:
-                self.loop.call_soon_threadsafe(self._stop.set)
-            except RuntimeError:
-                pass  # it has just ended by itself
+            self._post(lambda: self._stop.set())
         if not self.is_current:
             self._thread.join(timeout_s)
 
-    def _forget(self, future: concurrent.futures.Future[Any]) -> None:
-        with self._lock:
-            self._calls.pop(future, None)
+    def _post(self, function: Callable[[], None]) -> bool:
+        try:
+            self.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # it is closed, and about to say so
+            return False
+        return True
+
+    def _forget(self, call: Call, done: Callable[[], None]) -> None:
+        self._calls.discard(call)
+        done()
 
     def _explain_end(self) -> NodeClosed:
         if self.failure is not None:
@@ -137,17 +192,16 @@ class LoopThread:
         finally:
             with self._lock:
                 self.ended.set()
-                calls = dict(self._calls)
-            for future, coroutine in calls.items():
-                if not future.done():  # the loop ended before it got to it
-                    coroutine.close()
-                    future.set_exception(self._explain_end())
-            self._started.set()
+                calls = list(self._calls)
+            for call in calls:  # the loop ended before it got to them
+                call.abandon(self._explain_end())
+            if self._started.locked():
+                self._started.release()
             if self.failure is not None:
                 self.on_failure()
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self._started.set()
+        self._started.release()
         await self._stop.wait()

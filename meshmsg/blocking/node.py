@@ -26,7 +26,7 @@ from meshmsg.observe.events import EventStream
 from meshmsg.options import require_number
 from meshmsg.sockets import push_pull
 from meshmsg.sockets.bare import BarePush
-from meshmsg.sockets.handoff import interruptible
+from meshmsg.sockets.handoff import INTERRUPTS_LOCKS, STEP_S
 
 ParametersT = ParamSpec("ParametersT")
 ResultT = TypeVar("ResultT")
@@ -212,8 +212,7 @@ class Node:
         try:
             loop = self.start()._started_loop()
             _wait_for(news)
-            closing = loop.submit(self._node.close())
-            closing.add_done_callback(lambda _: news.put(0))
+            loop.submit(self._node.close(), lambda: news.put(0))
             if _wait_for(news):
                 loop.call(self._node.hurry)
                 _wait_for(news)
@@ -379,7 +378,7 @@ def _wait_for(news: queue.SimpleQueue[int]) -> int:
     """The next item; signals get through."""
     while True:
         try:
-            return news.get(timeout=interruptible(None))
+            return news.get(timeout=None if INTERRUPTS_LOCKS else STEP_S)
         except queue.Empty:
             pass
 

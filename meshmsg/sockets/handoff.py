@@ -55,7 +55,8 @@ class Handoff:
 
     A message is started when a thread takes it (G4). What nobody took goes back to the inbox when the pull is
     closed. Verdicts collect until the loop has its next turn. ``deque``'s ``append`` and ``popleft`` are atomic,
-    so no lock is on this path; the condition is for waiting only.
+    so no lock is on this path. A thread that waits does so on a lock of its own, its ticket: nothing that Ctrl-C
+    may interrupt it in could leave a lock taken that the loop needs.
     """
 
     def __init__(self, driver: Driver, inbox: Inbox, loop: asyncio.AbstractEventLoop) -> None:
@@ -67,8 +68,7 @@ class Handoff:
         self.verdicts: deque[Verdict] = deque()
         self._deadlines: dict[Message, float] = {}  # monotonic; of the few that have a time to live
         self._given_up: set[InLane] = set()  # by their producers, who send what has not started elsewhere
-        self._condition = threading.Condition(threading.Lock())
-        self._waiting = 0
+        self._tickets: deque[threading.Lock] = deque()  # of the threads that wait; to release one wakes its thread
         self.bell = Bell(loop, self._answer)
         inbox.on_given_up = self._give_up
 
@@ -140,17 +140,37 @@ class Handoff:
 
     def _wait(self, deadline: float | None, *, while_room: bool = False) -> bool:
         """Waits for messages in the hands of nobody; whether there are some."""
-        with self._condition:
-            self._waiting += 1
+        while not self._lent and not self.closed and (self.room or not while_room):
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            ticket = threading.Lock()
+            ticket.acquire()
+            self._tickets.append(ticket)
             try:
-                while not self._lent and not self.closed and (self.room or not while_room):
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        break
-                    self._condition.wait(interruptible(left))
-            finally:
-                self._waiting -= 1
-            return bool(self._lent)
+                # Once more, because what came before there was a ticket has woken nobody.
+                if not self._lent and not self.closed and (self.room or not while_room):
+                    acquire(ticket, left)
+            except BaseException:
+                if not self._drop(ticket):
+                    self._wake(1)  # somebody else must hear what this thread was woken for
+                raise
+            self._drop(ticket)
+        return bool(self._lent)
+
+    def _drop(self, ticket: threading.Lock) -> bool:
+        try:
+            self._tickets.remove(ticket)
+        except ValueError:
+            return False
+        return True
+
+    def _wake(self, count: int) -> None:
+        for _ in range(count):
+            try:
+                self._tickets.popleft().release()
+            except IndexError:
+                return
 
     # -- for the loop ----------------------------------------------------------------------------------------
 
@@ -173,9 +193,7 @@ class Handoff:
             self._lent.extend(buffer)
             buffer.clear()
         self._look_for_room()
-        if self._waiting and self._lent:
-            with self._condition:
-                self._condition.notify(len(self._lent))
+        self._wake(min(len(self._tickets), len(self._lent)))
 
     def apply(self) -> None:
         """Passes the verdicts on to their lanes. The first one on a message counts, whoever gave it."""
@@ -216,8 +234,7 @@ class Handoff:
             message._lane = message._lane.lane  # type: ignore[attr-defined]  # see ``take``
             back.append(message)
         self._inbox.buffer.extendleft(reversed(back))
-        with self._condition:
-            self._condition.notify_all()
+        self._wake(len(self._tickets))
 
     def _answer(self) -> None:
         self.apply()
@@ -229,9 +246,8 @@ class Handoff:
 
     def _look_for_room(self) -> None:
         self.room = self._inbox.has_room
-        if not self.room and self._waiting:
-            with self._condition:
-                self._condition.notify_all()  # who waits for a batch to fill waits in vain
+        if not self.room:
+            self._wake(len(self._tickets))  # who waits for a batch to fill waits in vain
 
     def _note_deadlines(self, messages: deque[Message]) -> None:
         """Some loops' clocks stand still while they wait, so threads get deadlines on a clock that does not."""
@@ -275,8 +291,14 @@ class ThreadLane:
         self._handoff.settle(self.lane, seq, EXTENDED)
 
 
-def interruptible(timeout_s: float | None) -> float | None:
-    """What to give a lock as timeout so that Ctrl-C ends the wait soon; the caller waits again until done."""
+def acquire(ticket: threading.Lock, timeout_s: float | None) -> bool:
+    """Takes a lock within ``timeout_s`` seconds; Ctrl-C ends the wait soon, on every system."""
     if INTERRUPTS_LOCKS:
-        return timeout_s
-    return STEP_S if timeout_s is None else min(STEP_S, timeout_s)
+        return ticket.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        left = STEP_S if deadline is None else min(STEP_S, max(0.0, deadline - time.monotonic()))
+        if ticket.acquire(timeout=left):
+            return True
+        if deadline is not None and time.monotonic() >= deadline:
+            return False

@@ -301,7 +301,7 @@ class Network:
             self._break(link)
 
     def _reset_soon(self, link: SimulatedLink) -> None:
-        self.clock.call_later(self._between(0.0005, 0.004), lambda: self._break(link))
+        self.clock.call_later(link.latency + self._between(0.0, 0.003), lambda: self._break(link))
 
     def _break(self, link: SimulatedLink) -> None:
         if not link.is_over:

@@ -145,8 +145,9 @@ def test_started_messages_of_a_lane_that_is_over_still_count() -> None:
     started = desk.take(2)
     desk.box.close_lane(lane)
     assert not desk.box.buffer
-    desk.open(number=2)
+    new = desk.open(number=2)
     assert desk.flush()["a.1", 2].limit == 1  # two are still in somebody's hands
+    desk.send(new, 1, want=5)
     started[0].ack()
     started[1].nack()
     assert desk.flush()["a.1", 2].limit == 3
@@ -199,7 +200,7 @@ def test_a_repetition_adds_only_what_is_new() -> None:
     desk.send(lane, 3)
     desk.send(lane, 3, first=0)
     desk.send(lane, 4, first=1)
-    assert bodies(desk.take()) == ["a0", "a1", "a2", "a4"] or len(desk.box.buffer) == 0
+    assert bodies(desk.take()) == ["a0", "a1", "a2", "a3", "a4"]
     assert lane.received == 5
 
 
