@@ -45,9 +45,7 @@ class Message:
 
     __slots__ = ("_details", "_lane", "_number", "_seq", "body", "settled")
 
-    def __init__(
-        self, lane: Settler, seq: int, number: int, body: Any, details: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, lane: Settler, seq: int, number: int, body: Any, details: dict[str, Any] | None = None) -> None:
         self._lane = lane
         self._seq = seq
         self._number = number

@@ -167,9 +167,7 @@ def require_int(where: str, value: object, *, at_least: int) -> None:
         raise ConfigurationError(f"{where} takes {at_least} or more, got {value}")
 
 
-def require_number(
-    where: str, value: object, *, at_least: float | None = None, above: float | None = None
-) -> None:
+def require_number(where: str, value: object, *, at_least: float | None = None, above: float | None = None) -> None:
     """Checks a finite number and its lower bound."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigurationError(f"{where} takes a number, not {type(value).__name__} {value!r}")

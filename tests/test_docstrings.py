@@ -91,9 +91,7 @@ def compare(test: doctest.DocTest, example: doctest.Example, got: str) -> None:
 @pytest.mark.parametrize(
     ("module", "test"), [pytest.param(module, test, id=test.name) for module, test in docstrings()]
 )
-def test_examples(
-    module: str, test: doctest.DocTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_examples(module: str, test: doctest.DocTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "displayhook", sys.__displayhook__)  # prints values, as a prompt does
     monkeypatch.setattr(builtins, "_", None, raising=False)  # what the hook leaves behind

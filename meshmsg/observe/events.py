@@ -76,7 +76,6 @@ class EventStream:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
-
     async def get(self, timeout: float | None = None) -> Event:
         """The next event; raises ``WaitTimeout`` after ``timeout`` seconds, ``NodeClosed`` at the end."""
         try:

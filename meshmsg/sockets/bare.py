@@ -116,8 +116,9 @@ class BarePull(Pull):
                 await pump.wait_readable()
                 continue
             lane.limit = lane.received + len(arrived)
-            data = frames.Data(1, lane.received, lane.floor, 0, len(arrived), [[lane.received, len(arrived), None]], b"")
-            bodies = decode_batch(encode_batch([parts[0] for parts in arrived]), len(arrived))
+            count = len(arrived)
+            data = frames.Data(1, lane.received, lane.floor, 0, count, [[lane.received, count, None]], b"")
+            bodies = decode_batch(encode_batch([parts[0] for parts in arrived]), count)
             self._bare.accept(lane, data, bodies, self._driver.now())
             self._arrived()
 

@@ -25,7 +25,10 @@ class Desk:
         self.buried: list[tuple[Run, str, str]] = []
         self.now = 0.0
         self.box = Outbox(
-            "q", PushOptions(**options), random.Random(1), lambda box, run, why, text: self.buried.append((run, why, text))
+            "q",
+            PushOptions(**options),
+            random.Random(1),
+            lambda box, run, why, text: self.buried.append((run, why, text)),
         )
 
     def lane(self, number: int = 1, limit: int = 100, trial: Trial | None = None) -> OutLane:

@@ -21,7 +21,8 @@ def test_scenario(file: Path) -> None:
     if os.environ.get("MESHMSG_REWRITE_SCENARIOS") == "1":
         file.write_text(happened, encoding="utf-8")
     else:
-        assert happened.splitlines() == expected.splitlines(), "read the diff; if it is right: MESHMSG_REWRITE_SCENARIOS=1"
+        hint = "read the diff; if it is right: MESHMSG_REWRITE_SCENARIOS=1"
+        assert happened.splitlines() == expected.splitlines(), hint
 
 
 def test_there_are_scenarios() -> None:
