@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import msgpack
-
 from meshmsg.engine.dead_letters import TOLD, TOLD_ATTEMPTS, DeadLetterBox, headers_of, make_letter
 from meshmsg.engine.run import Details, Run
 from meshmsg.message import Attempt, DeadLetter
+from meshmsg.wire.codec import make_packer
 
 
 def letter(number: int, attempts: int = 1) -> tuple[DeadLetter, Run]:
     details = Details("k", headers={"h": 1})
     details.history = [Attempt("c", float(index), "nacked", "no") for index in range(attempts)]
-    run = Run(number, [msgpack.packb({"n": number})], 3.0, details)
+    run = Run(number, [make_packer()({"n": number})], 3.0, details)
     return make_letter("0123456789abcdef", "q", run, "attempts", "no", 5.0, 100.0), run
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack
 import pytest
 
 from meshmsg.engine.inbox import TRIAL_PAUSE_S, Inbox
@@ -12,7 +11,7 @@ from meshmsg.engine.lane import InLane, TrialSeat
 from meshmsg.errors import ProtocolError
 from meshmsg.message import Message
 from meshmsg.wire import frames
-from meshmsg.wire.codec import decode_batch
+from meshmsg.wire.codec import decode_batch, make_packer
 
 pytestmark = pytest.mark.guarantee("G2", "G4", "G5")
 
@@ -234,7 +233,7 @@ def test_a_body_that_cannot_be_decoded_costs_its_neighbours_nothing() -> None:
     desk = Desk()
     lane = desk.open()
     desk.flush()
-    payload = b"\x93" + msgpack.packb("one") + b"\xc7\x00\xff" + msgpack.packb("three")  # a timestamp of no bytes
+    payload = b"\x93" + make_packer()("one") + b"\xc7\x00\xff" + make_packer()("three")  # a timestamp of no bytes
     desk.box.accept(lane, frames.Data(1, 0, 0, 0, 3, [[0, 3, None]], b""), decode_batch(payload, 3), 0.0)
     assert bodies(desk.take()) == ["one", "three"]
     (verdict,) = desk.flush()["a.1", 1].verdicts

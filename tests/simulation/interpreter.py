@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from meshmsg.errors import Reject
 from meshmsg.message import Message
@@ -68,7 +68,13 @@ class Scenario:
         self.nodes[label] = self.cluster.node(name or label, endpoint=endpoint)
 
     def do_push(
-        self, label: str, queue: str, attempts: int = 5, backoff: float = 0.5, jitter: str = "none", **options: Any
+        self,
+        label: str,
+        queue: str,
+        attempts: int = 5,
+        backoff: float = 0.5,
+        jitter: Literal["full", "none"] = "none",
+        **options: Any,
     ) -> None:
         self.nodes[label].push(queue, retry=Retry(attempts, backoff, jitter=jitter), **options)
 
