@@ -140,6 +140,7 @@ class Engine:
         """Says goodbye to everybody, after returning what was not started."""
         for queue in list(self.inboxes):
             self.close_pull(queue)
+        self._flush_inboxes()  # after a goodbye nobody listens any more
         self._closed = True
         for link, _ in self.peers.linked():
             if link != SELF_LINK:
@@ -420,6 +421,11 @@ class Engine:
         self._dirty_inboxes.append(inbox)
         self.wake()
 
+    def _flush_inboxes(self) -> None:
+        for inbox in self._dirty_inboxes:
+            self._send_acks(inbox)
+        self._dirty_inboxes.clear()
+
     def _send_acks(self, inbox: Inbox) -> None:
         for lane, ack in inbox.flush():
             peer = self._peer_of(lane.peer)
@@ -532,9 +538,7 @@ class Engine:
             for outbox in list(self.outboxes.values()):
                 if outbox.staged or outbox.dirty or outbox.outcomes:
                     self._dispatch(outbox, now)
-        for inbox in self._dirty_inboxes:
-            self._send_acks(inbox)
-        self._dirty_inboxes.clear()
+        self._flush_inboxes()
         effects, self._effects = self._effects, Effects()
         effects.events = self._notes.take()
         peers = self.peers

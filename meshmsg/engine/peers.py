@@ -252,7 +252,8 @@ class Peers:
         if hello.incarnation != self.identity.incarnation:
             text = f"another process uses this node's id {hello.node_id}; give each its own store"
             self.notes.append(("node.id_clash", hello.name, hello.node_id, text))
-        elif prospect is not None:  # a seed list that contains this node itself
+        elif prospect is not None and not {prospect.node_id, prospect.reached} - {None, hello.node_id}:
+            # A seed list that contains this node itself.
             self._drop_links(prospect)
             self._forget(prospect)
 

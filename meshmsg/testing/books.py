@@ -213,9 +213,10 @@ class Books:
                 raise GuaranteeBroken("G2", f"{node.name} got {message}, which its producer knows is done")
             return
         running = account.running.setdefault(key, set())
-        if running - {number} and not stale:
-            raise GuaranteeBroken("G3", f"{node.name} got {message} while {sorted(running)} of its key are under way")
-        running.add(number)
+        if not stale:
+            if running - {number}:
+                raise GuaranteeBroken("G3", f"{node.name} got {message} while {running} of its key are under way")
+            running.add(number)
         if number in account.loose:
             return
         line, front = account.lines[key], account.fronts.get(key, 0)

@@ -149,6 +149,7 @@ class Network:
         self.on_frame: Callable[[SimulatedLink, list[bytes]], Any] | None = None  # sees each frame that is sent
         self._random = generator.random
         self._listeners: dict[str, SimulatedTransport] = {}
+        self._hosts: dict[str, str] = {}  # by endpoint, also of the dead
         self._cuts: set[tuple[str, str]] = set()
 
     # -- processes -------------------------------------------------------------------------------------------
@@ -158,6 +159,7 @@ class Network:
         if endpoint in self._listeners:
             raise ValueError(f"{endpoint} is taken by a process of {self._listeners[endpoint].host!r}")
         transport = self._listeners[endpoint] = SimulatedTransport(self, loop, host, endpoint)
+        self._hosts[endpoint] = host
         return transport
 
     def close(self, transport: SimulatedTransport, keep: float | None) -> None:
@@ -243,12 +245,13 @@ class Network:
             if link.is_over:
                 return
             target = self._listeners.get(link.endpoint)
-            late = self.clock.now - started >= DIAL_TIMEOUT_S
-            if target is not None and (
-                target.frozen or self._blocked(link.source, target) or self._blocked(target, link.source)
-            ):
+            here, there = link.source.host, self._hosts.get(link.endpoint, "")
+            if self.is_cut(here, there) or self.is_cut(there, here) or (target is not None and target.frozen):
                 # Nobody says no: TCP tries again and again, until the time is up.
-                self.clock.call_later(0.5, attempt) if not late else self._fail(link)
+                if self.clock.now - started >= DIAL_TIMEOUT_S:
+                    self._fail(link, LinkEvent.FAILED)
+                else:
+                    self.clock.call_later(0.5, attempt)
             elif target is None:
                 self._fail(link, LinkEvent.REFUSED)
             elif link.source.frozen:
@@ -258,7 +261,7 @@ class Network:
 
         self.clock.call_later(2 * link.latency, attempt)
 
-    def _fail(self, link: SimulatedLink, how: LinkEvent = LinkEvent.FAILED) -> None:
+    def _fail(self, link: SimulatedLink, how: LinkEvent) -> None:
         link.is_over = True
         link.source.links.pop(link.number, None)
         self._tell(link, how)

@@ -189,6 +189,8 @@ def test_what_is_sent_during_the_close_is_refused_or_in_the_books() -> None:
 
     *accepted, books = together(send, send, send, close)
     assert books["work"].accepted == books["work"].pending == sum(accepted)
+    with pytest.raises(NodeClosed):  # for a thread that looked whether the node is open just before it closed
+        jobs._outbox.put(b"too late")
 
 
 def test_hooks_may_wait_for_the_node(node: Node) -> None:

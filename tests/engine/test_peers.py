@@ -209,8 +209,17 @@ def test_a_crash_is_a_broken_link_and_a_refused_dial() -> None:
     desk.link(1, "down")
     assert desk.notes() == ["peer.suspect"] and desk.downs() == []
     ((link, _),) = desk.dials()
-    desk.link(link, "failed")
+    desk.link(link, "refused")
     assert desk.downs() == ["crashed"] and "you" not in desk.peers.by_id
+
+
+def test_a_dial_that_leads_nowhere_is_no_crash() -> None:
+    desk = Desk()
+    desk.connect()
+    desk.link(1, "down")
+    ((link, _),) = desk.dials()
+    desk.link(link, "failed")
+    assert desk.downs() == [] and "you" in desk.peers.by_id
 
 
 def test_a_broken_link_that_is_mended_is_a_peer_again() -> None:

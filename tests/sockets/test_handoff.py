@@ -153,6 +153,21 @@ async def test_one_answer_for_many_rings() -> None:
     assert answers[0] == 2
 
 
+async def test_what_is_rung_for_during_an_answer_gets_one_of_its_own() -> None:
+    answers: list[bool] = []
+
+    def answer() -> None:
+        if not answers:
+            bell.ring()  # as by a thread that came too late for this answer
+        answers.append(bell.rung)
+
+    bell = Bell(asyncio.get_running_loop(), answer)
+    bell.ring()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert answers == [True, False]
+
+
 def test_a_bell_of_a_closed_loop_is_silent() -> None:
     loop = asyncio.new_event_loop()
     bell = Bell(loop, lambda: pytest.fail("nobody is there"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from meshmsg import Ledger, Message, Node, Reject, Retry
+from meshmsg import AlreadySettled, Ledger, Message, Node, Reject, Retry
 from meshmsg.sockets.workers import Workers, is_async
 
 PATIENCE_S = 10.0
@@ -172,6 +172,8 @@ async def test_what_a_late_function_says_is_too_late() -> None:
                 assert go_on.wait(PATIENCE_S)
                 with message:
                     said.append("late")
+                    with pytest.raises(AlreadySettled):
+                        message.ack()
             else:
                 said.append("second")
 
