@@ -18,6 +18,21 @@ from meshmsg.errors import EncodeError, ProtocolError
 # The C packer stops at 511 levels; the limit is documented at half of that, and so is a reader's recursion.
 MAX_DEPTH = 255
 
+# What to send instead of common things that MessagePack lacks, by the name of the type or of one of its bases.
+_INSTEAD = {
+    "set": "list(value)",
+    "frozenset": "list(value)",
+    "generator": "list(value)",
+    "Decimal": "str(value)",
+    "UUID": "str(value)",
+    "PurePath": "str(value)",
+    "Enum": "value.value",
+    "date": "value.isoformat()",
+    "time": "value.isoformat()",
+    "timedelta": "value.total_seconds()",
+    "ndarray": "value.tolist()",
+}
+
 
 class PartialBatch(list[Any]):
     """A decoded batch that holds at least one ``Undecodable``; any other is a plain list."""
@@ -77,7 +92,7 @@ def decode_body(encoded: bytes) -> Any:
 
 def explain_encode_error(body: Any, error: Exception) -> EncodeError:
     """Finds the value that made encoding fail, and says where it is and what to send instead."""
-    path, value, reason = _find_unsendable(body, "body", 0) or ("body", body, str(error))
+    path, value, reason = _find_unsendable(body, "body", ()) or ("body", body, str(error))
     return EncodeError(f"{path} cannot be sent: {reason} (value {_shorten(value)})", path)
 
 
@@ -97,36 +112,46 @@ def _to_plain(value: Any) -> Any:
 def _why_unsendable(value: Any) -> str:
     if isinstance(value, datetime):
         return "a datetime needs a time zone, as in datetime.now(timezone.utc)"
+    if isinstance(value, int):
+        return "MessagePack carries integers of 64 bits; send str(value)"
+    if isinstance(value, str):
+        return "the text is not valid Unicode (a lone surrogate); send bytes, as of os.fsencode(value)"
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    for base in type(value).__mro__:
+        if base.__name__ in _INSTEAD:
+            return f"MessagePack has no {name}; send {_INSTEAD[base.__name__]}"
     return f"MessagePack has no {name}; send a dict, list, str, bytes, number, bool, None or aware datetime"
 
 
-def _find_unsendable(value: Any, path: str, depth: int) -> tuple[str, Any, str] | None:
-    """Walks depth first to the first value that fails by itself."""
-    if depth > MAX_DEPTH:
-        return path, value, f"it is nested deeper than {MAX_DEPTH} levels, or contains itself"
-    children: list[tuple[str, Any]] = []
+def _find_unsendable(value: Any, path: str, above: tuple[int, ...]) -> tuple[str, Any, str] | None:
+    """Walks depth first to the first value that fails by itself; ``above`` are the ids of what it is in."""
+    if id(value) in above:
+        return path, value, "it contains itself"
+    if len(above) > MAX_DEPTH:
+        return path, value, f"it is nested deeper than {MAX_DEPTH} levels"
+    inside = (*above, id(value))
     if isinstance(value, dict):
         for key, item in value.items():
-            if isinstance(key, (list, dict, set)) or not _packs_alone(key):
-                return f"{path} key {_shorten(key)}", key, _why_unsendable(key)
-            children.append((f"{path}[{key!r}]", item))
+            place = f"{path} key {_shorten(key)}"
+            found = _find_unsendable(key, place, inside) or _find_unsendable(item, f"{path}[{_shorten(key)}]", inside)
+            if found is not None:
+                return found
     elif isinstance(value, (list, tuple)):
-        children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        for index, item in enumerate(value):
+            found = _find_unsendable(item, f"{path}[{index}]", inside)
+            if found is not None:
+                return found
     elif not _packs_alone(value):
         try:
             plain = _to_plain(value)
-        except Exception:
-            if isinstance(value, int):
-                return path, value, "MessagePack carries integers of 64 bits"
-            if isinstance(value, str):
-                return path, value, "the text is not valid Unicode (a lone surrogate)"
+        except TypeError:
             return path, value, _why_unsendable(value)
-        children = [(f"{path}.{name}", item) for name, item in plain.items()]
-    for child_path, child in children:
-        found = _find_unsendable(child, child_path, depth + 1)
-        if found is not None:
-            return found
+        except Exception as error:  # a model that fails to become a dict
+            return path, value, f"{type(error).__name__}: {error}"
+        for name, item in plain.items():
+            found = _find_unsendable(item, f"{path}.{name}", inside)
+            if found is not None:
+                return found
     return None
 
 
@@ -154,7 +179,7 @@ def _decode_one_by_one(payload: bytes, count: int) -> list[Any]:
     except ProtocolError:
         raise
     except Exception as error:
-        raise ProtocolError(f"a batch is not MessagePack: {error or type(error).__name__}") from None
+        raise ProtocolError(f"a batch is not MessagePack: {str(error) or type(error).__name__}") from None
     if start != len(payload):
         raise ProtocolError(f"a batch has {len(payload) - start} bytes after its last body")
     return PartialBatch(bodies) if any(type(body) is Undecodable for body in bodies) else bodies

@@ -7,6 +7,8 @@ State frames are absolute and idempotent: losing one costs time, never truth.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +32,14 @@ GAP, RECALL, CLOSING = 1, 2, 4
 # A peer's header is small; whoever sends more is not speaking this protocol.
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_SEQ = 2**62
+
+# Longest texts that a reader takes, in characters.
+MAX_NAME = 400
+MAX_QUEUE = 200
+MAX_VERDICT_TEXT = 1000
+
+# Names and reasons end up in terminals and logs: nothing there that moves a cursor, breaks a line or turns its text.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Hello(NamedTuple):
@@ -119,8 +129,9 @@ Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost
 # What a message's key and headers may take, in bytes, so that a header with some of them stays far below the limit.
 MAX_DETAILS_BYTES = 2**20
 
-# Shared by all threads, so it must never call Python code half way: no ``default=``, no datetime.
-_pack = msgpack.Packer(autoreset=True).pack
+# Shared by all threads, so it must never call Python code half way: no ``default=``, no datetime. The text of an error
+# may hold lone surrogates (an undecodable file name does); its verdict has to leave all the same.
+_pack = msgpack.Packer(autoreset=True, unicode_errors="replace").pack
 
 
 def _unpack(header: bytes) -> Any:
@@ -129,7 +140,14 @@ def _unpack(header: bytes) -> Any:
 
 def measure_details(key: str | None, headers: dict[str, Any] | None) -> int:
     """About the bytes that a message's key and headers take; raises if they could not be sent, or not be read."""
-    size = 4 * len(key) if key is not None else 0
+    size = 0
+    if key is not None:
+        size += 4 * len(key)
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            text = f"key {key[:50]!r} cannot be sent: the text is not valid Unicode (a lone surrogate)"
+            raise EncodeError(text, "key") from None
     if headers:
         encoded = make_packer()(headers)
         size += len(encoded)
@@ -180,7 +198,7 @@ def decode(parts: Sequence[bytes]) -> Frame | None:
     try:
         header = _unpack(parts[0])
     except Exception as error:
-        raise ProtocolError(f"a header that is not MessagePack: {error or type(error).__name__}") from None
+        raise ProtocolError(f"a header that is not MessagePack: {str(error) or type(error).__name__}") from None
     if type(header) is not list or not header or type(header[0]) is not int:
         raise ProtocolError("a header that is not an array starting with the frame's kind")
     reader = _READERS.get(header[0])
@@ -201,10 +219,10 @@ def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
     if known["version"] != PROTOCOL_VERSION:
         raise ProtocolError(f"it speaks protocol version {known['version']}, this node {PROTOCOL_VERSION}")
     hello = Hello(*(known[name] for name in Hello._fields))
-    endpoints = [_text(each, "endpoint", 300) for each in hello.endpoints[:16]]
+    endpoints = [_text(each, "endpoint", 300) for each in _list(hello.endpoints, "endpoints")[:16]]
     _node_id(hello.node_id)
-    _text(hello.name, "name", 400)
-    _text(hello.mesh, "mesh", 400)
+    _text(hello.name, "name", MAX_NAME)
+    _text(hello.mesh, "mesh", MAX_NAME)
     _natural(hello.incarnation)
     _natural(hello.token)
     _check_offers(hello.offers)
@@ -221,9 +239,11 @@ def _read_data(header: list[Any], parts: Sequence[bytes]) -> Data:
     for value in (lane, first_seq, floor, want, count):
         _natural(value)
     total = 0
-    for first_id, length, details in runs:
+    for first_id, length, details in map(_list, _list(runs, "runs")):
         _natural(first_id)
         total += _natural(length)
+        if not length:
+            raise ProtocolError("a run of no messages")
         if details is not None:
             _check_details(details, length)
     if total != count or len(parts) != 2 or not count:
@@ -234,32 +254,46 @@ def _read_data(header: list[Any], parts: Sequence[bytes]) -> Data:
 def _check_details(details: Any, length: int) -> None:
     if type(details) is not dict or length != 1:
         raise ProtocolError("details belong to a single message")
-    if type(details.get("h", {})) is not dict or type(details.get("k", "")) is not str:
-        raise ProtocolError("headers are a map and a key is a text")
-    _natural(details.get("a", 1))
-    if type(details.get("p", 0)) is not int or not isinstance(details.get("x", 0.0), (int, float)):
-        raise ProtocolError("a priority or time to live that is not a number")
+    headers = details.get("h", {})
+    if type(headers) is not dict or any(type(name) is not str for name in headers):
+        raise ProtocolError("headers are a map with texts as keys")
+    if type(details.get("k", "")) is not str:
+        raise ProtocolError("a key is a text")
+    if not _natural(details.get("a", 1)):
+        raise ProtocolError("attempts are counted from 1")
+    _natural(details.get("p", 0))
+    _seconds(details.get("x", 0))
+    if type(details.get("r", False)) is not bool or type(details.get("s", False)) is not bool:
+        raise ProtocolError("redelivered and on trial are true or false")
 
 
 def _read_ack(header: list[Any], parts: Sequence[bytes]) -> Ack:
     _, lane, received, limit, returns, floor, ranges, verdicts, flags = header[:9]
     for value in (lane, received, limit, returns, floor, flags):
         _natural(value)
-    for start, stop in ranges:
-        if not floor <= _natural(start) < _natural(stop):
-            raise ProtocolError("an ACK range that is empty or below the floor")
-    for seq, kind, delay, text in verdicts:
-        _natural(seq)
-        if type(kind) is not int or type(text) is not str or not isinstance(delay, (int, float, type(None))):
-            raise ProtocolError("a verdict that is not [seq, kind, delay, text]")
-        if delay is not None and not 0 <= delay < 1e9:
-            raise ProtocolError(f"a verdict with a delay of {delay} s")
+    # In order, apart, and within what arrived: then each costs the producer something once, not again and again.
+    end = floor
+    for start, stop in map(_list, _list(ranges, "ranges")):
+        if not end <= _natural(start) < _natural(stop):
+            raise ProtocolError("an ACK range that is empty, below the floor, or out of order")
+        end = stop
+    if end > received:
+        raise ProtocolError(f"an ACK that settles messages up to {end} and received only {received}")
+    for seq, kind, delay, text in map(_list, _list(verdicts, "verdicts")):
+        if _natural(seq) >= received:
+            raise ProtocolError(f"a verdict on message {seq} of {received} received")
+        _natural(kind)
+        _text(text, "verdict", MAX_VERDICT_TEXT, controls=True)  # an exception's text may have several lines
+        if delay is not None:
+            _seconds(delay)
+    if len({verdict[0] for verdict in verdicts}) != len(verdicts):
+        raise ProtocolError("two verdicts on one message")
     return Ack(lane, received, limit, returns, floor, ranges, verdicts, flags)
 
 
 def _read_lane(header: list[Any], parts: Sequence[bytes]) -> LaneState:
     state = LaneState(*header[1:8])
-    _text(state.queue, "queue", 200)
+    _text(state.queue, "queue", MAX_QUEUE)
     for value in (state.lane, *state[2:]):
         _natural(value)
     return state
@@ -270,33 +304,67 @@ def _read_offers(header: list[Any], parts: Sequence[bytes]) -> Offers:
     return Offers(_natural(header[1]), header[2])
 
 
-def _check_offers(offers: object) -> None:
-    if type(offers) is not dict or any(type(each) is not dict for each in offers.values()):
-        raise ProtocolError("offers that are not a map of maps")
+def _check_offers(offers: Any) -> None:
+    """``{kind: {name: details}}``, the details flat: whoever walks or prints offers may rely on it."""
+    for kind, names in _map(offers).items():
+        _text(kind, "kind of offer", MAX_NAME)
+        for name, details in _map(names).items():
+            _text(name, "name of an offer", MAX_NAME)
+            for what, value in _map(details).items():
+                _text(what, "detail of an offer", MAX_NAME)
+                for each in value if type(value) is list else (value,):
+                    if type(each) is str:
+                        _text(each, "detail of an offer", MAX_NAME)
+                    elif type(each) not in (bool, int, float, type(None)):
+                        raise ProtocolError("details of an offer are texts, numbers, or arrays of these")
 
 
-def _natural(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_SEQ:
-        raise ProtocolError(f"expected a natural number, got {str(value)[:40]}")
+# What is wrong with a value is said without the value: it may be huge, nested too deep for ``repr``, or an escape code.
+
+
+def _list(value: Any, what: str = "an entry") -> list[Any]:
+    if type(value) is not list:
+        raise ProtocolError(f"{what}: expected an array, got {type(value).__name__}")
     return value
 
 
-def _node_id(value: object) -> str:
+def _map(value: Any) -> dict[Any, Any]:
+    if type(value) is not dict:
+        raise ProtocolError(f"offers are maps in maps, not {type(value).__name__}")
+    return value
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int:
+        raise ProtocolError(f"expected a natural number, got {type(value).__name__}")
+    if not 0 <= value <= MAX_SEQ:
+        raise ProtocolError(f"expected a natural number up to 2^62, got {value}")
+    return value
+
+
+def _seconds(value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ProtocolError("expected seconds: a finite number of 0 or more")
+
+
+def _node_id(value: Any) -> str:
     # No dot: keys of peers and ids of messages are put together from it.
     if type(value) is not str or not 0 < len(value) <= 64 or not value.replace("-", "").isalnum():
         raise ProtocolError("a node id is 1 to 64 letters, digits and hyphens")
     return value
 
 
-def _text(value: object, what: str, limit: int) -> str:
+def _text(value: Any, what: str, limit: int, *, controls: bool = False) -> str:
     if type(value) is not str or len(value) > limit:
         raise ProtocolError(f"{what} is not a text of at most {limit} characters")
+    if not controls and _CONTROL.search(value):
+        raise ProtocolError(f"{what} is a text with control characters")
     return value
 
 
 _READERS: dict[int, Any] = {
     HELLO: _read_hello,
-    BYE: lambda header, parts: Bye(_text(header[1], "reason", 400)),
+    BYE: lambda header, parts: Bye(_text(header[1], "reason", MAX_NAME)),
     BEAT: lambda header, parts: Beat(),
     OFFERS: _read_offers,
     LANE: _read_lane,

@@ -1,0 +1,223 @@
+"""Bodies survive the way, bad ones cost nobody else anything, and an error names the value to blame."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import tracemalloc
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshmsg.errors import EncodeError, ProtocolError
+from meshmsg.wire.codec import (
+    PartialBatch,
+    Undecodable,
+    decode_batch,
+    decode_body,
+    encode_batch,
+    explain_encode_error,
+    make_packer,
+)
+
+pytestmark = pytest.mark.guarantee("G11")
+
+UTC = datetime.UTC
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.binary(),
+    st.datetimes(timezones=st.just(UTC), min_value=datetime.datetime(1970, 1, 1)),
+)
+KEYS = st.one_of(st.text(), st.integers(-1000, 1000), st.booleans(), st.binary())
+BODIES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+
+pack = make_packer()
+
+
+def encode_error(body: Any) -> EncodeError:
+    with pytest.raises((TypeError, ValueError, OverflowError, UnicodeError)) as caught:
+        pack(body)
+    return explain_encode_error(body, caught.value)
+
+
+# --- round trips --------------------------------------------------------------------------------------------
+
+
+@given(bodies=st.lists(BODIES, min_size=1, max_size=6))
+def test_bodies_survive_the_way(bodies: list[Any]) -> None:
+    assert decode_batch(encode_batch([pack(body) for body in bodies]), len(bodies)) == bodies
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 65535, 65536])
+def test_batches_of_any_length(count: int) -> None:
+    assert decode_batch(encode_batch([b"\x07"] * count), count) == [7] * count
+
+
+def test_tuples_arrive_as_lists_and_models_as_dicts() -> None:
+    @dataclasses.dataclass
+    class Point:
+        x: int
+        y: tuple[int, ...]
+
+    assert decode_body(pack(Point(1, (2, 3)))) == {"x": 1, "y": [2, 3]}
+
+
+def test_tuples_as_keys_arrive_as_tuples() -> None:
+    assert decode_body(pack({(1, "a"): [1, 2]})) == {(1, "a"): (1, 2)}
+    # Only the body that needs it is decoded in this way.
+    assert decode_batch(encode_batch([pack([1]), pack({(1,): 2}), pack([3])]), 3) == [[1], {(1,): 2}, [3]]
+
+
+# --- what cannot be decoded ---------------------------------------------------------------------------------
+
+BAD = {
+    "text that is no UTF-8": b"\xa2\xff\xff",
+    "a timestamp of the wrong length": b"\xc7\x03\xff\x00\x00\x00",
+    "a map as a key": b"\x81\x80\x01",
+}
+
+
+@pytest.mark.parametrize("encoded", BAD.values(), ids=BAD.keys())
+def test_one_bad_body_costs_its_neighbours_nothing(encoded: bytes) -> None:
+    batch = decode_batch(encode_batch([pack("before"), encoded, pack({"n": 1})]), 3)
+    assert type(batch) is PartialBatch
+    assert batch[0] == "before" and batch[2] == {"n": 1}
+    assert type(batch[1]) is Undecodable and batch[1].error
+
+
+@pytest.mark.parametrize(
+    ("payload", "count"),
+    [
+        (b"", 1),
+        (b"\xc1", 1),
+        (b"\x07", 1),
+        (b"\x81\x01\x02", 1),
+        (b"\x92\x01", 2),
+        (b"\x91\x01\x02", 1),
+        (b"\x93\x01\x02\x03", 2),
+        (b"\x91\x01", 2**62),
+        (b"\xdd\xff\xff\xff\xff", 2**32 - 1),
+        (b"\x91" + b"\xc6\xff\xff\xff\xff", 1),
+    ],
+)
+def test_a_batch_that_is_none(payload: bytes, count: int) -> None:
+    with pytest.raises(ProtocolError):
+        decode_batch(payload, count)
+
+
+@given(payload=st.binary(max_size=200), count=st.integers(1, 5))
+def test_noise_is_a_protocol_error_or_a_batch(payload: bytes, count: int) -> None:
+    try:
+        assert len(decode_batch(payload, count)) == count
+    except ProtocolError:
+        pass
+
+
+@given(bodies=st.lists(BODIES, min_size=1, max_size=4), at=st.integers(0, 10_000), byte=st.integers(0, 255))
+def test_a_changed_byte_is_a_protocol_error_or_a_batch(bodies: list[Any], at: int, byte: int) -> None:
+    payload = bytearray(encode_batch([pack(body) for body in bodies]))
+    payload[at % len(payload)] = byte
+    try:
+        assert len(decode_batch(bytes(payload), len(bodies))) == len(bodies)
+    except ProtocolError:
+        pass
+
+
+def test_deep_nesting_is_refused_without_a_crash() -> None:
+    for depth in (600, 5000, 100_000):
+        with pytest.raises(ProtocolError):
+            decode_batch(b"\x91" * depth + b"\x01", 2)
+        try:
+            decode_batch(b"\x91" * depth + b"\x01", 1)
+        except ProtocolError:
+            pass
+
+
+def test_claimed_lengths_take_no_memory() -> None:
+    """Each level claims an array as long as the whole payload; believing it would take gigabytes."""
+    size = 64 * 1024
+    payload = b"".join(b"\xdd" + (size - 1).to_bytes(4, "big") for _ in range(400))
+    payload += bytes(size - len(payload))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError):
+            decode_batch(b"\x91" + payload, 1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 600 * 2**20
+
+
+# --- what cannot be encoded ---------------------------------------------------------------------------------
+
+
+class Odd:
+    def __repr__(self) -> str:
+        return "<odd>"
+
+
+DEEP: list[Any] = []
+DEEP.append(DEEP)
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "text"),
+    [
+        (Odd(), "body", "Odd"),
+        ({"a": [1, {"b": Odd()}]}, "body['a'][1]['b']", "Odd"),
+        ([1, 2**64], "body[1]", "integers of 64 bits"),
+        ({"a": {1, 2}}, "body['a']", "set"),
+        ({"when": datetime.datetime(2020, 1, 1)}, "body['when']", "needs a time zone"),
+        (["\ud800"], "body[0]", "not valid Unicode"),
+        ({Odd(): 1}, "body key <odd>", "Odd"),
+        (DEEP, "body" + "[0]" * 256, "contains itself"),
+        ([complex(1, 2)], "body[0]", "complex"),
+    ],
+)
+def test_an_error_leads_to_the_value(body: Any, path: str, text: str) -> None:
+    error = encode_error(body)
+    assert error.path == path
+    assert str(error).startswith(f"{path} cannot be sent: ") and text in str(error)
+
+
+def test_an_error_leads_into_models() -> None:
+    @dataclasses.dataclass
+    class Job:
+        name: str
+        extra: Any
+
+    assert encode_error([Job("a", {"x": Odd()})]).path == "body[0].extra['x']"
+
+
+def test_a_repr_that_fails_or_never_ends_is_kept_out_of_the_error() -> None:
+    class Rude:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    assert "<Rude>" in str(encode_error([Rude()]))
+    assert len(str(encode_error([{"x" * 5000}]))) < 400
+
+
+@given(body=st.recursive(SCALARS | st.builds(Odd), lambda inner: st.lists(inner, max_size=3), max_leaves=6))
+def test_whatever_fails_is_explained(body: Any) -> None:
+    try:
+        pack(body)
+    except Exception as error:
+        assert isinstance(explain_encode_error(body, error), EncodeError)
+
+
+def test_a_packer_works_on_after_an_error() -> None:
+    packer = make_packer()
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            packer([1, Odd()])
+        assert packer([1]) == msgpack.packb([1])
