@@ -1,9 +1,22 @@
 """meshmsg: brokerless messaging for Python services.
 
-The rooms, from top to bottom; imports point down only:
-``cli``, ``blocking``, ``testing`` → ``node`` → ``sockets`` → ``driver`` → ``transport``, ``discovery``, ``observe``
-→ ``engine`` (pure state machines) → ``wire`` → ``message``, ``options``, ``errors``.
+A process holds a ``Node``. Nodes of one mesh find each other through mDNS and connect directly. ``node.push(queue)``
+sends work, ``node.pull(queue)`` takes it; every message that was accepted is processed or becomes a dead letter.
+The same without ``await``: ``meshmsg.blocking``. Test your service with ``meshmsg.testing``.
+
+>>> import asyncio
+>>> from meshmsg import Node
+>>> async with Node("worker") as node:
+...     @node.pull("greetings")
+...     async def greet(message):
+...         print("hello", message.body)
+...     message_id = await node.push("greetings").deliver("Ada", timeout=5)
+hello Ada
 """
+
+# The rooms, from top to bottom; imports point down only:
+# cli, blocking, testing → node → sockets → driver → transport, discovery, observe → engine (pure state machines)
+# → wire → message, options, errors.
 
 import logging
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from meshmsg.errors import AlreadySettled, DeadLettered, Reject
+from meshmsg.options import require_number
 
 Reason = Literal["rejected", "attempts", "expired", "unroutable", "overflow"]
 
@@ -104,6 +105,10 @@ class Message:
         """It failed: again after the queue's backoff, or after ``delay`` seconds; ``error`` is kept (G4)."""
         if self.settled:
             self._refuse_second_verdict()
+        if delay is not None:
+            # A sender takes a verdict with any other delay for a breach of protocol.
+            require_number("nack(delay=)", delay, at_least=0)
+            delay = float(delay)
         self._lane.nack(self._seq, delay, error)
         self.settled = True
 

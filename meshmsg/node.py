@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery, local_addresses
 from meshmsg.discovery.endpoint import is_address, split_endpoint
@@ -26,7 +26,9 @@ from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventHub, EventStream
 from meshmsg.options import (
     LivenessOptions,
+    PullKeywords,
     PullOptions,
+    PushKeywords,
     PushOptions,
     make_options,
     require_int,
@@ -217,9 +219,10 @@ class Node:
             await self.close()
 
     async def close(self, drain: float | None = None) -> dict[str, Ledger]:
-        """Leaves: takes no more work, gives pending work ``drain`` seconds, says goodbye, returns the ledgers (G10).
+        """Leaves: consumes no more, drains for ``drain`` seconds, says goodbye, returns the ledgers (G10).
 
-        Ends within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
+        Draining waits for running handlers, which may still send to queues that are open, and for pending work. All
+        ends within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
         """
         if self._closing is None:
             seconds = self.drain if drain is None else drain
@@ -302,7 +305,7 @@ class Node:
     @overload
     def push(self, queue: str, *, reliable: Literal[False]) -> BarePush: ...
     @overload
-    def push(self, queue: str, **options: Any) -> Push: ...
+    def push(self, queue: str, **options: Unpack[PushKeywords]) -> Push: ...
     def push(self, queue: str, **options: Any) -> Push | BarePush:
         """The producer's end of a queue; the same queue with the same options is the same socket.
 
@@ -331,7 +334,7 @@ class Node:
             push.on_dead_letter(hook)
         return push
 
-    def pull(self, queue: str, **options: Any) -> Pull:
+    def pull(self, queue: str, **options: Unpack[PullKeywords]) -> Pull:
         """The consumer's end of a queue: a decorator for a handler, or an async iterator.
 
         Takes the options of ``PullOptions``: ``prefetch`` (256), ``concurrency`` (1), ``timeout`` (seconds a handler

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from meshmsg.errors import ConfigurationError, UnknownOption
 
@@ -86,6 +87,31 @@ class PushOptions:
         require_bool("reliable=", self.reliable)
 
 
+class PushKeywords(TypedDict, total=False):
+    """The keywords of ``node.push``; ``PushOptions`` has their defaults."""
+
+    retry: Retry
+    balance: Balance
+    max_pending: int
+    max_pending_bytes: int
+    overflow: Overflow
+    ttl: float | None
+    unroutable_after: float | None
+    dead_letter_to: str | None
+    on_dead_letter: Callable[[Any], Any] | None
+    reliable: Literal[True]
+
+
+class PullKeywords(TypedDict, total=False):
+    """The keywords of ``node.pull``; ``PullOptions`` has their defaults."""
+
+    prefetch: int
+    concurrency: int
+    timeout: float | None
+    type: Any
+    reliable: bool
+
+
 @dataclass(frozen=True, slots=True)
 class PullOptions:
     """Options of ``node.pull(queue, ...)``: how a consumer takes work."""
@@ -137,7 +163,7 @@ class LivenessOptions:
             )
 
 
-def make_options(options: type[OptionsT], where: str, given: dict[str, Any]) -> OptionsT:
+def make_options(options: type[OptionsT], where: str, given: Mapping[str, Any]) -> OptionsT:
     """Builds an options dataclass from keywords; an unknown one names the closest that exists."""
     known = [each.name for each in fields(options)]  # type: ignore[arg-type]  # OptionsT is always a dataclass
     for name in given:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshmsg import AlreadySettled, Batch, DeadLetter, Ledger, Message, Peer, Reject
+from meshmsg import AlreadySettled, Batch, ConfigurationError, DeadLetter, Ledger, Message, Peer, Reject
 from meshmsg.message import describe_error
 
 
@@ -68,6 +68,14 @@ def test_verdicts() -> None:
         ("reject", 13, "never"),
     ]
     assert all(message.settled for message in (one, two, three, four))
+
+
+@pytest.mark.parametrize("delay", [-1, -0.5, float("nan"), float("inf"), True, "1"])
+def test_a_delay_that_cannot_be_is_refused_before_it_settles(delay: Any) -> None:
+    notes, [message] = make()
+    with pytest.raises(ConfigurationError, match=r"nack\(delay=\)"):
+        message.nack(delay)
+    assert notes.told == [] and not message.settled
 
 
 @pytest.mark.parametrize("first", ["ack", "nack", "reject"])

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from meshmsg import node as asynchronous
 from meshmsg.blocking.hooks import Hooks
@@ -23,7 +23,7 @@ from meshmsg.blocking.push import Push, UnreliablePush
 from meshmsg.errors import ConfigurationError, NodeClosed
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventStream
-from meshmsg.options import require_number
+from meshmsg.options import PullKeywords, PushKeywords, require_number
 from meshmsg.sockets import push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.handoff import INTERRUPTS_LOCKS, STEP_S
@@ -227,7 +227,7 @@ class Node:
     @overload
     def push(self, queue: str, *, reliable: Literal[False]) -> UnreliablePush: ...
     @overload
-    def push(self, queue: str, **options: Any) -> Push: ...
+    def push(self, queue: str, **options: Unpack[PushKeywords]) -> Push: ...
     def push(self, queue: str, **options: Any) -> Push | UnreliablePush:
         """The producer's end of a queue; see ``meshmsg.Node.push`` for the options.
 
@@ -251,7 +251,7 @@ class Node:
             push.on_dead_letter(hook)
         return push
 
-    def pull(self, queue: str, **options: Any) -> Pull:
+    def pull(self, queue: str, **options: Unpack[PullKeywords]) -> Pull:
         """The consumer's end of a queue: a decorator for a plain function, or an iterator.
 
         Takes the options of ``meshmsg.Node.pull``.

@@ -11,6 +11,7 @@ from meshmsg.engine.outbox import Outbox
 from meshmsg.engine.run import Details, Run
 from meshmsg.errors import NodeClosed
 from meshmsg.message import Ledger
+from meshmsg.options import PushOptions
 
 NO_ROOM = -1
 SMALL = 4096  # bodies up to this many bytes are let in by count
@@ -33,6 +34,13 @@ class SharedOutbox(Outbox):
         self._credit = 0  # small bodies that fit without another look at the room
         self._drops = self.options.overflow == "drop_oldest"
         self._sealed = ""
+
+    def adopt(self, options: PushOptions) -> None:
+        """From the loop: takes the options of the queue's owner."""
+        with self.lock:
+            self._credit = 0
+            super().adopt(options)
+            self._drops = options.overflow == "drop_oldest"
 
     # -- any thread ------------------------------------------------------------------------------------------
 

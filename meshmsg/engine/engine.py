@@ -45,6 +45,7 @@ class Engine:
         self.peers = Peers(identity, self.liveness, generator)
         self.outboxes: dict[str, Outbox] = {}
         self.inboxes: dict[str, Inbox] = {}
+        self._ownerless: set[str] = set()  # queues that only dead letters have opened so far
         self.dead_letters = DeadLetterBox(max_dead_letters)
         self.refused_frames = 0
         self.unknown_kinds = 0
@@ -83,6 +84,9 @@ class Engine:
             self.offer("push", queue, {})
             for peer in self.peers.by_id.values():
                 self._sync_lanes(peer)
+        elif queue in self._ownerless:
+            outbox.adopt(options)
+        self._ownerless.discard(queue)
         return outbox
 
     def open_pull(self, queue: str, prefetch: int) -> Inbox:
@@ -371,7 +375,10 @@ class Engine:
 
     def _forward(self, letter: DeadLetter, run: Run, target: str) -> bool:
         """Moves a dead letter to a queue of its own, unless it has been through one or that one is full."""
-        outbox = self.open_push(target, PushOptions())
+        if target not in self.outboxes:
+            self.open_push(target, PushOptions())
+            self._ownerless.add(target)
+        outbox = self.outboxes[target]
         if TOLD in letter.headers or not outbox.fits(len(run.bodies[0])):
             return False
         try:

@@ -278,7 +278,8 @@ class InLane:
 
     def judge(self, seq: int, kind: int, delay: float | None, text: str) -> None:
         """Any verdict but an ack; it is repeated until the producer's floor says that it was heard."""
-        self.verdicts[seq] = (kind, delay, text[:MAX_TEXT])
+        # File names bring lone surrogates into error texts; those cannot travel, and must not stop the rest.
+        self.verdicts[seq] = (kind, delay, text[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()[:MAX_TEXT])
         self.ack(seq)
 
     def extend(self, seq: int) -> None:

@@ -68,6 +68,14 @@ class Outbox:
         self._turns = 0
         self._routable_at = 0.0  # when a consumer was last there
 
+    def adopt(self, options: PushOptions) -> None:
+        """Takes the options of a queue's owner, after dead letters opened it without any."""
+        self._room += options.max_pending - self.options.max_pending
+        self._room_bytes += options.max_pending_bytes - self.options.max_pending_bytes
+        self._share = STRATEGIES[options.balance]
+        self.options = options
+        self.dirty = True
+
     # -- accepting -------------------------------------------------------------------------------------------
 
     @property

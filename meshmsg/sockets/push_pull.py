@@ -62,6 +62,7 @@ class Push:
         self.max_bytes = min(max_message_bytes, options.max_pending_bytes)
         self.prefix = f"{driver.engine.identity.node_id[:12]}/{self.queue}/"
         self._burst = 0  # how many small bodies fit without another look
+        self._line = asyncio.Lock()  # of those who wait for room
         self._blocks = options.overflow == "wait"
         self._outcomes: dict[int, asyncio.Future[DeadLetter | None]] = {}
         self._on_dead_letter: list[Callable[[DeadLetter], Any]] = []
@@ -268,12 +269,16 @@ class Push:
         """Waits until a body fits, or drops the oldest for it (G5)."""
         self._burst = 0
         outbox = self._outbox
-        if not self._blocks and not outbox.fits(size):
-            outbox.drop_for(size, self._driver.now())
-        while self._blocks and not outbox.fits(size):
-            await self._driver.until(lambda: outbox.fits(size))
-            self._driver.require_usable()
-            self._burst = 0
+        if not self._blocks:
+            if not outbox.fits(size):
+                outbox.drop_for(size, self._driver.now())
+            return
+        # One after another, in order: otherwise every free slot would wake everybody who waits for one.
+        async with self._line:
+            while not outbox.fits(size):
+                await self._driver.until(lambda: outbox.fits(size))
+                self._driver.require_usable()
+        self._burst = 0
 
     def describe_full(self) -> str:
         """Why a message has no room, and what to do."""

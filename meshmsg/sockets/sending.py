@@ -8,7 +8,7 @@ from typing import Any, overload
 from meshmsg.engine.run import Details
 from meshmsg.errors import BodyTooLarge, ConfigurationError, EncodeError
 from meshmsg.options import require_int, require_number
-from meshmsg.wire.codec import explain_encode_error
+from meshmsg.wire.codec import decode_body, explain_encode_error
 
 MAX_PRIORITY = 255
 Pack = Callable[[Any], bytes]
@@ -74,6 +74,19 @@ def require_size(encoded: bytes, queue: str, limit: int) -> None:
         )
 
 
+def _freeze(pack: Pack, headers: dict[str, Any]) -> dict[str, Any]:
+    """Headers as they are now: a copy that later changes cannot reach, and that is known to travel."""
+    try:
+        packed = encode(pack, headers)
+    except EncodeError as error:
+        path = error.path.replace("body", "headers", 1)
+        raise EncodeError(str(error).replace(error.path, path, 1), path) from None
+    frozen = decode_body(packed)
+    if not isinstance(frozen, dict):
+        raise EncodeError("headers cannot be sent: a consumer could not decode them", "headers")
+    return frozen
+
+
 def make_details(
     pack: Pack,
     key: str | None,
@@ -95,15 +108,11 @@ def make_details(
     if headers is not None:
         if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
             raise ConfigurationError(f"send(headers=) takes a dict with str keys, got {headers!r}")
-        try:
-            encode(pack, dict(headers))
-        except EncodeError as error:
-            path = error.path.replace("body", "headers", 1)
-            raise EncodeError(str(error).replace(error.path, path, 1), path) from None
+        headers = _freeze(pack, dict(headers))
     return Details(
         key,
         priority,
-        dict(headers) if headers else None,
+        headers or None,
         None if ttl is None else now + ttl,
         None if delay is None else now + delay,
     )

@@ -176,7 +176,7 @@ async def test_several_tasks_may_iterate_one_pull() -> None:
 
 
 @pytest.mark.parametrize("balance", ["least_outstanding", "round_robin", "random"])
-async def test_every_balance_reaches_every_consumer(balance: str) -> None:
+async def test_every_balance_reaches_every_consumer(balance: Any) -> None:
     async with make("producer") as producer, make("one", producer) as one, make("two", producer) as two:
         shares: Counter[str] = Counter()
         for node in (one, two):
