@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
-from meshmsg.errors import AlreadySettled, DeadLettered, Reject
+from meshmsg.errors import AlreadySettled, ConfigurationError, DeadLettered, NodeClosed, Reject
 from meshmsg.options import require_number
 
 Reason = Literal["rejected", "attempts", "expired", "unroutable", "overflow"]
@@ -21,6 +21,7 @@ class Settler(Protocol):
     @property
     def queue(self) -> str: ...
     def message_id(self, number: int) -> str: ...
+    def require_usable(self) -> None: ...
     def ack(self, seq: int) -> None: ...
     def nack(self, seq: int, delay: float | None, error: str) -> None: ...
     def reject(self, seq: int, reason: str) -> None: ...
@@ -28,6 +29,7 @@ class Settler(Protocol):
 
 
 _NO_HEADERS: Mapping[str, Any] = {}
+MAX_DELAY_S = 1e9
 
 
 class Message:
@@ -98,29 +100,34 @@ class Message:
         """It is done. Raises ``AlreadySettled`` at a second verdict."""
         if self.settled:
             self._refuse_second_verdict()
+        self._lane.require_usable()
         self._lane.ack(self._seq)
         self.settled = True
 
-    def nack(self, delay: float | None = None, error: str = "nack") -> None:
+    def nack(self, delay: float | None = None, error: str | BaseException = "nack") -> None:
         """It failed: again after the queue's backoff, or after ``delay`` seconds; ``error`` is kept (G4)."""
         if self.settled:
             self._refuse_second_verdict()
         if delay is not None:
             # A sender takes a verdict with any other delay for a breach of protocol.
-            require_number("nack(delay=)", delay, at_least=0)
-            delay = float(delay)
-        self._lane.nack(self._seq, delay, error)
+            delay = _require_delay(delay)
+        text = _require_text("nack(error=)", error)
+        self._lane.require_usable()
+        self._lane.nack(self._seq, delay, text)
         self.settled = True
 
-    def reject(self, reason: str = "rejected") -> None:
+    def reject(self, reason: str | BaseException = "rejected") -> None:
         """It can never succeed: a dead letter at once, with this text as its error."""
         if self.settled:
             self._refuse_second_verdict()
-        self._lane.reject(self._seq, reason)
+        text = _require_text("reject(reason=)", reason)
+        self._lane.require_usable()
+        self._lane.reject(self._seq, text)
         self.settled = True
 
     def extend(self) -> None:
         """Starts the handler's ``timeout`` anew. Without a ``timeout`` no extension is ever needed."""
+        self._lane.require_usable()
         self._lane.extend(self._seq)
 
     def _refuse_second_verdict(self) -> None:
@@ -137,7 +144,7 @@ class Message:
                 self.ack()
             return False
         if not self.settled:
-            judge_by_error(self, error)
+            _judge_in_passing(self, error)
         return isinstance(error, Reject)
 
     def __repr__(self) -> str:
@@ -162,12 +169,14 @@ class Batch(Sequence[Message]):
 
     def ack(self) -> None:
         """Acks every message that has no verdict yet."""
+        if self.messages:
+            self.messages[0]._lane.require_usable()
         for message in self.messages:
             if not message.settled:
                 message._lane.ack(message._seq)
                 message.settled = True
 
-    def nack(self, delay: float | None = None, error: str = "nack") -> None:
+    def nack(self, delay: float | None = None, error: str | BaseException = "nack") -> None:
         """Nacks every message that has no verdict yet."""
         for message in self.messages:
             if not message.settled:
@@ -181,12 +190,10 @@ class Batch(Sequence[Message]):
     ) -> bool:
         if error is None:
             self.ack()
-        elif isinstance(error, Reject):
-            for message in self.messages:
-                if not message.settled:
-                    message.reject(str(error) or "rejected")
-        else:
-            self.nack(error=describe_error(error))
+            return False
+        for message in self.messages:
+            if not message.settled:
+                _judge_in_passing(message, error)
         return isinstance(error, Reject)
 
     def __len__(self) -> int:
@@ -301,7 +308,7 @@ def judge_by_error(message: Message, error: BaseException) -> None:
     and another attempt would only make another one.
     """
     if isinstance(error, Reject):
-        message.reject(str(error) or "rejected")
+        message.reject(_say(error) or "rejected")
     elif isinstance(error, DeadLettered):
         message.reject(describe_error(error))
     else:
@@ -310,5 +317,38 @@ def judge_by_error(message: Message, error: BaseException) -> None:
 
 def describe_error(error: BaseException) -> str:
     """An exception as one line of at most 1,000 characters, for verdicts and dead letters."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = _say(error)
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return text if len(text) <= 1000 else text[:997] + "..."
+
+
+def _say(error: BaseException) -> str:
+    """An exception's own words; one that cannot even say them must not cost a message its verdict."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def _judge_in_passing(message: Message, error: BaseException) -> None:
+    """``judge_by_error`` while the error goes on; that the node is closed by now must not hide it."""
+    try:
+        judge_by_error(message, error)
+    except NodeClosed:
+        pass
+
+
+def _require_delay(delay: object) -> float:
+    require_number("nack(delay=)", delay, at_least=0)
+    assert isinstance(delay, (int, float))
+    if delay > MAX_DELAY_S:
+        raise ConfigurationError(f"nack(delay=) takes at most {MAX_DELAY_S:.0f} seconds, got more")
+    return float(delay)
+
+
+def _require_text(where: str, text: object) -> str:
+    if isinstance(text, str):
+        return text
+    if isinstance(text, BaseException):
+        return describe_error(text)
+    raise ConfigurationError(f"{where} takes a text or an exception, not {type(text).__name__} {text!r}")

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from meshmsg import AlreadySettled, Batch, ConfigurationError, DeadLetter, Ledger, Message, Peer, Reject
+from meshmsg import (
+    AlreadySettled,
+    Batch,
+    ConfigurationError,
+    DeadLetter,
+    DeadLettered,
+    Ledger,
+    Message,
+    NodeClosed,
+    Peer,
+    Reject,
+)
 from meshmsg.message import describe_error
 
 
@@ -17,6 +28,11 @@ class Notes:
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
+        self.refusal: Exception | None = None
+
+    def require_usable(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     def message_id(self, number: int) -> str:
         return f"node/work/{number}"
@@ -70,7 +86,7 @@ def test_verdicts() -> None:
     assert all(message.settled for message in (one, two, three, four))
 
 
-@pytest.mark.parametrize("delay", [-1, -0.5, float("nan"), float("inf"), True, "1"])
+@pytest.mark.parametrize("delay", [-1, -0.5, float("nan"), float("inf"), True, "1", 1e10, 10**400])
 def test_a_delay_that_cannot_be_is_refused_before_it_settles(delay: Any) -> None:
     notes, [message] = make()
     with pytest.raises(ConfigurationError, match=r"nack\(delay=\)"):
@@ -138,9 +154,61 @@ def test_a_batch_that_fails() -> None:
     assert notes.told == [("reject", 10, "all bad"), ("reject", 11, "all bad")]
 
 
-def test_what_failed_further_on_is_rejected_and_not_tried_again() -> None:
-    from meshmsg import DeadLettered
+@pytest.mark.parametrize("text", [None, 5, b"bytes", ["list"]])
+def test_the_text_of_a_verdict_is_a_text(text: Any) -> None:
+    notes, (message,) = make()
+    with pytest.raises(ConfigurationError, match=r"nack\(error=\) takes a text or an exception, not"):
+        message.nack(error=text)
+    with pytest.raises(ConfigurationError, match=r"reject\(reason=\) takes a text or an exception, not"):
+        message.reject(text)
+    assert not message.settled and not notes.told
 
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_exception_serves_as_the_text_of_a_verdict() -> None:
+    notes, (one, two, three) = make(3)
+    one.nack(error=ValueError("x"))
+    two.reject(KeyError("y"))
+    with pytest.raises(Unspeakable), three:
+        raise Unspeakable
+    assert notes.told == [
+        ("nack", 10, None, "ValueError: x"),
+        ("reject", 11, "KeyError: 'y'"),
+        ("nack", 12, None, "Unspeakable"),
+    ]
+
+
+def test_where_a_message_cannot_be_used_it_keeps_its_verdict_open() -> None:
+    notes, messages = make(2)
+    notes.refusal = NodeClosed("closed")
+    message = messages[0]
+    for use in (message.ack, message.nack, message.reject, message.extend, Batch(messages).ack, Batch(messages).nack):
+        with pytest.raises(NodeClosed):
+            use()
+    with pytest.raises(NodeClosed), message:
+        pass
+    with pytest.raises(KeyError), message:  # the error of the block is the one that counts
+        raise KeyError("x")
+    with pytest.raises(KeyError), Batch(messages):
+        raise KeyError("x")
+    assert not message.settled and not notes.told
+    Batch([]).ack()
+
+
+def test_a_batch_that_failed_further_on_is_rejected() -> None:
+    letter = DeadLetter("n/q/1", "q", 1, {}, None, "rejected", "no", (), 1.0, 2.0)
+    notes, messages = make(2)
+    with pytest.raises(DeadLettered), Batch(messages) as batch:
+        batch[0].ack()
+        raise DeadLettered("dead further on", letter)
+    assert notes.told == [("ack", 10), ("reject", 11, "DeadLettered: dead further on")]
+
+
+def test_what_failed_further_on_is_rejected_and_not_tried_again() -> None:
     letter = DeadLetter("n/q/1", "q", 1, {}, None, "rejected", "no", (), 1.0, 2.0)
     notes, (message,) = make()
     with pytest.raises(DeadLettered), message:

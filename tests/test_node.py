@@ -135,7 +135,8 @@ def test_a_queue_is_reliable_or_not() -> None:
     with pytest.raises(NameClash, match="already pushes to 'work' reliably"):
         node.push("work", reliable=False)
     with pytest.raises(ConfigurationError, match="is bare ZeroMQ and has no max_pending"):
-        node.push("bare", reliable=False, max_pending=3)
+        mixed: Any = {"reliable": False, "max_pending": 3}
+        node.push("bare", **mixed)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent like this on Windows")

@@ -35,6 +35,7 @@ class Inbox:
         self.lanes: dict[tuple[str, int], InLane] = {}
         self.decode: Callable[[Any], Any] | None = None  # into the consumer's own types; raises to reject
         self.extended: Callable[[InLane, int], None] | None = None
+        self.guard: Callable[[], None] | None = None  # of applications' verdicts; raises where there can be none
         self.on_given_up: Callable[[InLane], None] = lambda lane: None  # for who has taken messages out unstarted
         self.closing = False
         self.received = 0
@@ -58,6 +59,7 @@ class Inbox:
             self.close_lane(lane)
         lane = InLane(number, peer, sender, self.queue, self._lane_changed)
         lane.extended = self.extended
+        lane.guard = self.guard
         self.lanes[peer, number] = lane
         lane.mark()
         return lane

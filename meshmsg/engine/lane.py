@@ -176,6 +176,7 @@ class InLane:
         "flags",
         "floor",
         "granted_at",
+        "guard",
         "limit",
         "number",
         "peer",
@@ -207,6 +208,7 @@ class InLane:
         self.granted_at = 0
         self.alive = True  # False: the producer is gone or gave the lane up; verdicts lead nowhere
         self.extended: Callable[[InLane, int], None] | None = None
+        self.guard: Callable[[], None] | None = None  # raises where messages cannot be settled
 
     @property
     def settled(self) -> int:
@@ -230,6 +232,11 @@ class InLane:
     def message_id(self, number: int) -> str:
         """The id of the sender's message with this number."""
         return f"{self.prefix}{number}"
+
+    def require_usable(self) -> None:
+        """Raises the exception that tells why a message cannot be settled here and now."""
+        if self.guard is not None:
+            self.guard()
 
     def accept(self, first_seq: int, count: int) -> int:
         """Counts an arriving batch; returns how many of its first messages were seen before.

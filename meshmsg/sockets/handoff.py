@@ -273,6 +273,9 @@ class ThreadLane:
     def message_id(self, number: int) -> str:
         return self.lane.message_id(number)
 
+    def require_usable(self) -> None:
+        """Any thread may settle a message on loan."""
+
     def ack(self, seq: int) -> None:
         handoff = self._handoff
         if not handoff.driver.owner:

@@ -333,6 +333,7 @@ class Pull:
         self._closed = False
         if options.type is not None:
             inbox.decode = make_converter(options.type, self.queue)
+        inbox.guard = self._require_owner
         driver.on_arrival[self.queue] = self._arrived
 
     def __call__(self, handler: Handler) -> Handler:
@@ -480,6 +481,10 @@ class Pull:
         self._arrival.clear()
         if not self._inbox.buffer and not self._closed:
             await self._arrival.wait()
+
+    def _require_owner(self) -> None:
+        if get_ident() != self._driver.owner:
+            self._driver.require_usable()
 
     def _require_iterable(self) -> None:
         self._driver.require_usable()

@@ -15,7 +15,7 @@ import msgpack
 
 from meshmsg.errors import EncodeError, ProtocolError
 
-# The C packer stops at 511 levels; the limit is documented at half of that, and so is a reader's recursion.
+# The C packer and unpacker stop at 1024 levels; errors lead into a body this far, well within Python's own recursion.
 MAX_DEPTH = 255
 
 # What to send instead of common things that MessagePack lacks, by the name of the type or of one of its bases.

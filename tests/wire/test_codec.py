@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import enum
 import tracemalloc
+import uuid
+from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgpack
@@ -44,7 +48,7 @@ pack = make_packer()
 
 
 def encode_error(body: Any) -> EncodeError:
-    with pytest.raises((TypeError, ValueError, OverflowError, UnicodeError)) as caught:
+    with pytest.raises((TypeError, ValueError, OverflowError, LookupError)) as caught:
         pack(body)
     return explain_encode_error(body, caught.value)
 
@@ -132,29 +136,66 @@ def test_a_changed_byte_is_a_protocol_error_or_a_batch(bodies: list[Any], at: in
         pass
 
 
-def test_deep_nesting_is_refused_without_a_crash() -> None:
-    for depth in (600, 5000, 100_000):
-        with pytest.raises(ProtocolError):
-            decode_batch(b"\x91" * depth + b"\x01", 2)
-        try:
-            decode_batch(b"\x91" * depth + b"\x01", 1)
-        except ProtocolError:
-            pass
+@given(bodies=st.lists(st.sampled_from(list(BAD.values())) | BODIES.map(pack), min_size=1, max_size=6))
+def test_each_bad_body_costs_only_itself(bodies: list[bytes]) -> None:
+    batch = decode_batch(encode_batch(bodies), len(bodies))
+    for encoded, body in zip(bodies, batch, strict=True):
+        assert (type(body) is Undecodable) == (encoded in BAD.values())
+        assert type(body) is Undecodable or body == decode_body(encoded)
 
 
-def test_claimed_lengths_take_no_memory() -> None:
-    """Each level claims an array as long as the whole payload; believing it would take gigabytes."""
-    size = 64 * 1024
-    payload = b"".join(b"\xdd" + (size - 1).to_bytes(4, "big") for _ in range(400))
-    payload += bytes(size - len(payload))
+@given(bodies=st.lists(BODIES, min_size=1, max_size=4), cut=st.integers(1, 10_000), count=st.integers(-1, 1))
+def test_a_torn_or_miscounted_batch_is_refused(bodies: list[Any], cut: int, count: int) -> None:
+    payload = encode_batch([pack(body) for body in bodies])
+    with pytest.raises(ProtocolError):
+        decode_batch(payload[: -1 - cut % len(payload)] if not count else payload, len(bodies) + count)
+    with pytest.raises(ProtocolError, match=r"after its last body|held"):
+        decode_batch(payload + b"\x00", len(bodies))
+
+
+def test_the_deepest_body_that_can_be_sent_arrives() -> None:
+    for levels in (255, 511, 1000):
+        body = decode_body(pack(nested(levels)))
+        for _ in range(levels - 1):  # a comparison would be as deep
+            [body] = body
+        assert body == []
+
+
+@pytest.mark.parametrize("depth", [600, 1000, 5000, 100_000])
+@pytest.mark.parametrize("level", [b"\x91", b"\x81\x01", b"\x81"], ids=["arrays", "maps", "maps as keys"])
+def test_deep_nesting_is_decoded_or_refused(depth: int, level: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode_batch(level * depth + b"\x01", 2)
+    try:
+        decode_batch(b"\x91" + level * depth + b"\x01", 1)
+    except ProtocolError as error:
+        assert not str(error).endswith(": ")  # it says what is wrong
+
+
+CLAIMS = {
+    "an array": b"\xdd\xff\xff\xff\xff",
+    "a map": b"\xdf\xff\xff\xff\xff",
+    "a text": b"\xdb\xff\xff\xff\xff",
+    "bytes": b"\xc6\xff\xff\xff\xff",
+    "an extension": b"\xc9\xff\xff\xff\xff\x05",
+    "arrays of arrays": b"\xdd\x00\x0f\xff\xff" * 500,
+    "arrays of arrays as keys": b"\x81" + b"\xdd\x00\x0f\xff\xff" * 500,
+    "maps of maps": b"\xdf\x00\x07\xff\xff\x01" * 500,
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS.keys())
+def test_claimed_lengths_take_no_memory(claim: bytes) -> None:
+    """Each level claims as much as the whole payload could hold; believing it would take gigabytes."""
+    payload = b"\x91" + claim + bytes(2**20 - 1 - len(claim))
     tracemalloc.start()
     try:
         with pytest.raises(ProtocolError):
-            decode_batch(b"\x91" + payload, 1)
+            decode_batch(payload, 1)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 600 * 2**20
+    assert peak < 64 * 2**20
 
 
 # --- what cannot be encoded ---------------------------------------------------------------------------------
@@ -163,6 +204,17 @@ def test_claimed_lengths_take_no_memory() -> None:
 class Odd:
     def __repr__(self) -> str:
         return "<odd>"
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+def nested(levels: int) -> list[Any]:
+    body: list[Any] = []
+    for _ in range(levels - 1):
+        body = [body]
+    return body
 
 
 DEEP: list[Any] = []
@@ -179,8 +231,23 @@ DEEP.append(DEEP)
         ({"when": datetime.datetime(2020, 1, 1)}, "body['when']", "needs a time zone"),
         (["\ud800"], "body[0]", "not valid Unicode"),
         ({Odd(): 1}, "body key <odd>", "Odd"),
-        (DEEP, "body" + "[0]" * 256, "contains itself"),
-        ([complex(1, 2)], "body[0]", "complex"),
+        (DEEP, "body[0]", "contains itself"),
+        ([complex(1, 2)], "body[0]", "send a dict, list, str, bytes, number, bool, None or aware datetime"),
+        ([-(2**63) - 1], "body[0]", "send str(value)"),
+        ({2**64: 1}, "body key 18446744073709551616", "integers of 64 bits"),
+        ({"\ud800": 1}, "body key '\\ud800'", "not valid Unicode"),
+        ({"a": ({"b": Decimal(1)},)}, "body['a'][0]['b']", "decimal.Decimal; send str(value)"),
+        ({(1, Decimal(2)): 1}, "body key (1, Decimal('2'))[1]", "send str(value)"),
+        ([{1}], "body[0]", "send list(value)"),
+        ([frozenset()], "body[0]", "send list(value)"),
+        ((each for each in ()), "body", "send list(value)"),
+        ([PurePosixPath("a")], "body[0]", "send str(value)"),
+        ([uuid.UUID(int=1)], "body[0]", "send str(value)"),
+        ([Colour.RED], "body[0]", "send value.value"),
+        ([datetime.date(2026, 1, 1)], "body[0]", "send value.isoformat()"),
+        ([datetime.timedelta(1)], "body[0]", "send value.total_seconds()"),
+        (nested(2000), "body" + "[0]" * 256, "nested deeper than 255 levels"),
+        ({"x" * 500: Odd()}, "body['" + "x" * 76 + "...]", "Odd"),
     ],
 )
 def test_an_error_leads_to_the_value(body: Any, path: str, text: str) -> None:
@@ -196,6 +263,35 @@ def test_an_error_leads_into_models() -> None:
         extra: Any
 
     assert encode_error([Job("a", {"x": Odd()})]).path == "body[0].extra['x']"
+    assert encode_error({"job": Job("a", [Job("b", 2**64)])}).path == "body['job'].extra[0].extra"
+
+    itself = Job("a", None)
+    itself.extra = [itself]
+    error = encode_error(itself)
+    assert error.path == "body.extra[0]" and "contains itself" in str(error)
+
+
+def test_an_error_leads_into_msgspec_structs() -> None:
+    msgspec = pytest.importorskip("msgspec")
+    job = msgspec.defstruct("Job", ["name", "extra"])
+    assert decode_body(pack([job("a", {"x": 1})])) == [{"name": "a", "extra": {"x": 1}}]
+    assert encode_error([job("a", {"x": Odd()})]).path == "body[0].extra['x']"
+
+
+def test_an_error_leads_into_pydantic_models() -> None:
+    pydantic = pytest.importorskip("pydantic")
+    job = pydantic.create_model("Job", name=(str, ...), extra=(Any, None))
+    assert decode_body(pack([job(name="a", extra={"x": 1})])) == [{"name": "a", "extra": {"x": 1}}]
+    assert encode_error([job(name="a", extra={"x": Odd()})]).path == "body[0].extra['x']"
+
+
+def test_a_model_that_fails_says_why() -> None:
+    class Model:
+        def model_dump(self, mode: str) -> dict[str, Any]:
+            raise LookupError("no fields yet")
+
+    error = encode_error({"a": Model()})
+    assert error.path == "body['a']" and "LookupError: no fields yet" in str(error)
 
 
 def test_a_repr_that_fails_or_never_ends_is_kept_out_of_the_error() -> None:

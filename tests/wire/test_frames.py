@@ -7,6 +7,7 @@ writes it anew; that is a change of the protocol, and docs/wire-protocol.md has 
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshmsg.engine import lane
 from meshmsg.errors import BodyTooLarge, EncodeError, ProtocolError
 from meshmsg.wire import frames
 from meshmsg.wire.codec import make_packer
@@ -25,10 +27,11 @@ pack = make_packer()
 
 NATURAL = st.integers(0, frames.MAX_SEQ)
 NODE_ID = st.text("0123456789abcdefxyz-", min_size=1, max_size=64).filter(lambda text: text.strip("-") != "")
-NAMES = st.text(max_size=40)
-OFFERS = st.dictionaries(
-    NAMES, st.dictionaries(NAMES, st.dictionaries(NAMES, st.integers(0, 9)), max_size=2), max_size=2
-)
+CONTROL = [*map(chr, range(32)), *map(chr, range(127, 160)), *"\u2028\u2029\u202a\u202e\u2066\u2069"]
+LETTERS = st.characters(exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp"))
+NAMES = st.text(LETTERS, max_size=40)
+FLAT = st.integers(0, 9) | st.booleans() | NAMES | st.lists(NAMES, max_size=2)
+OFFERS = st.dictionaries(NAMES, st.dictionaries(NAMES, st.dictionaries(NAMES, FLAT), max_size=2), max_size=2)
 HEADERS = st.dictionaries(st.text(max_size=5), st.one_of(st.text(max_size=5), st.integers(0, 9), st.none()), max_size=2)
 DETAILS = st.fixed_dictionaries(
     {},
@@ -59,15 +62,15 @@ def ack_frames(draw: st.DrawFn) -> frames.Ack:
     edges = sorted(draw(st.sets(st.integers(10, 10_000), max_size=8)))
     ranges = [[edges[index], edges[index + 1]] for index in range(0, len(edges) - 1, 2)]
     delay = st.none() | st.floats(0, 1e6)
-    verdict = st.tuples(NATURAL, st.integers(1, 4), delay, st.text(max_size=20)).map(list)
+    verdict = st.tuples(st.integers(0, 9_999), st.integers(1, 4), delay, st.text(max_size=20)).map(list)
     return frames.Ack(
         draw(NATURAL),
-        draw(NATURAL),
+        draw(st.integers(10_000, frames.MAX_SEQ)),
         draw(NATURAL),
         draw(NATURAL),
         draw(st.integers(0, 10)),
         ranges,
-        draw(st.lists(verdict, max_size=4)),
+        draw(st.lists(verdict, max_size=4, unique_by=lambda verdict: verdict[0])),
         draw(st.integers(0, 7)),
     )
 
@@ -78,7 +81,7 @@ HELLOS = st.builds(
     NATURAL,
     NAMES,
     NAMES,
-    st.lists(st.text(max_size=30), max_size=4).map(tuple),
+    st.lists(NAMES, max_size=4).map(tuple),
     OFFERS,
     NATURAL,
     NATURAL,
@@ -88,10 +91,10 @@ HELLOS = st.builds(
 )
 FRAMES = st.one_of(
     HELLOS,
-    st.builds(frames.Bye, st.text(max_size=400)),
+    st.builds(frames.Bye, st.text(LETTERS, max_size=400)),
     st.builds(frames.Beat),
     st.builds(frames.Offers, NATURAL, OFFERS),
-    st.builds(frames.LaneState, NATURAL, st.text(max_size=200), NATURAL, NATURAL, NATURAL, NATURAL, NATURAL),
+    st.builds(frames.LaneState, NATURAL, st.text(LETTERS, max_size=200), NATURAL, NATURAL, NATURAL, NATURAL, NATURAL),
     st.builds(frames.Close, NATURAL),
     st.builds(frames.Lost, NATURAL),
     ack_frames(),
@@ -202,7 +205,7 @@ def hello(**fields: Any) -> list[bytes]:
         (hello(node_id=""), "node id"),
         (hello(node_id="x" * 65), "node id"),
         (hello(expects="a.b"), "node id"),
-        (hello(offers={"pull": 5}), "map of maps"),
+        (hello(offers={"pull": 5}), "maps in maps, not int"),
         (hello(name=b"bytes"), "name is not a text"),
         (hello(incarnation=-1), "natural number"),
         (hello(incarnation=True), "natural number"),
@@ -211,11 +214,11 @@ def hello(**fields: Any) -> list[bytes]:
         ([pack([17, 1, 0, 0, 0, 1, [[0, 1, None]]])], "1 parts"),
         ([pack([17, 1, 0, 0, 0, 2, [[0, 2, {"k": "x"}]]]), b""], "single message"),
         ([pack([17, 1, 0, 0, 0, 1, [[0, 1, {"h": [1]}]]]), b""], "headers are a map"),
-        ([pack([24, 1, 5, 9, 0, 3, [[2, 4]], [], 0])], "below the floor"),
+        ([pack([24, 1, 5, 9, 0, 3, [[2, 4]], [], 0])], "below the floor, or out of order"),
         ([pack([24, 1, 5, 9, 0, 0, [[4, 4]], [], 0])], "empty"),
-        ([pack([24, 1, 5, 9, 0, 0, [], [[0, 1, -1.0, ""]], 0])], "delay of -1.0"),
-        ([pack([24, 1, 5, 9, 0, 0, [], [[0, 1, float("nan"), ""]], 0])], "delay of nan"),
-        ([pack([24, 1, 5, 9, 0, 0, [], [[0, "1", None, ""]], 0])], "verdict"),
+        ([pack([24, 1, 5, 9, 0, 0, [], [[0, 1, -1.0, ""]], 0])], "expected seconds"),
+        ([pack([24, 1, 5, 9, 0, 0, [], [[0, 1, float("nan"), ""]], 0])], "expected seconds"),
+        ([pack([24, 1, 5, 9, 0, 0, [], [[0, "1", None, ""]], 0])], "natural number, got str"),
         ([pack([2])], "wrong fields"),
     ],
 )
@@ -249,6 +252,204 @@ def test_headers_that_no_receiver_could_read_are_refused_when_they_are_given() -
         frames.measure_details(None, {"map": {(1, 2): 3}})
     with pytest.raises(BodyTooLarge):
         frames.measure_details(None, {"x": b"x" * frames.MAX_DETAILS_BYTES})
+
+
+# --- each field, with everything that it must not be -----------------------------------------------------------
+
+DEEP: list[Any] = []
+for _ in range(250):
+    DEEP = [DEEP]
+NOT_NATURAL = [-1, 2**62 + 1, 2**64 - 1, True, 1.0, float("nan"), "1", b"1", None, [], {}, DEEP]
+NOT_LISTS = ["", "ab", b"ab", {}, {1: 2}, 1, None, msgpack.ExtType(5, b"ab")]
+NOT_NAMES = [None, 1, b"x", [], "x" * 401, *(f"a{letter}b" for letter in CONTROL)]
+NOT_IDS = ["", "a.b", "a b", "-", "x" * 65, "\x1b", 1, b"a", []]
+NOT_OFFERS = [
+    None,
+    [],
+    {"pull": 1},
+    {"pull": ["q"]},
+    {"pull": {"q": 1}},
+    {"pull": {"q": None}},
+    {"pull": {1: {}}},
+    {1: {}},
+    {b"pull": {}},
+    {"pull": {"q": {1: 2}}},
+    {"pull": {"q": {"x": {}}}},
+    {"pull": {"q": {"x": [[]]}}},
+    {"pull": {"q": {"x": DEEP}}},
+    {"pull": {"q\x1b[2J": {}}},
+    {"raw": {"PUB x": {"endpoints": ["tcp://\n"]}}},
+]
+NOT_SECONDS = [-1, -0.1, float("nan"), float("inf"), float("-inf"), True, "1", b"1", [], {}]
+NOT_DETAILS = [
+    [],
+    "a",
+    1,
+    *({"a": value} for value in [0, *NOT_NATURAL]),
+    *({"p": value} for value in NOT_NATURAL),
+    *({"x": value} for value in [None, *NOT_SECONDS]),
+    *({name: value} for name in "rs" for value in (1, 0, None, "", "yes", [], DEEP)),
+    *({"k": value} for value in (None, 1, b"k", [])),
+    *({"h": value} for value in (None, [], "h", 1, {1: 2}, {b"x": 1}, {None: 1})),
+]
+NOT_RUNS = [
+    *NOT_LISTS,
+    [],
+    [[0, 1]],
+    [[0, 1, None, None]],
+    [[0, 0, None], [0, 1, None]],
+    [[0, 2, None]],
+    *([each] for each in NOT_LISTS),
+    [{5: 0, 1: 0, None: 0}],
+    *([[value, 1, None]] for value in NOT_NATURAL),
+    *([[0, value, None]] for value in NOT_NATURAL),
+    *([[0, 1, value]] for value in NOT_DETAILS),
+]
+NOT_RANGES = [
+    *NOT_LISTS,
+    *([each] for each in NOT_LISTS),
+    [[4]],
+    [[4, 5, 6]],
+    [[5, 4]],
+    [[4, 4]],
+    [[2, 5]],  # below the floor
+    [[4, 10]],  # above what was received
+    [[6, 7], [4, 5]],
+    [[4, 6], [5, 7]],
+    [[4, 5], [4, 5]],
+    *([[value, 9]] for value in NOT_NATURAL),
+    *([[4, value]] for value in NOT_NATURAL),
+]
+NOT_VERDICTS = [
+    *NOT_LISTS,
+    *([each] for each in NOT_LISTS),
+    [[1, 1, None]],
+    [[9, 1, None, ""]],  # was not received
+    [[1, 1, None, ""], [1, 2, None, ""]],
+    *([[value, 1, None, ""]] for value in NOT_NATURAL),
+    *([[1, value, None, ""]] for value in NOT_NATURAL),
+    *([[1, 1, value, ""]] for value in NOT_SECONDS),
+    *([[1, 1, None, value]] for value in (None, 1, b"x", [], "x" * 1001, "x" * 2**21)),
+]
+VALID: dict[int, list[Any]] = {
+    frames.BYE: ["left"],
+    frames.OFFERS: [1, {}],
+    frames.LANE: [1, "jobs", 0, 0, 0, 0, 0],
+    frames.DATA: [1, 0, 0, 0, 1, [[0, 1, None]]],
+    frames.CLOSE: [1],
+    frames.ACK: [1, 9, 9, 0, 3, [], [], 0],
+    frames.LOST: [1],
+}
+# Every other field of these frames is a natural number.
+OTHER_FIELDS: dict[tuple[int, int], list[Any]] = {
+    (frames.BYE, 0): NOT_NAMES,
+    (frames.OFFERS, 1): NOT_OFFERS,
+    (frames.LANE, 1): [*NOT_NAMES, "x" * 201],
+    (frames.DATA, 5): NOT_RUNS,
+    (frames.ACK, 5): NOT_RANGES,
+    (frames.ACK, 6): NOT_VERDICTS,
+}
+HELLO_FIELDS: dict[str, list[Any]] = {
+    "node_id": [None, *NOT_IDS],
+    "incarnation": NOT_NATURAL,
+    "name": NOT_NAMES,
+    "mesh": NOT_NAMES,
+    "endpoints": [*NOT_LISTS, *([each] for each in NOT_NAMES)],
+    "offers": NOT_OFFERS,
+    "offers_version": NOT_NATURAL,
+    "token": NOT_NATURAL,
+    "expects": NOT_IDS,
+    "answers": [value for value in NOT_NATURAL if value is not None],
+    "version": [0, 2, -1, True, "1", 1.0, None, DEEP],
+}
+
+
+def require_refusal(parts: list[bytes]) -> None:
+    """The reason goes into a log, and back in a BYE that the other side has to be able to read."""
+    with pytest.raises(ProtocolError) as caught:
+        frames.decode(parts)
+    reason = f"refused: {caught.value}"
+    assert frames.decode(frames.encode(frames.Bye(reason))) == frames.Bye(reason)
+
+
+@pytest.mark.parametrize(("kind", "place"), [(kind, place) for kind in VALID for place in range(len(VALID[kind]))])
+def test_a_field_is_refused_if_it_is_anything_else(kind: int, place: int) -> None:
+    payload = [b"\x91\x01"] if kind == frames.DATA else []
+    assert frames.decode([pack([kind, *VALID[kind]]), *payload]) is not None
+    for wrong in OTHER_FIELDS.get((kind, place), NOT_NATURAL):
+        fields = [*VALID[kind]]
+        fields[place] = wrong
+        require_refusal([pack([kind, *fields]), *payload])
+    require_refusal([pack([kind, *VALID[kind][:place]]), *payload])
+
+
+@pytest.mark.parametrize("field", HELLO_FIELDS)
+def test_a_field_of_a_hello_is_refused_if_it_is_anything_else(field: str) -> None:
+    for wrong in HELLO_FIELDS[field]:
+        require_refusal(hello(**{field: wrong}))
+    known = frames.Hello("me", 1, "me", "mesh", (), {}, 1, 1, None, None)._asdict()
+    require_refusal([pack([frames.HELLO, {name: value for name, value in known.items() if name != field}])])
+    for other in NOT_LISTS:
+        if other != {}:
+            require_refusal([pack([frames.HELLO, other])])
+
+
+@pytest.mark.parametrize("kind", [*VALID, frames.HELLO])
+@pytest.mark.parametrize("depth", [500, 1000, 100_000])
+def test_a_field_that_is_nested_too_deep_is_refused(kind: int, depth: int) -> None:
+    for level in (b"\x91", b"\x81\x01"):
+        require_refusal([bytes((0x92, kind)) + level * depth + b"\x01", b"\x91\x01"])
+
+
+@pytest.mark.parametrize("claim", [b"\xdd\xff\xff\xff\xff", b"\xdd\x00\x0f\xff\xff" * 500, b"\xdf\xff\xff\xff\xff"])
+def test_claimed_lengths_take_no_memory(claim: bytes) -> None:
+    tracemalloc.start()
+    try:
+        require_refusal([b"\x92\x12" + claim + bytes(2**20 - 2 - len(claim))])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 2**20
+
+
+def test_a_million_ranges_or_runs_are_refused() -> None:
+    """They fit into no header, or lie outside of what was received; either way nobody walks them twice."""
+    many = b"\xdd" + (10**6).to_bytes(4, "big")
+    require_refusal([b"\x99\x18\x01\x09\x09\x00\x03" + many + b"\x92\x04\x05" * 10**6 + b"\x90\x00"])
+    require_refusal([b"\x97\x11\x01\x00\x00\x00\x01" + many + b"\x93\x00\x00\xc0" * 10**6, b"\x91\x01"])
+
+
+@given(frame=FRAMES, cut=st.integers(0, 10_000))
+def test_a_torn_header_is_refused(frame: frames.Frame, cut: int) -> None:
+    first, *rest = encoded(frame)
+    require_refusal([first[: cut % len(first)], *rest])
+
+
+# --- what our own side says is never refused ------------------------------------------------------------------
+
+
+def test_an_error_that_is_no_unicode_leaves_all_the_same() -> None:
+    """An exception's text may hold an undecodable file name; a verdict that cannot leave blocks all others."""
+    text = "No such file: 'caf\udce9.txt'\nsecond line \x1b[31m"
+    verdict = [4, frames.NACKED, None, text]
+    decoded = frames.decode(frames.encode(frames.Ack(1, 5, 9, 0, 5, [], [verdict], 0)))
+    assert isinstance(decoded, frames.Ack)
+    assert decoded.verdicts == [[4, frames.NACKED, None, text.replace("\udce9", "?")]]
+
+
+def test_the_longest_text_of_a_verdict_is_read() -> None:
+    consumer = lane.InLane(1, "peer.1", "peer", "jobs", lambda changed: None)
+    consumer.limit = consumer.received = 2
+    consumer.nack(0, 1e12, "\udcff" * 5000)
+    consumer.reject(1, "x" * 5000)
+    state = consumer.state()
+    decoded = frames.decode(frames.encode(state))
+    assert isinstance(decoded, frames.Ack) and [len(verdict[3]) for verdict in decoded.verdicts] == [1000, 1000]
+
+
+def test_a_key_that_is_no_unicode_is_refused_when_it_is_given() -> None:
+    with pytest.raises(EncodeError, match=r"key 'caf.*' cannot be sent: .*lone surrogate"):
+        frames.measure_details("caf\udce9", None)
 
 
 # --- golden frames ------------------------------------------------------------------------------------------
