@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -235,6 +236,7 @@ class Node:
     async def _close(self, drain: float) -> dict[str, Ledger]:
         if self._transport is None:
             self._driver.stop()
+            self._hub.close()
             return self.ledger()
         self._draining = asyncio.ensure_future(self._drain(drain))
         await asyncio.wait({self._draining})
@@ -242,7 +244,7 @@ class Node:
             logger.error("node %r: draining failed", self.name, exc_info=self._draining.exception())
         # Not before: what is pending may still wait for a consumer to be found.
         unannounced = asyncio.gather(*(each.close() for each in self._discoveries), return_exceptions=True)
-        for bare in self._bare_pushes.values():
+        for bare in list(self._bare_pushes.values()):
             await bare.close()
         await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
         self._engine.close()
@@ -319,6 +321,10 @@ class Node:
         chosen = make_options(PushOptions, f"push({queue!r})", options)
         if not chosen.reliable:
             return self._push_bare(queue, options)
+        if queue in self._bare_pushes:
+            raise NameClash(
+                f"node {self.name!r} already pushes to {queue!r} with reliable=False: use another queue name"
+            )
         push = self._pushes.get(queue)
         if push is not None:
             if options and push.options != chosen:
@@ -349,11 +355,17 @@ class Node:
                 "use concurrency= for more handlers, or close the first pull"
             )
         if not chosen.reliable:
-            bare = self._bare_pulls[queue] = BarePull(self._driver, queue, chosen)
+            forget = partial(self._bare_pulls.pop, queue, None)
+            bare = self._bare_pulls[queue] = BarePull(self._driver, queue, chosen, forget)
             if self._raws is not None:
                 bare.connect(self._raws)
             return bare
-        pull = Pull(self._driver, self._engine.open_pull(queue, chosen.prefetch), chosen)
+        inbox = self._engine.open_pull(queue, chosen.prefetch)
+        try:
+            pull = Pull(self._driver, inbox, chosen)
+        except BaseException:  # such as a type= that is none: nobody would take what is sent here
+            self._engine.close_pull(queue)
+            raise
         self._pulls[queue] = pull
         self._driver.wake()
         return pull
@@ -378,7 +390,8 @@ class Node:
             raise NameClash(f"node {self.name!r} already pushes to {queue!r} reliably: use another queue name")
         bare = self._bare_pushes.get(queue)
         if bare is None:
-            bare = self._bare_pushes[queue] = BarePush(self._driver, queue)
+            forget = partial(self._bare_pushes.pop, queue, None)
+            bare = self._bare_pushes[queue] = BarePush(self._driver, queue, forget)
             if self._raws is not None:
                 bare.connect(self._raws)
         return bare

@@ -98,6 +98,8 @@ async def pull_lines(pull: Pull, wanted: Wanted, stop: Stop) -> int:
             except StopAsyncIteration:
                 break
             except TimeoutError:
+                if not taken:
+                    complain(f"no message of {pull.queue!r} came within {wanted.timeout_s:g} s", exits.NOTHING)
                 return exits.OK if taken and wanted.count is None else exits.NOTHING
             if not await _print(message, wanted, output):
                 break

@@ -77,6 +77,8 @@ def session_options(json_help: str) -> Callable[[VerbT], VerbT]:
             logging.basicConfig(
                 level=logging.INFO if verbose else logging.WARNING, format="meshmsg: %(levelname)s: %(message)s"
             )
+            if mesh == "":  # an empty variable is as good as none, but here somebody's script lost a name
+                raise click.UsageError("--mesh takes a name, and this one is empty")
             session = Session(json, mesh, interfaces, seeds, mdns, unencrypted, verbose)
             return verb(*arguments, session=session, **rest)
 

@@ -188,6 +188,7 @@ class Engine:
                 self.peers.on_hello(route, frame, now)
                 peer = self.peers.by_route.get(route)
                 if peer is not None:
+                    self.topology += 1  # it may bring newer offers than the frame that is on its way
                     self._sync_lanes(peer)
             elif peer is None:
                 # Before HELLO nothing is believed: a former life, or a stranger at a reused port.
@@ -576,9 +577,9 @@ class Engine:
         """The books of every queue this node sends to."""
         return {queue: outbox.ledger() for queue, outbox in self.outboxes.items()}
 
-    def describe_consumers(self, queue: str) -> str:
+    def describe_consumers(self, queue: str, *, reliable: bool = True) -> str:
         """In words, who consumes a queue: the second half of errors about work that does not move."""
-        return self.peers.describe_consumers(queue)
+        return self.peers.describe_consumers(queue, reliable=reliable)
 
     def offered(self, kind: str, name: str) -> list[dict[str, Any]]:
         """What living nodes, this one included, say about an offer."""

@@ -8,7 +8,7 @@ lost or repeated frame changes nothing that the next one doesn't repair.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from meshmsg.engine.run import Run
@@ -91,26 +91,34 @@ class OutLane:
         return first_seq
 
     def settle(self, start: int, stop: int) -> list[Run]:
-        """Takes what is still in flight in ``[start, stop)`` out of the lane; only this splits runs."""
-        settled: list[Run] = []
+        """Takes what is still in flight in ``[start, stop)`` out of the lane."""
+        return [run for _, run in self.settle_ranges(((start, stop),))]
+
+    def settle_ranges(self, ranges: Iterable[Sequence[int]]) -> list[tuple[int, Run]]:
+        """Takes what is in flight in ascending ranges out of the lane, with its first numbers; only this splits runs.
+
+        One pass for all of them: a consumer may settle every other one of thousands of messages, over and over (G11).
+        """
+        settled: list[tuple[int, Run]] = []
         before: list[tuple[int, Run]] = []
         records = self.records
-        while records and records[0][0] < stop:
-            first, run = records.popleft()
-            last = first + len(run)
-            if last <= start:
-                before.append((first, run))
-                continue
-            if first < start:
-                before.append((first, run.split(start - first)))
-                first = start
-            if last > stop:
-                settled.append(run.split(stop - first))
-                records.appendleft((stop, run))
-                break
-            settled.append(run)
+        for start, stop in ranges:
+            while records and records[0][0] < stop:
+                first, run = records.popleft()
+                last = first + len(run)
+                if last <= start:
+                    before.append((first, run))
+                    continue
+                if first < start:
+                    before.append((first, run.split(start - first)))
+                    first = start
+                if last > stop:
+                    settled.append((first, run.split(stop - first)))
+                    records.appendleft((stop, run))
+                    break
+                settled.append((first, run))
         records.extendleft(reversed(before))
-        for run in settled:
+        for _, run in settled:
             self.in_flight -= len(run)
             if run.details is not None:
                 run.details.in_flight = False

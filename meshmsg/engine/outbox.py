@@ -235,16 +235,17 @@ class Outbox:
             raise ProtocolError(f"an ACK up to {ack.floor} of {lane.next_seq} messages sent")
         news = False
         returned: list[tuple[Run, float]] = []
-        for seq, kind, delay, text in ack.verdicts:  # first, because floor and ranges cover judged messages too
-            for run in lane.settle(seq, seq + 1):
-                news = True
-                if kind == frames.RETURNED:
-                    returned.append((run, delay or 0.0))
-                else:
-                    self._judged(run, lane.peer_name, kind, delay, text, now)
+        verdicts = {verdict[0]: verdict[1:] for verdict in ack.verdicts}
+        # First, because floor and ranges cover judged messages too.
+        for seq, run in lane.settle_ranges([(seq, seq + 1) for seq in sorted(verdicts)]):
+            kind, delay, text = verdicts[seq]
+            news = True
+            if kind == frames.RETURNED:
+                returned.append((run, delay or 0.0))
+            else:
+                self._judged(run, lane.peer_name, kind, delay, text, now)
         self._take_back(returned, now)
-        for start, stop in ack.ranges:
-            self._processed(lane.settle(start, min(stop, lane.next_seq)))
+        self._processed([run for _, run in lane.settle_ranges(ack.ranges)])
         if ack.floor > lane.floor:
             self._processed(lane.settle(0, ack.floor))
         lane.received = max(lane.received, ack.received)

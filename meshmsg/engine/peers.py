@@ -419,10 +419,20 @@ class Peers:
             if peer.link is not None:
                 yield peer.link, peer
 
-    def describe_consumers(self, queue: str) -> str:
-        """In words, who consumes a queue: the second half of errors about work that does not move."""
+    def describe_consumers(self, queue: str, *, reliable: bool = True) -> str:
+        """In words, who consumes a queue that is pushed reliably or not, for errors about work that does not move."""
         others = [peer for peer in self.by_id.values() if peer.link != SELF_LINK]
-        pulling = [peer.name for peer in self.by_id.values() if queue in peer.offers.get("pull", {})]
+        pulls = [
+            (peer.name, peer.offers["pull"][queue].get("reliable", True) is not False)
+            for peer in self.by_id.values()
+            if queue in peer.offers.get("pull", {})
+        ]
+        pulling = [name for name, how in pulls if how is reliable]
+        if pulls and not pulling:
+            theirs, ours = ("with reliable=False", "is reliable") if reliable else ("reliably", "has reliable=False")
+            verb = "pulls" if len(pulls) == 1 else "pull"
+            names = ", ".join(repr(name) for name, _ in pulls[:5])
+            return f"{names} {verb} it {theirs}, this push {ours}: both ends need the same"
         if pulling:
             return f"{queue!r} is pulled by {', '.join(map(repr, pulling[:5]))}: slow, busy, or nacking"
         seen = [

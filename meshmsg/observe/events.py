@@ -93,11 +93,14 @@ class EventHub:
     def __init__(self, node: str) -> None:
         self.node = node
         self.streams: set[EventStream] = set()
+        self._closed = False
 
     def open(self) -> EventStream:
-        """A new listener."""
+        """A new listener; after the close, one whose iteration ends at once."""
         stream = EventStream(self)
         self.streams.add(stream)
+        if self._closed:
+            stream.close()
         return stream
 
     def publish(self, events: Iterable[Event]) -> None:
@@ -111,6 +114,7 @@ class EventHub:
                 stream.offer(event)
 
     def close(self) -> None:
-        """Ends every stream."""
+        """Ends every stream, and those that are yet to be opened."""
+        self._closed = True
         for stream in tuple(self.streams):
             stream.close()

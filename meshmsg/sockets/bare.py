@@ -7,13 +7,17 @@ whatever the consumers are busy with. What remains is ZeroMQ's speed, its high-w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
-from meshmsg.errors import OutboxFull
+from meshmsg.engine.notes import REPEAT_AFTER_S
+from meshmsg.errors import NodeClosed, OutboxFull, ProtocolError
+from meshmsg.message import Event
 from meshmsg.options import PullOptions
 from meshmsg.sockets.push_pull import Pull
 from meshmsg.sockets.raw import RawSockets
@@ -21,17 +25,21 @@ from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import PULL, PUSH, RawSocket
 from meshmsg.wire import frames
-from meshmsg.wire.codec import decode_batch, encode_batch, explain_encode_error, make_packer
+from meshmsg.wire.codec import Undecodable, decode_body, explain_encode_error, make_packer
 
 BURST = 256
+
+logger = logging.getLogger("meshmsg.sockets")
 
 
 class BarePush:
     """``node.push(queue, reliable=False)``: hands bodies to ZeroMQ, and that is all."""
 
-    def __init__(self, driver: Driver, queue: str) -> None:
+    def __init__(self, driver: Driver, queue: str, forget: Callable[[], object] = lambda: None) -> None:
         self.queue = queue
         self._driver = driver
+        self._forget = forget  # called at the close: the name is free again
+        self._closed = False
         self._pack = make_packer()
         self._pump: Pump | None = None
         self._raws: RawSockets | None = None
@@ -48,7 +56,7 @@ class BarePush:
         encoded, pump = self._prepare(body)
         while not pump.send([encoded]):
             await pump.wait_writable()
-            self._driver.require_usable()
+            self._require_open()
         self._count += 1
         if not self._count % BURST:
             await yield_turn()
@@ -57,7 +65,7 @@ class BarePush:
         """Like ``send``; raises ``OutboxFull`` where that would wait."""
         encoded, pump = self._prepare(body)
         if not pump.send([encoded]):
-            consumers = self._driver.engine.describe_consumers(self.queue)
+            consumers = self._driver.engine.describe_consumers(self.queue, reliable=False)
             raise OutboxFull(f"ZeroMQ takes no message of {self.queue!r} now: await send(); {consumers}")
 
     async def send_many(self, bodies: Iterable[Any]) -> int:
@@ -69,24 +77,43 @@ class BarePush:
         return count
 
     def _prepare(self, body: Any) -> tuple[bytes, Pump]:
-        self._driver.require_usable()
+        self._require_open()
         assert self._pump is not None, "a usable node has started its sockets"
         try:
             return self._pack(body), self._pump
         except Exception as error:
             raise explain_encode_error(body, error) from None
 
+    def _require_open(self) -> None:
+        self._driver.require_usable()
+        if self._closed:
+            raise NodeClosed(f"this push of {self.queue!r} was closed: open another one")
+
     async def close(self, drain: float = 0.0) -> None:
         """Closes the socket; ZeroMQ gets a moment for what it holds."""
+        if self._closed:
+            return
+        self._closed = True
+        self._forget()
         if self._pump is not None and self._raws is not None and self._raw is not None:
             self._pump.close()
             self._raws.close(self._raw)
 
 
 class BarePull(Pull):
-    """``node.pull(queue, reliable=False)``: the same handlers and iteration, but a verdict changes nothing."""
+    """``node.pull(queue, reliable=False)``: the same handlers and iteration, but a verdict changes nothing.
 
-    def __init__(self, driver: Driver, queue: str, options: PullOptions) -> None:
+    ``refused`` counts what arrived and was no message: not one MessagePack body, or not of the wanted type.
+    """
+
+    def __init__(
+        self, driver: Driver, queue: str, options: PullOptions, forget: Callable[[], object] = lambda: None
+    ) -> None:
+        self.refused = 0
+        self._untold = 0  # refused since the last event about it
+        self._why_refused = ""
+        self._told_at: float | None = None
+        self._forget = forget  # called at the close: the name is free again
         self._bare = Inbox(queue, options.prefetch, self._settled)
         self._pump: Pump | None = None
         self._raws: RawSockets | None = None
@@ -94,6 +121,8 @@ class BarePull(Pull):
         self._reader: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
         super().__init__(driver, self._bare, options)
+        # Here, because the inbox would reject what does not fit, and nobody hears a bare verdict.
+        self._convert, self._bare.decode = self._bare.decode, None
 
     def connect(self, raws: RawSockets) -> None:
         """The node has started: opens the ZeroMQ socket."""
@@ -101,6 +130,7 @@ class BarePull(Pull):
         self._pump = Pump(self._raw.socket, asyncio.get_running_loop())
         self._driver.engine.offer("pull", self.queue, {"reliable": False})
         self._reader = asyncio.ensure_future(self._read(self._pump))
+        self._reader.add_done_callback(self._reader_done)
 
     async def _read(self, pump: Pump) -> None:
         lane = self._bare.open_lane(1, "bare", "")
@@ -115,12 +145,56 @@ class BarePull(Pull):
             if not arrived:
                 await pump.wait_readable()
                 continue
-            lane.limit = lane.received + len(arrived)
-            count = len(arrived)
-            data = frames.Data(1, lane.received, lane.floor, 0, count, [[lane.received, count, None]], b"")
-            bodies = decode_batch(encode_batch([parts[0] for parts in arrived]), count)
-            self._bare.accept(lane, data, bodies, self._driver.now())
-            self._arrived()
+            bodies = self._decode(arrived)
+            if bodies:
+                count = len(bodies)
+                lane.limit = lane.received + count
+                data = frames.Data(1, lane.received, lane.floor, 0, count, [[lane.received, count, None]], b"")
+                self._bare.accept(lane, data, bodies, self._driver.now())
+                self._arrived()
+            if self._untold:
+                self._tell_refused()
+                await yield_turn()  # what is refused fills no prefetch: a flood of it would never wait
+
+    def _decode(self, arrived: list[list[bytes]]) -> list[Any]:
+        """The bodies that are some. Each is decoded alone: joined, two broken ones can swallow what is between."""
+        bodies = []
+        for parts in arrived:
+            try:
+                if len(parts) != 1:
+                    raise ProtocolError(f"a message of {len(parts)} frames, not one")
+                body = decode_body(parts[0])
+                if type(body) is Undecodable:
+                    raise ProtocolError(f"the body cannot be decoded: {body.error}")
+            except ProtocolError as error:
+                self._refuse(str(error))
+                continue
+            if self._convert is not None:
+                try:
+                    body = self._convert(body)
+                except Exception as error:  # whatever the type's own code raises
+                    self._refuse(f"the body does not fit the type of {self.queue!r}: {error}")
+                    continue
+            bodies.append(body)
+        return bodies
+
+    def _refuse(self, why: str) -> None:
+        self.refused += 1
+        self._untold += 1
+        self._why_refused = why
+
+    def _tell_refused(self, *, at_once: bool = False) -> None:
+        """An event for the first one, then one for all in some seconds: a flood must not become one of events."""
+        now = self._driver.now()
+        if not at_once and self._told_at is not None and now - self._told_at < REPEAT_AFTER_S:
+            return
+        count, self._untold, self._told_at = self._untold, 0, now
+        text = f"{count} {'message' if count == 1 else 'messages'} refused; the last: {self._why_refused[:400]}"
+        self._driver.on_events([Event("frame.refused", time.time(), queue=self.queue, text=text)])
+
+    def _reader_done(self, reader: asyncio.Future[None]) -> None:
+        if not reader.cancelled() and reader.exception() is not None:
+            logger.error("pull(%r, reliable=False) reads no more", self.queue, exc_info=reader.exception())
 
     def _settled(self, inbox: Inbox) -> None:
         asyncio.get_running_loop().call_soon(self._forget_verdicts)
@@ -134,6 +208,10 @@ class BarePull(Pull):
 
     async def close(self, drain: float = 0.0) -> None:
         """Stops consuming; what ZeroMQ or this socket still holds is lost, as that is what bare means."""
+        if self._closed:
+            return  # the name may be another pull's by now
+        if self._untold:
+            self._tell_refused(at_once=True)
         if self._reader is not None:
             self._reader.cancel()
             self._reader = None
@@ -142,3 +220,4 @@ class BarePull(Pull):
             self._raws.close(self._raw)
             self._driver.engine.withdraw("pull", self.queue)
         await super().close(drain)
+        self._forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 import time
@@ -13,8 +14,10 @@ from typing import Any
 from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
-from meshmsg.message import Message
+from meshmsg.message import Message, describe_error
 from meshmsg.wire import frames
+
+logger = logging.getLogger("meshmsg.sockets")
 
 EXTENDED = -1  # beside the kinds of verdicts in ``wire.frames``
 # Where Ctrl-C cannot interrupt waiting for a lock, waiting is done in steps of this many seconds.
@@ -106,18 +109,42 @@ class Handoff:
     def take_many(self, limit: int, max_wait_s: float) -> list[Message]:
         """Up to ``limit`` messages; having one, waits ``max_wait_s`` for others, as long as others may come."""
         messages: list[Message] = []
-        deadline: float | None = None
-        while len(messages) < limit:
-            if messages and not self._lent:
-                if deadline is None:
-                    deadline = time.monotonic() + max_wait_s
-                if not self._wait(deadline, while_room=True):
-                    break
-            message = self.take(deadline)
-            if message is None:
+        while not messages:
+            if not self.driver.owner:
+                self.driver.require_process()
+            if not self._wait(None):
                 break
-            messages.append(message)
+            if max_wait_s:
+                # Nothing is taken out yet: who is interrupted here holds none.
+                self._wait(time.monotonic() + max_wait_s, limit, while_room=True)
+            now = time.monotonic()
+            try:
+                while len(messages) < limit and (message := self.take(now)) is not None:
+                    messages.append(message)
+            except BaseException:
+                self._put_back(messages)
+                raise
         return messages
+
+    def _put_back(self, messages: list[Message]) -> None:
+        """What a thread took and did not start goes to the next one, in order."""
+        self._lent.extendleft(reversed(messages))
+        if self.closed:
+            for message in self._drain():
+                lane = message._lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
+                self.verdicts.append((lane, message._seq, frames.RETURNED, None, "the consumer left"))
+            if self.driver.owner:
+                self.bell.ring()
+        else:
+            self._wake(len(messages))
+
+    def _drain(self) -> Iterator[Message]:
+        """Everything on loan that no thread was fast enough to take."""
+        while True:
+            try:
+                yield self._lent.popleft()
+            except IndexError:
+                return
 
     def settle(self, lane: InLane, seq: int, kind: int, delay: float | None = None, text: str = "") -> None:
         """Puts a verdict other than an ack down for the loop."""
@@ -138,9 +165,9 @@ class Handoff:
         self.settle(lane, message._seq, frames.EXPIRED, None, "its time to live ended in the consumer's buffer")
         return False
 
-    def _wait(self, deadline: float | None, *, while_room: bool = False) -> bool:
-        """Waits for messages in the hands of nobody; whether there are some."""
-        while not self._lent and not self.closed and (self.room or not while_room):
+    def _wait(self, deadline: float | None, count: int = 1, *, while_room: bool = False) -> bool:
+        """Waits for ``count`` messages in the hands of nobody; whether there are some."""
+        while len(self._lent) < count and not self.closed and (self.room or not while_room):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 break
@@ -149,7 +176,7 @@ class Handoff:
             self._tickets.append(ticket)
             try:
                 # Once more, because what came before there was a ticket has woken nobody.
-                if not self._lent and not self.closed and (self.room or not while_room):
+                if len(self._lent) < count and not self.closed and (self.room or not while_room):
                     acquire(ticket, left)
             except BaseException:
                 if not self._drop(ticket):
@@ -216,21 +243,23 @@ class Handoff:
 
     @staticmethod
     def _judge(lane: InLane, seq: int, kind: int, delay: float | None, text: str) -> None:
-        if kind == EXTENDED:
-            lane.extend(seq)
-        elif seq >= lane.floor and seq not in lane.done:
-            lane.judge(seq, kind, delay, text)
+        try:
+            if kind == EXTENDED:
+                lane.extend(seq)
+            elif seq >= lane.floor and seq not in lane.done:
+                lane.judge(seq, kind, delay, text)
+        except Exception as error:
+            # One verdict that makes no sense must not cost the others behind it.
+            logger.exception("a verdict on message %d of %r failed", seq, lane.queue)
+            if kind != EXTENDED:
+                lane.judge(seq, frames.NACKED, None, f"its verdict failed: {describe_error(error)}")
 
     def close(self) -> None:
         """Lends no more, takes back what nobody started, and lets every waiting thread go."""
         self.closed = True
         self.apply()
         back: deque[Message] = deque()
-        while self._lent:
-            try:
-                message = self._lent.popleft()
-            except IndexError:
-                break  # a thread was faster
+        for message in self._drain():
             message._lane = message._lane.lane  # type: ignore[attr-defined]  # see ``take``
             back.append(message)
         self._inbox.buffer.extendleft(reversed(back))

@@ -27,7 +27,7 @@ from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details
 from meshmsg.sockets.threads import ThreadWorkers
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.sockets.typed import make_converter
-from meshmsg.sockets.workers import Handler, Workers, is_async
+from meshmsg.sockets.workers import Handler, Workers, is_async, require_handler
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
 logger = logging.getLogger("meshmsg.sockets")
@@ -341,8 +341,7 @@ class Pull:
 
         A coroutine function runs in the loop, a plain function in ``concurrency`` threads.
         """
-        if not callable(handler):
-            raise ConfigurationError(f"the handler of pull({self.queue!r}) is not callable: {handler!r}")
+        require_handler(self.queue, handler)
         if self._workers is not None:
             raise ConfigurationError(f"pull({self.queue!r}) already has a handler; use concurrency= for more of it")
         if is_async(handler):
@@ -400,23 +399,23 @@ class Pull:
         self._require_iterable()
         inbox = self._inbox
         while not self._closed:
-            messages = inbox.take(max_size, self._driver.now())
-            if not messages:
+            if not inbox.buffer:
                 await self._wait()
                 continue
-            if len(messages) < max_size and max_wait:
-                await self._fill(messages, max_size, max_wait)
-            yield Batch(messages)
+            if len(inbox.buffer) < max_size and max_wait:
+                await self._fill(max_size, max_wait)
+            messages = inbox.take(max_size, self._driver.now())
+            if messages:
+                yield Batch(messages)
             await yield_turn()
 
-    async def _fill(self, messages: list[Message], max_size: int, max_wait: float) -> None:
-        """Waits for more, while more can come."""
+    async def _fill(self, max_size: int, max_wait: float) -> None:
+        """Waits for more, while more can come. Nothing is taken out yet, so that who is cancelled here holds none."""
         inbox = self._inbox
         try:
             async with asyncio.timeout(max_wait):
-                while len(messages) < max_size and inbox.has_room and not self._closed:
-                    await self._wait()
-                    messages += inbox.take(max_size - len(messages), self._driver.now())
+                while 0 < len(inbox.buffer) < max_size and inbox.has_room and not self._closed:
+                    await self._wait(len(inbox.buffer))
         except TimeoutError:
             pass
 
@@ -475,11 +474,12 @@ class Pull:
         if self._arrival is not None:
             self._arrival.set()
 
-    async def _wait(self) -> None:
+    async def _wait(self, have: int = 0) -> None:
+        """Until there are more messages than ``have``, or something else has changed."""
         if self._arrival is None:
             self._arrival = asyncio.Event()
         self._arrival.clear()
-        if not self._inbox.buffer and not self._closed:
+        if len(self._inbox.buffer) <= have and not self._closed:
             await self._arrival.wait()
 
     def _require_owner(self) -> None:

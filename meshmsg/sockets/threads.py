@@ -15,6 +15,7 @@ from meshmsg.errors import AlreadySettled, Reject
 from meshmsg.message import Message, judge_by_error
 from meshmsg.options import PullOptions
 from meshmsg.sockets.handoff import Handoff
+from meshmsg.sockets.workers import refuse_result
 from meshmsg.wire import frames
 
 logger = logging.getLogger("meshmsg.handlers")
@@ -87,7 +88,9 @@ class ThreadWorkers:
             worker.started_at = time.monotonic()
             worker.message = message
             try:
-                handler(message)
+                result = handler(message)
+                if result is not None:
+                    refuse_result(message, result)
             except BaseException as error:
                 self._failed(message, error)
             else:

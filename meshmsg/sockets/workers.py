@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import types
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
-from meshmsg.errors import Reject
+from meshmsg.errors import ConfigurationError, NodeClosed, Reject
 from meshmsg.message import Message, judge_by_error
 from meshmsg.options import PullOptions
 from meshmsg.sockets.turns import yield_turn
@@ -42,6 +43,34 @@ def is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
         getattr(handler, "__call__", None)  # noqa: B004 -- an object with an async __call__
     )
+
+
+def require_handler(queue: str, handler: Handler) -> None:
+    """Refuses what can be called and yet would run nothing, so that no message is acked for it."""
+    if not callable(handler):
+        raise ConfigurationError(f"the handler of pull({queue!r}) is not callable: {handler!r}")
+    for function in (handler, getattr(handler, "__call__", None)):  # noqa: B004 -- an object whose __call__ yields
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"the handler of pull({queue!r}) is a generator function, and calling it runs nothing: "
+                "write it without yield"
+            )
+
+
+def refuse_result(message: Message, result: object) -> None:
+    """What a handler returns means nothing, unless it is the work itself, which nobody would ever do."""
+    if isinstance(result, (types.GeneratorType, types.AsyncGeneratorType)):
+        what = "a generator: write it without yield"
+    elif inspect.isawaitable(result):
+        what = "a coroutine: register the coroutine function itself, or make the wrapper async"
+    else:
+        return
+    if isinstance(result, (types.GeneratorType, types.CoroutineType)):
+        result.close()  # or Python warns that it was never awaited
+    text = f"the handler returned {what}"
+    logger.error("message %s of %r: %s", message.id, message.queue, text)
+    if not message.settled:
+        message.reject(text)
 
 
 class Workers:
@@ -112,7 +141,9 @@ class Workers:
                 await self._run_guarded(worker, message)
             else:
                 try:
-                    await handler(message)
+                    result = await handler(message)
+                    if result is not None:
+                        refuse_result(message, result)
                 except BaseException as error:
                     self._failed(worker, message, error)
                 else:
@@ -129,33 +160,48 @@ class Workers:
         if self._options.timeout is not None:
             self._watch()
         try:
-            await self._handler(message)
+            refuse_result(message, await self._handler(message))
         except BaseException as error:
             self._failed(worker, message, error)
         else:
             if not message.settled:
-                message.ack()
+                message.settled = True
+                message._lane.ack(message._seq)
         finally:
             worker.message = None
+            if worker.timed_out and worker.task is not None:
+                worker.task.uncancel()  # whatever the handler made of it, it is over
 
     def _failed(self, worker: Worker, message: Message, error: BaseException) -> None:
         timed_out = isinstance(error, asyncio.CancelledError) and worker.timed_out
+        ends = not timed_out and self._ends(worker, error)
         if not message.settled:
-            if timed_out:
-                message.nack(error=f"the handler ran longer than its timeout of {self._options.timeout} s")
-            elif isinstance(error, asyncio.CancelledError):
-                message.nack(error="the consumer was closed while the handler ran")
-            else:
-                judge_by_error(message, error)
-        if timed_out:
-            worker.timed_out = False
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
-        elif not isinstance(error, (Exception, Reject)):
+            try:
+                if timed_out:
+                    message.nack(error=f"the handler ran longer than its timeout of {self._options.timeout} s")
+                elif ends and isinstance(error, asyncio.CancelledError):
+                    message.nack(error="the consumer was closed while the handler ran")
+                else:
+                    judge_by_error(message, error)
+            except NodeClosed:
+                pass  # a handler that outlived its node: the sender has taken the message back
+        if ends:
             raise error
-        elif not isinstance(error, Reject):
+        if not timed_out and not isinstance(error, Reject):
             logger.debug("handler of %r failed on %s", self._inbox.queue, message.id, exc_info=error)
+
+    @staticmethod
+    def _ends(worker: Worker, error: BaseException) -> bool:
+        """Whether an exception is meant for the worker itself, and not only for the handler's message."""
+        if isinstance(error, asyncio.CancelledError):
+            # One that nobody asked this task for came out of something that the handler awaited.
+            return worker.task is None or worker.task.cancelling() > 0
+        if isinstance(error, GeneratorExit):
+            try:
+                return asyncio.current_task() is not worker.task
+            except RuntimeError:
+                return True  # no loop runs: Python takes down what was left of it
+        return not isinstance(error, (Exception, Reject))
 
     # -- the timeout -----------------------------------------------------------------------------------------
 

@@ -41,8 +41,10 @@ class Swarm:
         self.seed = seed
         self.chance = random.Random(seed)
         chance = self.chance
+        # Some seeds draw from a set of faults that promises more, so that there are enough of them.
+        choices = chance.choice((FAULTS, FAULTS, FAULTS, sorted(HARMLESS), sorted(BESIDE_POISON)))
         share = chance.choice((0.1, 0.25, 0.5))
-        drawn = {fault for fault in FAULTS if chance.random() < share}
+        drawn = {fault for fault in choices if chance.random() < share}
         self.faults = drawn if faults is None else faults
         latency = (0.005, 0.25) if "delay" in self.faults else chance.choice(((0.0002, 0.002), (0.001, 0.02)))
         self.cluster = Cluster(
@@ -294,16 +296,28 @@ class Swarm:
 
     def _fault_close_pull(self) -> None:
         node = self._pick()
-        if node is not None and node.pulls:
-            queue = self.chance.choice(sorted(node.pulls))
+        if node is None or not node.pulls:
+            return
+        queue = self.chance.choice(sorted(node.pulls))
+        reopens_after = self.chance.choice((None, 0.0, 0.0, 0.001, 0.1, 1.0))
+        if "disconnect" in self.faults and self.chance.random() < 0.5:
+            # Then a producer may see neither the closing nor the opening, but only what was offered before and after.
+            for producer in self.producers:
+                self.cluster.disconnect(node, producer)
+            wait = self.cluster.network.latency[0] + 0.004
+            self._at(self.cluster.now + wait, partial(self._close_pull, node, queue, reopens_after))
+        else:
+            self._close_pull(node, queue, reopens_after)
+
+    def _close_pull(self, node: ClusterNode, queue: str, reopens_after: float | None) -> None:
+        if node.alive and not node.leaving and queue in node.pulls:
             node.pulls[queue].close()
-            if self.chance.random() < 0.7:
+            if reopens_after is not None:
+                self._at(self.cluster.now + reopens_after, partial(self._reopen_pull, node, queue))
 
-                def reopen() -> None:
-                    if node.alive and not node.leaving and queue not in node.pulls:
-                        self._open_pull(node, queue)
-
-                self._at(self.cluster.now + self.chance.choice((0.0, 0.0, 0.001, 0.1, 1.0)), reopen)
+    def _reopen_pull(self, node: ClusterNode, queue: str) -> None:
+        if node.alive and not node.leaving and queue not in node.pulls:
+            self._open_pull(node, queue)
 
     def _fault_port_reuse(self) -> None:
         node = self._pick()

@@ -42,6 +42,18 @@ def together(*uses: Callable[[], Any]) -> list[Any]:
     return results
 
 
+@pytest.mark.guarantee("G1")
+def test_a_coroutine_behind_a_plain_function_is_not_acked_without_running(node: Node) -> None:
+    async def work(message: Any) -> None: ...
+
+    node.pull("work")(lambda message: work(message))
+    jobs = node.push("work")
+    jobs.send(1)
+    jobs.flush(timeout=PATIENCE_S)
+    (letter,) = node.dead_letters()
+    assert letter.reason == "rejected" and letter.error.startswith("the handler returned a coroutine: register")
+
+
 @pytest.mark.guarantee("G1", "G3", "G5")
 def test_many_threads_send_and_many_threads_iterate(node: Node) -> None:
     jobs, pull = node.push("work", max_pending=40), node.pull("work", prefetch=32)

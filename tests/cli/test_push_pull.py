@@ -226,3 +226,16 @@ def test_ctrl_c_ends_a_push_with_its_ledger(shell: Shell) -> None:
     ended = interrupt(push)
     assert ended.code == 130
     assert "1 pending" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_pull_that_got_nothing_says_so(shell: Shell) -> None:
+    ended = shell.run("pull", "jobs", "--timeout", "0.2")
+    assert (ended.code, ended.stdout) == (1, "")
+    assert ended.stderr == "meshmsg: no message of 'jobs' came within 0.2 s\n"
+
+
+@pytest.mark.parametrize("verb", [("pull", "jobs"), ("push", "jobs", "body"), ("nodes",), ("queues",), ("demo",)])
+def test_an_empty_mesh_is_wrong_use(shell: Shell, verb: tuple[str, ...]) -> None:
+    ended = shell.run(*verb, "--mesh", "")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "--mesh takes a name" in ended.stderr and "Traceback" not in ended.stderr

@@ -224,11 +224,9 @@ def test_a_pull_closed_and_opened_unseen_is_served_again() -> None:
 def test_a_lane_that_had_credit_before_is_not_taken_for_a_new_one() -> None:
     pair = Pair()
     pair.inbox.orphan_peer("a.1")
-    pair.box.push(b"\x01")
-    for _ in range(4):
-        pair.carry()
-    assert "frame.refused" not in events(pair.b)
-    assert [message.body for message in pair.inbox.take(9, 0.0)] == [1]
+    old = frames.LaneState(1, "q", next_seq=0, floor=0, want=1, limit=10, returns=0)
+    pair.b.handle_parts(b"from-a", frames.encode(old), 0.0)
+    assert pair.turn("b") == [frames.Lost(1)] and not pair.inbox.lanes
 
 
 def test_closing_says_goodbye_and_sends_nothing_more() -> None:

@@ -40,6 +40,41 @@ def ids(runs: list[Run]) -> list[int]:
 # --- the producer's half ------------------------------------------------------------------------------------
 
 
+@given(edges=st.sets(st.integers(0, 40), max_size=12), counts=st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_ranges_settle_together_as_they_do_one_by_one(edges: set[int], counts: list[int]) -> None:
+    numbers = sorted(edges)
+    ranges = [[start, stop] for start, stop in zip(numbers[::2], numbers[1::2], strict=False)]
+    one_by_one, together = out_lane(*counts), out_lane(*counts)
+    expected = [run for start, stop in ranges for run in one_by_one.settle(start, stop)]
+    settled = together.settle_ranges(ranges)
+    assert ids([run for _, run in settled]) == ids(expected)
+    assert all(first == run.first_id for first, run in settled)  # in a lane's first life these are the same
+    assert [(first, run.bodies) for first, run in together.records] == [
+        (first, run.bodies) for first, run in one_by_one.records
+    ]
+    together.check()
+
+
+@pytest.mark.guarantee("G11")
+def test_many_ranges_cost_one_pass() -> None:
+    looks = 0
+
+    class Watched(Run):
+        def __len__(self) -> int:
+            nonlocal looks
+            looks += 1
+            return len(self.bodies)
+
+    lane = out_lane()
+    for number in range(1000):
+        lane.append(Watched(number, [b"x"], 0.0))
+    looks = 0
+    ranges = [[number, number + 1] for number in range(1, 1000, 2)]
+    assert len(lane.settle_ranges(ranges)) == 500
+    assert lane.settle_ranges(ranges) == []
+    assert looks < 5000
+
+
 def test_settling_in_the_middle_of_a_run_splits_it() -> None:
     lane = out_lane(10)
     assert ids(lane.settle(3, 5)) == [3, 4]

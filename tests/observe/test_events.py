@@ -64,7 +64,7 @@ async def test_the_end_of_the_hub_ends_who_waits_and_who_comes_later() -> None:
 async def test_a_wait_that_ran_out_takes_no_event_along() -> None:
     hub = EventHub("node")
     stream = hub.open()
-    with pytest.raises(WaitTimeout, match="nothing happened within 0.01 s"):
+    with pytest.raises(WaitTimeout, match=r"nothing happened within 0\.01 s"):
         await stream.get(0.01)
     hub.publish([event(1)])
     assert await stream.get(1) == event(1)

@@ -10,6 +10,7 @@ import pytest
 
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
+from meshmsg.message import Message
 from meshmsg.sockets.handoff import Bell, Handoff
 from meshmsg.wire import frames
 
@@ -123,6 +124,71 @@ async def test_a_message_expires_on_loan() -> None:
     await asyncio.sleep(0)
     assert lane.verdicts[0][0] == frames.EXPIRED
     assert not setting.inbox.expiring
+
+
+async def test_who_is_interrupted_while_a_batch_fills_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting()
+    setting.arrive(setting.lanes[0], 1, 2, 3)
+
+    def interrupt(*arguments: Any) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("meshmsg.sockets.handoff.acquire", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            setting.handoff.take_many(10, 1000.0)
+    assert not setting.handoff._tickets
+    assert setting.take_all() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_who_is_interrupted_while_taking_puts_back_what_he_took(
+    closes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting()
+    handoff, lane = setting.handoff, setting.lanes[0]
+    setting.arrive(lane, 1, 2, 3)
+    take = handoff.take
+
+    def interrupted(deadline: float | None = None) -> Message | None:
+        if len(handoff._lent) == 1:
+            if closes:
+                handoff.close()
+            raise KeyboardInterrupt
+        return take(deadline)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handoff, "take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            handoff.take_many(10, 0)
+    if closes:
+        await asyncio.sleep(0)
+        assert lane.verdicts == dict.fromkeys((0, 1), (frames.RETURNED, None, "the consumer left"))
+        assert [message.body for message in setting.inbox.buffer] == [3]
+    else:
+        assert setting.take_all() == [1, 2, 3]
+
+
+async def test_one_bad_verdict_does_not_cost_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    setting = Setting()
+    lane = setting.lanes[0]
+    setting.arrive(lane, *range(5))
+
+    def extended(lane: InLane, seq: int) -> None:
+        raise ValueError("no")
+
+    lane.extended = extended
+    messages = setting.handoff.take_many(5, 0)
+    messages[0].ack()
+    messages[1].extend()
+    setting.handoff.settle(lane, 1, frames.REJECTED, None, None)  # type: ignore[arg-type]  # as bad as it gets
+    for message in messages[2:]:
+        message.ack()
+    setting.handoff.apply()
+    assert (lane.floor, lane.done) == (5, set())
+    kind, _, text = lane.verdicts[1]
+    assert kind == frames.NACKED and text.startswith("its verdict failed: TypeError")
+    assert "a verdict on message 1 of 'work' failed" in caplog.text
 
 
 async def test_waiting_ends_at_the_deadline_and_for_want_of_room() -> None:

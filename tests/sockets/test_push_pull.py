@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from meshmsg import Ledger, Message, Node, NodeClosed, OutboxFull, Retry, WaitTimeout, WrongThread
+from meshmsg import ForkedProcess, Ledger, Message, Node, NodeClosed, OutboxFull, Retry, WaitTimeout, WrongThread
 from meshmsg.sockets.sending import MessageIds
 
 PATIENCE_S = 10.0
@@ -55,6 +56,61 @@ async def test_another_thread_is_refused() -> None:
         message.ack()
         await jobs.flush(timeout=PATIENCE_S)
         assert jobs.ledger() == Ledger(accepted=1, processed=1)
+
+
+async def test_a_message_is_settled_in_its_loop_and_while_its_node_is_open() -> None:
+    async with make() as node:
+        jobs, pull = node.push("work"), node.pull("work")
+        await jobs.send_many(range(3))
+        batches = pull.batches(max_size=3, max_wait=PATIENCE_S)
+        batch = await anext(batches)
+        message = batch[0]
+        uses: list[Callable[[], Any]] = [message.ack, message.nack, message.reject, message.extend, batch.ack]
+        for use in uses:
+            with pytest.raises(WrongThread):
+                await asyncio.to_thread(use)
+        assert not any(message.settled for message in batch)
+    for use in uses:
+        with pytest.raises(NodeClosed):
+            use()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+async def test_a_message_is_not_settled_in_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with make() as node:
+        jobs, pull = node.push("work"), node.pull("work")
+        await jobs.send(1)
+        message = await pull.get(timeout=PATIENCE_S)
+        own = node._driver.owner
+        with monkeypatch.context() as patch:  # what a fork leaves in the child
+            patch.setattr(node._driver, "owner", 0)
+            patch.setattr(node._driver, "_pid", -1)
+            for use in (message.ack, message.nack, message.reject, message.extend):
+                with pytest.raises(ForkedProcess):
+                    use()
+        assert node._driver.owner == own
+        message.ack()
+        await jobs.flush(timeout=PATIENCE_S)
+
+
+@pytest.mark.guarantee("G4")
+async def test_cancelling_batches_while_one_fills_leaves_the_messages_where_they_are() -> None:
+    async with make() as node:
+        jobs, pull = node.push("work"), node.pull("work")
+        await jobs.send_many(range(10))
+        filling = asyncio.ensure_future(anext(pull.batches(max_size=100, max_wait=PATIENCE_S)))
+        while jobs.ledger().in_flight < 10 or len(pull._inbox.buffer) < 10:
+            await asyncio.sleep(0)
+            if filling.done() or pull.unsettled > len(pull._inbox.buffer):
+                break
+        filling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await filling
+        messages = [await pull.get(timeout=PATIENCE_S) for _ in range(10)]
+        assert [(message.body, message.attempt) for message in messages] == [(number, 1) for number in range(10)]
+        for message in messages:
+            message.ack()
+        await jobs.flush(timeout=PATIENCE_S)
 
 
 @pytest.mark.guarantee("G5")

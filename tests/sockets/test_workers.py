@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import threading
 import uuid
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from meshmsg import AlreadySettled, Ledger, Message, Node, Reject, Retry
+from meshmsg import AlreadySettled, ConfigurationError, Ledger, Message, Node, Reject, Retry
+from meshmsg.blocking import Node as BlockingNode
 from meshmsg.sockets.workers import Workers, is_async
 
 PATIENCE_S = 10.0
@@ -120,6 +122,105 @@ async def test_a_timeout_cancels_a_coroutine_and_lets_it_clean_up_in_peace(monke
         assert cleaned.is_set()
         assert expired[0] <= 3
         assert node.dead_letters()[0].error == "the handler ran longer than its timeout of 0.02 s"
+
+
+def generates(message: Message) -> Any:
+    yield message
+
+
+async def generates_later(message: Message) -> Any:
+    yield message
+
+
+class Generates:
+    def __call__(self, message: Message) -> Any:
+        yield message
+
+
+@pytest.mark.parametrize(
+    "handler", [generates, generates_later, functools.partial(generates), Generates(), Generates().__call__]
+)
+async def test_a_generator_function_is_no_handler(handler: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"pull\('work'\) is a generator function"):
+        make().pull("work")(handler)
+    with pytest.raises(ConfigurationError, match="generator function"):
+        BlockingNode("node", mdns=False).pull("work")(handler)
+
+
+async def forwards(message: Message) -> Any:
+    return plain_async(message)
+
+
+COROUTINE = "the handler returned a coroutine: register the coroutine function itself, or make the wrapper async"
+
+
+@pytest.mark.guarantee("G1")
+@pytest.mark.parametrize("timeout", [None, PATIENCE_S])
+@pytest.mark.parametrize(
+    ("handler", "error"),
+    [
+        (lambda message: plain_async(message), COROUTINE),
+        (forwards, COROUTINE),
+        (lambda message: generates(message), "the handler returned a generator: write it without yield"),
+        (lambda message: generates_later(message), "the handler returned a generator: write it without yield"),
+        (lambda message: "anything else", None),
+    ],
+)
+async def test_work_that_a_handler_only_returns_is_not_acked(
+    handler: Any, error: str | None, timeout: float | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    async with make() as node:
+        node.pull("work", timeout=timeout)(handler)
+        jobs = node.push("work")
+        await jobs.send(1)
+        await jobs.flush(timeout=PATIENCE_S)
+        assert [(letter.reason, letter.error) for letter in node.dead_letters()] == [("rejected", error)] * bool(error)
+    gc.collect()
+    assert not [str(warning.message) for warning in recwarn if "never awaited" in str(warning.message)]
+
+
+@pytest.mark.guarantee("G4")
+@pytest.mark.parametrize("timeout", [None, PATIENCE_S])
+async def test_a_cancellation_that_nobody_asked_the_worker_for_is_a_failure(timeout: float | None) -> None:
+    async with make() as node:
+
+        @node.pull("work", timeout=timeout)
+        async def handle(message: Message) -> None:
+            if message.body == "cancelled":
+                other = asyncio.ensure_future(asyncio.Event().wait())
+                other.cancel()
+                await other
+            if message.body == "exit":
+                raise GeneratorExit
+
+        jobs = node.push("work", retry=ONCE)
+        await jobs.send_many(["cancelled", "exit", "cancelled", "fine"])
+        await jobs.flush(timeout=PATIENCE_S)
+        assert jobs.ledger() == Ledger(accepted=4, processed=1, dead=3)
+        errors = [letter.error for letter in node.dead_letters()]
+        assert errors == ["CancelledError", "GeneratorExit", "CancelledError"]
+
+
+async def test_a_timeout_leaves_no_cancellation_behind() -> None:
+    async with make() as node:
+        requests: list[int] = []
+
+        @node.pull("work", timeout=0.02)
+        async def handle(message: Message) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            requests.append(task.cancelling())
+            if message.body:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    if message.body == "converts":
+                        raise ValueError("late") from None
+
+        jobs = node.push("work", retry=ONCE)
+        await jobs.send_many(["converts", "swallows", ""])
+        await jobs.flush(timeout=PATIENCE_S)
+        assert requests == [0, 0, 0]
 
 
 async def test_a_worker_survives_what_it_runs() -> None:
