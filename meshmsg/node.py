@@ -422,11 +422,11 @@ class Node:
         def found() -> int:
             if kind == "peer":
                 return sum(1 for each in self.peers() if each.name == name and each.state == "alive")
-            return self._engine.count_offers(kind, name)
+            return len(self._engine.offered(kind, name))
 
         if not await self._driver.until(lambda: found() >= count, timeout):
             nobody = kind == "pull" and not found()
-            hint = self._engine.describe_consumers(name) if nobody else f"{len(self.peers())} peers seen"
+            hint = self._engine.peers.describe_consumers(name) if nobody else f"{len(self.peers())} peers seen"
             raise WaitTimeout(f"found {found()} of {count} for {kind}={name!r} within {timeout} s; {hint}")
         self._driver.require_usable()
 

@@ -577,17 +577,9 @@ class Engine:
         """The books of every queue this node sends to."""
         return {queue: outbox.ledger() for queue, outbox in self.outboxes.items()}
 
-    def describe_consumers(self, queue: str, *, reliable: bool = True) -> str:
-        """In words, who consumes a queue: the second half of errors about work that does not move."""
-        return self.peers.describe_consumers(queue, reliable=reliable)
-
     def offered(self, kind: str, name: str) -> list[dict[str, Any]]:
         """What living nodes, this one included, say about an offer."""
         return self.peers.offered(kind, name)
-
-    def count_offers(self, kind: str, name: str) -> int:
-        """How many living nodes, this one included, offer something."""
-        return len(self.offered(kind, name))
 
     def list_peers(self, now: float) -> list[Peer]:
         """Everybody whose both directions are proven."""

@@ -65,7 +65,7 @@ class BarePush:
         """Like ``send``; raises ``OutboxFull`` where that would wait."""
         encoded, pump = self._prepare(body)
         if not pump.send([encoded]):
-            consumers = self._driver.engine.describe_consumers(self.queue, reliable=False)
+            consumers = self._driver.engine.peers.describe_consumers(self.queue, reliable=False)
             raise OutboxFull(f"ZeroMQ takes no message of {self.queue!r} now: await send(); {consumers}")
 
     async def send_many(self, bodies: Iterable[Any]) -> int:

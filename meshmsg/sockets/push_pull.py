@@ -291,7 +291,7 @@ class Push:
 
     def _describe_wait(self) -> str:
         """Why nothing moves, as far as this node can tell."""
-        return self._driver.engine.describe_consumers(self.queue)
+        return self._driver.engine.peers.describe_consumers(self.queue)
 
     def handle_outcome(self, outcome: Outcome) -> None:
         """The driver's word on a watched message."""

@@ -27,6 +27,7 @@ from meshmsg import (
 from meshmsg.sockets.bare import BarePull
 
 PATIENCE_S = 10.0
+LOOK_AGAIN_S = 0.001
 GARBAGE = [b"\xc1", b"", b"\x01\x02", b"\x92\x01", b"\xa1\xff"]
 
 
@@ -45,7 +46,7 @@ async def pair() -> AsyncIterator[tuple[Node, Node]]:
 async def until(condition: Callable[[], bool]) -> None:
     """Looks again and again; the test's own deadline ends it."""
     while not condition():
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 async def send_raw(socket: Any, *messages: bytes | list[bytes]) -> None:

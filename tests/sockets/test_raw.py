@@ -14,6 +14,7 @@ import zmq
 from meshmsg import ConfigurationError, NameClash, Node, NodeClosed
 
 PATIENCE_S = 10.0
+LOOK_AGAIN_S = 0.001
 
 
 def make(name: str, shared: str, **options: Any) -> Node:
@@ -35,7 +36,7 @@ async def pair() -> AsyncIterator[tuple[Node, Node]]:
 async def until(condition: Callable[[], bool]) -> None:
     """Looks again and again; the test's own deadline ends it."""
     while not condition():
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 async def send(socket: Any, *parts: bytes) -> None:
@@ -80,7 +81,7 @@ async def test_a_plain_pub_reaches_its_sub() -> None:
         subscriber.subscribe(b"")
         while not subscriber.poll(0):  # a PUB drops what comes before the subscription
             publisher.send(b"news")
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(LOOK_AGAIN_S)
         assert subscriber.recv() == b"news"
 
 
