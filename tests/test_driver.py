@@ -32,7 +32,7 @@ async def test_a_hook_that_raises_is_reported_and_the_node_goes_on(hook: str) ->
         failed = RuntimeError("out of luck")
         calls: list[str] = []
 
-        def fail(*arguments: Any) -> None:
+        def fail(*arguments: Any) -> Any:
             calls.append(hook)
             if len(calls) == 1:
                 raise failed

@@ -176,6 +176,17 @@ def test_old_verdicts_are_not_answered_for_ever() -> None:
     assert pair.turn("a") == [] and pair.turn("b") == []
 
 
+def test_late_offers_do_not_replace_newer_ones() -> None:
+    pair = Pair()
+    old = frames.Offers(pair.b.identity.offers_version, pair.b.identity.offers)
+    pair.b.close_pull("q")
+    for _ in range(3):
+        pair.carry()
+    assert not pair.box.lanes
+    pair.a.handle_parts(b"from-b", frames.encode(old), 0.0)
+    assert not pair.box.lanes
+
+
 # --- lanes that end -----------------------------------------------------------------------------------------
 
 

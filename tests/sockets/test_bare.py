@@ -9,7 +9,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import msgpack
 import pytest
 import zmq
 
@@ -29,6 +28,7 @@ from meshmsg.sockets.bare import BarePull
 PATIENCE_S = 10.0
 LOOK_AGAIN_S = 0.001
 GARBAGE = [b"\xc1", b"", b"\x01\x02", b"\x92\x01", b"\xa1\xff"]
+from meshmsg.wire.codec import make_packer
 
 
 def make(name: str = "node", shared: str = "", **options: Any) -> Node:
@@ -171,9 +171,9 @@ async def test_a_consumer_that_goes_takes_only_what_it_held() -> None:
 async def test_garbage_costs_only_itself(garbage: bytes | list[bytes]) -> None:
     async with pair() as (consumer, producer):
         events = consumer.events()
-        pull = consumer.pull("work", reliable=False)
+        pull: Any = consumer.pull("work", reliable=False)
         socket = producer.raw(zmq.PUSH, "work")
-        await send_raw(socket, msgpack.packb("before"), garbage, msgpack.packb("after"))
+        await send_raw(socket, make_packer()("before"), garbage, make_packer()("after"))
         assert [(await pull.get(PATIENCE_S)).body for _ in range(2)] == ["before", "after"]
         refusal = await next_refusal(events)
         assert refusal.queue == "work" and "1 message" in refusal.text
@@ -184,8 +184,8 @@ async def test_garbage_costs_only_itself(garbage: bytes | list[bytes]) -> None:
 async def test_broken_bodies_that_would_make_a_whole_batch_take_no_neighbour_along() -> None:
     """Joined, these are three values, too: [1, 5], 6 and 7."""
     async with pair() as (consumer, producer):
-        pull = consumer.pull("work", reliable=False)
-        await send_raw(producer.raw(zmq.PUSH, "work"), b"\x92\x01", msgpack.packb(5), b"\x06\x07")
+        pull: Any = consumer.pull("work", reliable=False)
+        await send_raw(producer.raw(zmq.PUSH, "work"), b"\x92\x01", make_packer()(5), b"\x06\x07")
         assert (await pull.get(PATIENCE_S)).body == 5
         await until(lambda: pull.refused == 2)
 
@@ -194,8 +194,8 @@ async def test_broken_bodies_that_would_make_a_whole_batch_take_no_neighbour_alo
 async def test_a_flood_of_garbage_is_told_once_and_leaves_the_loop_alone() -> None:
     async with pair() as (consumer, producer):
         events = consumer.events()
-        pull = consumer.pull("work", reliable=False, prefetch=2)
-        await send_raw(producer.raw(zmq.PUSH, "work"), *[b"\xc1"] * 500, msgpack.packb("after"))
+        pull: Any = consumer.pull("work", reliable=False, prefetch=2)
+        await send_raw(producer.raw(zmq.PUSH, "work"), *[b"\xc1"] * 500, make_packer()("after"))
         assert (await pull.get(PATIENCE_S)).body == "after"
         assert pull.refused == 500
         await pull.close()
@@ -261,7 +261,8 @@ async def test_what_was_closed_may_be_opened_again(reliable: bool) -> None:
             push.send_nowait(2)
         with pytest.raises(NodeClosed, match="this pull of 'work' was closed"):
             await pull.get(PATIENCE_S)
-        again, sender = consumer.pull("work", reliable=reliable), producer.push("work", reliable=reliable)
+        options: Any = {"reliable": reliable}
+        again, sender = consumer.pull("work", **options), producer.push("work", **options)
         await pull.close()  # once more: it must not close the new ones
         await push.close()
         # What a bare push hands to a socket that closes meanwhile is lost, as it says.
@@ -291,8 +292,9 @@ async def test_a_send_that_waits_ends_with_its_push_or_node() -> None:
 
 async def test_what_a_bare_push_does_not_take() -> None:
     async with make() as node:
+        options: Any = {"reliable": False, "max_pending": 7}
         with pytest.raises(ConfigurationError, match="is bare ZeroMQ and has no max_pending"):
-            node.push("work", reliable=False, max_pending=7)
+            node.push("work", **options)
         push = node.push("work", reliable=False)
         with pytest.raises(EncodeError, match=r"body\['a'\] cannot be sent"):
             await push.send({"a": {1}})
