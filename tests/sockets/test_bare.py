@@ -24,11 +24,11 @@ from meshmsg import (
     WaitTimeout,
 )
 from meshmsg.sockets.bare import BarePull
+from meshmsg.wire.codec import make_packer
 
 PATIENCE_S = 10.0
 LOOK_AGAIN_S = 0.001
 GARBAGE = [b"\xc1", b"", b"\x01\x02", b"\x92\x01", b"\xa1\xff"]
-from meshmsg.wire.codec import make_packer
 
 
 def make(name: str = "node", shared: str = "", **options: Any) -> Node:
