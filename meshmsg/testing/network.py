@@ -41,6 +41,7 @@ class SimulatedLink:
         self.last_arrival = 0.0
         self.early: list[list[bytes]] = []  # sent before it came up
         self.on_the_way: deque[tuple[float, list[bytes]]] = deque()
+        self.copies: list[list[Any]] = []  # [frames to wait for, a frame to repeat]
         self.delivering = False  # whether the clock will call for the next arrival
         self.impaired = False  # heartbeats do not come through at the moment
         self.impairments = 0  # counts changes of it, so that an old timeout can tell
@@ -349,15 +350,20 @@ class Network:
             arrival = link.last_arrival
         link.last_arrival = arrival
         link.on_the_way.append((arrival, frames))
-        if self.duplicates and self._random() < self.duplicates:
-            after = int(self._random() * DUPLICATE_WITHIN)
-            self.clock.call_at(arrival, lambda: self._repeat(link, frames, after))
+        if self.duplicates:
+            self._repeat(link, frames, arrival)
         if not link.delivering:
             self._deliver_at(link, arrival)
 
-    def _repeat(self, link: SimulatedLink, frames: list[bytes], after: int) -> None:
-        if not link.is_over:
-            link.on_the_way.insert(after, (self.clock.now, frames))
+    def _repeat(self, link: SimulatedLink, frames: list[bytes], arrival: float) -> None:
+        """Sends copies whose turn it is behind a frame, perhaps one of that frame itself."""
+        if self._random() < self.duplicates:
+            link.copies.append([1 + int(self._random() * DUPLICATE_WITHIN), frames])
+        for copy in link.copies:
+            copy[0] -= 1
+            if not copy[0]:
+                link.on_the_way.append((arrival, copy[1]))
+        link.copies = [copy for copy in link.copies if copy[0]]
 
     def _deliver_at(self, link: SimulatedLink, when: float) -> None:
         link.delivering = True

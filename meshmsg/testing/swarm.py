@@ -290,9 +290,15 @@ class Swarm:
     def _fault_leave(self) -> None:
         node = self._pick()
         if node is not None:
-            self.cluster.leave(node, drain=self.chance.choice((0.0, 1.0, 5.0)))
+            drain = self.chance.choice((0.0, 1.0, 5.0))
+            self.cluster.leave(node, drain)
+            self._at(self.cluster.now + drain + 1.0, partial(self._require_gone, node, node.life))
             self.cluster.forget(node.engine.identity.node_id)
             self._at(self.cluster.now + self.chance.uniform(0.5, 8.0), partial(self._restart_unless_healthy, node))
+
+    def _require_gone(self, node: ClusterNode, life: int) -> None:
+        if node.alive and node.life == life and not self.faults & {"freeze", "stall"}:
+            raise GuaranteeBroken("G10", f"{node.name} has not left in the time it was given and a second")
 
     def _fault_close_pull(self) -> None:
         node = self._pick()
