@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from meshmsg.cli import bench_moments
@@ -45,7 +46,8 @@ class Budget:
 
 def push_pull(name: str, required: float | None, aim: float | None, **ways: bool) -> Budget:
     """A budget for a way through PUSH and PULL."""
-    return Budget(f"PUSH→PULL, {name}", lambda: measure_push_pull(prefetch=1024, **ways), required, aim, more_is_better=True)
+    measure = partial(measure_push_pull, prefetch=1024, **ways)
+    return Budget(f"PUSH→PULL, {name}", measure, required, aim, more_is_better=True)
 
 
 BUDGETS = [

@@ -260,8 +260,9 @@ class Inbox:
                 lane.mark()
         self._starving = any(lane.limit == lane.received for lane in hungry)
         if free <= 0 and self._starving:
-            for lane in lanes:  # ask those back who don't use theirs
-                if lane.limit > lane.received and not lane.want:
+            # Ask those back who don't use theirs. Who still says that it wants some may have said so before; it knows.
+            for lane in lanes:
+                if lane.limit > lane.received:
                     lane.flags |= frames.RECALL
                     lane.mark()
 
