@@ -18,6 +18,7 @@ from meshmsg.engine.engine import Engine
 from meshmsg.engine.peers import SELF_LINK, SELF_ROUTE
 from meshmsg.errors import ForkedProcess, NodeClosed, WrongThread
 from meshmsg.message import DeadLetter, Event
+from meshmsg.options import require_number
 
 # Frames read in one turn: bounds how long a flood can keep timers and handlers waiting.
 RECEIVE_LIMIT = 256
@@ -197,6 +198,8 @@ class Driver:
 
     async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Waits until a condition on the engine holds; False when ``timeout`` seconds passed first."""
+        if timeout is not None:
+            require_number("timeout=", timeout, at_least=0)
         if condition():
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -7,6 +7,7 @@ import logging
 import random
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -281,6 +282,17 @@ class Node:
         ``uvloop=True`` insists on uvloop (extra ``speed``), False on asyncio; None takes uvloop if it is installed.
         A second signal closes at once.
         """
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigurationError(
+                "run() needs the main thread, which alone gets signals: in another one, use "
+                "asyncio.run with `async with node:`, or meshmsg.blocking.Node"
+            )
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise ConfigurationError("run() makes a loop of its own: inside a running one, use `async with node:`")
         with asyncio.Runner(loop_factory=choose_loop(uvloop)) as runner:
             return runner.run(self._serve())
 

@@ -246,3 +246,20 @@ async def test_a_handler_registered_after_the_start_runs() -> None:
 
         await node.push("work").deliver("now", timeout=PATIENCE_S)
         assert seen == ["now"]
+
+
+async def test_run_is_refused_inside_a_loop_and_outside_the_main_thread() -> None:
+    node = Node("node", mesh=mesh(), mdns=False)
+    with pytest.raises(ConfigurationError, match="makes a loop of its own"):
+        node.run()
+    with pytest.raises(ConfigurationError, match="needs the main thread"):
+        await asyncio.to_thread(node.run)
+
+
+@pytest.mark.parametrize("timeout", ["soon", float("nan"), -1])
+async def test_a_timeout_is_a_number_of_seconds(timeout: Any) -> None:
+    async with Node("node", mesh=mesh(), mdns=False, drain=0) as node:
+        with pytest.raises(ConfigurationError, match="timeout="):
+            await node.wait_for(pull="work", timeout=timeout)
+        with pytest.raises(ConfigurationError, match="timeout="):
+            await node.push("work").flush(timeout=timeout)

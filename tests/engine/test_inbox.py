@@ -91,6 +91,15 @@ def test_a_hungry_producer_has_the_idle_ones_asked_for_their_credit() -> None:
     assert desk.flush()["b.1", 1].limit == 1
 
 
+def test_an_old_word_of_wanting_does_not_keep_credit_for_ever() -> None:
+    desk = Desk(prefetch=1)
+    idle = desk.open("a.1", want=1)  # it was so once; what it said later was overtaken
+    desk.flush()
+    hungry = desk.open("b.1", want=3)
+    hungry.mark()
+    assert desk.flush()["a.1", 1].flags == frames.RECALL and idle.limit == 1
+
+
 def test_a_flush_asks_for_no_flush() -> None:
     """Whatever granting marks is in the same answer; otherwise a turn would lead to a turn for ever."""
     desk = Desk(prefetch=1)
