@@ -127,10 +127,11 @@ class Driver:
         own, self._own = self._own, []
         for parts in own:
             engine.handle_parts(SELF_ROUTE, parts, now)
-        for link, event in transport.link_events():
-            engine.handle_link(link, event.value, now)
         for route, parts in transport.receive(RECEIVE_LIMIT):
             engine.handle_parts(route, parts, now)
+        # After the frames: a goodbye explains why a link went down.
+        for link, event in transport.link_events():
+            engine.handle_link(link, event.value, now)
         if self._time_is_due:
             self._time_is_due = False
             engine.handle_time(now)

@@ -23,7 +23,6 @@ _WARNINGS = {
     "mesh.other",
     "name.shared",
     "node.id_clash",
-    "peer.suspect",
     "peers.full",
 }
 
