@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from meshmsg.errors import AlreadySettled, ConfigurationError, DeadLettered, NodeClosed, Reject
 from meshmsg.options import require_number
@@ -23,6 +24,7 @@ class Settler(Protocol):
     def message_id(self, number: int) -> str: ...
     def require_usable(self) -> None: ...
     def ack(self, seq: int) -> None: ...
+    def ack_run(self, start: int, stop: int) -> None: ...
     def nack(self, seq: int, delay: float | None, error: str) -> None: ...
     def reject(self, seq: int, reason: str) -> None: ...
     def extend(self, seq: int) -> None: ...
@@ -30,6 +32,46 @@ class Settler(Protocol):
 
 _NO_HEADERS: Mapping[str, Any] = {}
 MAX_DELAY_S = 1e9
+
+
+class Arrival:
+    """Messages that came together and what they share; ``bodies[i]`` has ``first_seq + i`` and ``first_number + i``.
+
+    What a consumer buffers. A ``Message`` is made of one only when somebody wants to hold it.
+    """
+
+    __slots__ = ("bodies", "details", "expires_at", "first_number", "first_seq", "lane")
+
+    def __init__(
+        self,
+        lane: Settler,
+        first_seq: int,
+        first_number: int,
+        bodies: list[Any],
+        details: dict[str, Any] | None = None,
+        expires_at: float | None = None,
+    ) -> None:
+        self.lane = lane
+        self.first_seq = first_seq
+        self.first_number = first_number
+        self.bodies = bodies
+        self.details = details  # such as its attempt; a message with details came alone
+        self.expires_at = expires_at
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+    def open(self) -> Iterator[Message]:
+        """Each as a message of its own, which holds its body from here on: one in hand must not keep all in memory."""
+        bodies, self.bodies = self.bodies, []
+        return map(Message, repeat(self), range(len(bodies)), bodies)
+
+    def part(self, start: int, stop: int) -> Arrival:
+        """Some of them, as if they had come apart from the others."""
+        bodies = self.bodies[start:stop]
+        return Arrival(
+            self.lane, self.first_seq + start, self.first_number + start, bodies, self.details, self.expires_at
+        )
 
 
 class Message:
@@ -46,15 +88,34 @@ class Message:
     True
     """
 
-    __slots__ = ("_details", "_lane", "_number", "_seq", "body", "settled")
+    __slots__ = ("_arrival", "_index", "body", "settled")
 
-    def __init__(self, lane: Settler, seq: int, number: int, body: Any, details: dict[str, Any] | None = None) -> None:
-        self._lane = lane
-        self._seq = seq
-        self._number = number
+    def __init__(self, arrival: Arrival, index: int, body: Any) -> None:
+        self._arrival = arrival
+        self._index = index
         self.body = body
-        self._details = details
         self.settled = False
+
+    def closed(self) -> Arrival:
+        """Back to how it came, alone."""
+        arrival = self._arrival
+        return Arrival(arrival.lane, self._seq, self._number, [self.body], arrival.details, arrival.expires_at)
+
+    @property
+    def _lane(self) -> Settler:
+        return self._arrival.lane
+
+    @property
+    def _seq(self) -> int:
+        return self._arrival.first_seq + self._index
+
+    @property
+    def _number(self) -> int:
+        return self._arrival.first_number + self._index
+
+    @property
+    def _details(self) -> dict[str, Any]:
+        return self._arrival.details or {}
 
     @property
     def id(self) -> str:
@@ -74,27 +135,27 @@ class Message:
     @property
     def attempt(self) -> int:
         """1 for the first attempt; a nack, a timeout and the loss of a consumer each count one (G4)."""
-        return self._details.get("a", 1) if self._details else 1
+        return cast(int, self._details.get("a", 1))
 
     @property
     def redelivered(self) -> bool:
         """Whether it was sent to a consumer before (G2)."""
-        return bool(self._details and self._details.get("r"))
+        return bool(self._details.get("r"))
 
     @property
     def key(self) -> str | None:
         """The key whose messages are processed in order, or None (G3)."""
-        return self._details.get("k") if self._details else None
+        return self._details.get("k")
 
     @property
     def priority(self) -> int:
         """0 unless the sender said otherwise; higher goes first."""
-        return self._details.get("p", 0) if self._details else 0
+        return cast(int, self._details.get("p", 0))
 
     @property
     def headers(self) -> Mapping[str, Any]:
         """What the sender put beside the body; empty by default."""
-        return self._details.get("h") or _NO_HEADERS if self._details else _NO_HEADERS
+        return self._details.get("h") or _NO_HEADERS
 
     def ack(self) -> None:
         """It is done. Raises ``AlreadySettled`` at a second verdict."""
@@ -154,27 +215,51 @@ class Message:
 class Batch(Sequence[Message]):
     """Messages taken together; as a context manager it acks or nacks all that have no verdict yet.
 
-    Its settling costs less than one verdict after the other, because neighbours travel as one range.
+    It costs less than as many messages: who works on ``bodies`` never makes any, and neighbours settle as one range.
     """
 
-    __slots__ = ("messages",)
+    __slots__ = ("_acked", "_arrivals", "_messages")
 
-    def __init__(self, messages: list[Message]) -> None:
-        self.messages = messages
+    def __init__(self, messages: list[Message] | None = None, arrivals: Sequence[Arrival] = ()) -> None:
+        self._messages = messages
+        self._arrivals = arrivals
+        self._acked = False
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages, in order."""
+        if self._messages is None:
+            self._messages = list(chain.from_iterable(arrival.open() for arrival in self._arrivals))
+            if self._acked:
+                for message in self._messages:
+                    message.settled = True
+        return self._messages
 
     @property
     def bodies(self) -> list[Any]:
         """The bodies, in order."""
-        return [message.body for message in self.messages]
+        if self._messages is not None:
+            return [message.body for message in self._messages]
+        return list(chain.from_iterable(arrival.bodies for arrival in self._arrivals))
 
     def ack(self) -> None:
         """Acks every message that has no verdict yet."""
-        if self.messages:
-            self.messages[0]._lane.require_usable()
-        for message in self.messages:
+        if self._messages is None:
+            if not self._acked:
+                self._ack_arrivals()
+            return
+        if self._messages:
+            self._messages[0]._lane.require_usable()
+        for message in self._messages:
             if not message.settled:
                 message._lane.ack(message._seq)
                 message.settled = True
+
+    def _ack_arrivals(self) -> None:
+        for arrival in self._arrivals:
+            arrival.lane.require_usable()
+            arrival.lane.ack_run(arrival.first_seq, arrival.first_seq + len(arrival))
+        self._acked = True
 
     def nack(self, delay: float | None = None, error: str | BaseException = "nack") -> None:
         """Nacks every message that has no verdict yet."""
@@ -197,7 +282,7 @@ class Batch(Sequence[Message]):
         return isinstance(error, Reject)
 
     def __len__(self) -> int:
-        return len(self.messages)
+        return sum(map(len, self._arrivals)) if self._messages is None else len(self._messages)
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self.messages)

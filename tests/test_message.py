@@ -18,7 +18,7 @@ from meshmsg import (
     Peer,
     Reject,
 )
-from meshmsg.message import describe_error
+from meshmsg.message import Arrival, describe_error
 
 
 class Notes:
@@ -40,6 +40,9 @@ class Notes:
     def ack(self, seq: int) -> None:
         self.told.append(("ack", seq))
 
+    def ack_run(self, start: int, stop: int) -> None:
+        self.told.append(("ack_run", start, stop))
+
     def nack(self, seq: int, delay: float | None, error: str) -> None:
         self.told.append(("nack", seq, delay, error))
 
@@ -52,7 +55,7 @@ class Notes:
 
 def make(count: int = 1, details: dict[str, Any] | None = None) -> tuple[Notes, list[Message]]:
     notes = Notes()
-    return notes, [Message(notes, 10 + index, 20 + index, f"body {index}", details) for index in range(count)]
+    return notes, list(Arrival(notes, 10, 20, [f"body {index}" for index in range(count)], details).open())
 
 
 def test_a_plain_message() -> None:

@@ -408,7 +408,7 @@ class Engine:
             inbox.accept(lane, data, [], now)  # a gap, or a repetition: nothing to decode
             return
         inbox.accept(lane, data, decode_batch(data.payload, data.total), now)
-        if inbox.buffer:
+        if inbox.arrivals:
             self._effects.deliver.append(inbox.queue)
 
     def _on_lane_state(self, peer: PeerState, state: frames.LaneState) -> None:

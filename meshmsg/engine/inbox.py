@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import repeat
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from meshmsg.engine.lane import InLane, TrialSeat
-from meshmsg.message import Message
+from meshmsg.message import Arrival, Batch, Message
 from meshmsg.wire import frames
 from meshmsg.wire.codec import PartialBatch, Undecodable
 
 TRIAL_PAUSE_S = 0.25  # after this a message that found another one on trial may come again
-
-
-def _is_readable(message: Message) -> bool:
-    return type(message.body) is not Undecodable
 
 
 class Clock(Protocol):
@@ -31,7 +26,8 @@ class Inbox:
     def __init__(self, queue: str, prefetch: int, changed: Callable[[Inbox], None]) -> None:
         self.queue = queue
         self.prefetch = prefetch
-        self.buffer: deque[Message] = deque()
+        self.arrivals: deque[Arrival] = deque()
+        self.opened: deque[Message] = deque()  # those before them, one by one; always the same deque
         self.lanes: dict[tuple[str, int], InLane] = {}
         self.decode: Callable[[Any], Any] | None = None  # into the consumer's own types; raises to reject
         self.extended: Callable[[InLane, int], None] | None = None
@@ -43,7 +39,6 @@ class Inbox:
         self.trial_seat = TrialSeat()  # the engine gives all inboxes of a process the same
         self._changed = changed
         self._dirty_lanes: list[InLane] = []
-        self.expiring: dict[tuple[str, int, int], float] = {}  # (peer, lane, seq) -> end of its time to live
         self._grants = 0
         self._starving = False  # some lane wants credit, and others hold it
         self._newest: dict[str, int] = {}  # by producer: numbers are never reused, so an older lane is over
@@ -72,13 +67,13 @@ class Inbox:
         lane.alive = False
         lane.limit = lane.received
         self.on_given_up(lane)
-        for message in self.buffer:
-            if message._lane is lane:
-                lane.ack(message._seq)  # as far as this side is concerned; nobody will hear it
-        self.buffer = deque(message for message in self.buffer if message._lane is not lane)
+        for arrival in self.take_back():
+            if arrival.lane is not lane:
+                self.arrivals.append(arrival)
+            else:  # settled, as far as this side is concerned; nobody will hear it
+                lane.ack_run(arrival.first_seq, arrival.first_seq + len(arrival))
         if not lane.unsettled:
             self.lanes.pop((lane.peer, lane.number), None)
-        self.expiring = {k: v for k, v in self.expiring.items() if k[:2] != (lane.peer, lane.number)}
         self._regrant()
 
     def orphan_peer(self, peer: str) -> None:
@@ -123,18 +118,15 @@ class Inbox:
     def _buffer_run(
         self, lane: InLane, seq: int, number: int, bodies: list[Any], details: dict[str, Any] | None, now: float
     ) -> None:
-        count = len(bodies)
         if details and details.get("s") and not self.trial_seat.take(lane, seq):
             lane.judge(seq, frames.RETURNED, TRIAL_PAUSE_S, "another message is on trial here")
             return
-        if details and details.get("x") is not None:
-            self.expiring[lane.peer, lane.number, seq] = now + details["x"]
-        messages: Iterable[Message] = map(
-            Message, repeat(lane), range(seq, seq + count), range(number, number + count), bodies, repeat(details)
-        )
+        expires_at = now + details["x"] if details and details.get("x") is not None else None
+        arrival = Arrival(lane, seq, number, bodies, details, expires_at)
         if type(bodies) is PartialBatch:
-            messages = filter(_is_readable, messages)
-        self.buffer.extend(messages)
+            self.arrivals.extend(_readable_parts(arrival))
+        else:
+            self.arrivals.append(arrival)
 
     def _convert(self, lane: InLane, seq: int, bodies: list[Any]) -> PartialBatch:
         """Bodies in the consumer's own type; those that don't fit are rejected on the spot."""
@@ -150,24 +142,49 @@ class Inbox:
                     converted[index] = Undecodable(str(error))
         return converted
 
-    def take(self, limit: int, now: float) -> list[Message]:
-        """Hands out up to ``limit`` messages; from here on each is started and needs its verdict."""
-        taken: list[Message] = []
-        buffer = self.buffer
-        while buffer and len(taken) < limit:
-            message = buffer.popleft()
-            if self.expiring and self._is_expired(message, now):
-                continue
-            taken.append(message)
-        return taken
+    @property
+    def waiting(self) -> int:
+        """Messages that nobody has taken yet."""
+        return len(self.opened) + sum(map(len, self.arrivals))
 
     def take_one(self, clock: Clock) -> Message | None:
-        """Like ``take(1, now)``, but looks at the clock only if some message can expire."""
-        while self.buffer:
-            message = self.buffer.popleft()
-            if not self.expiring or not self._is_expired(message, clock.now()):
-                return message
-        return None
+        """Hands out one message; from here on it is started and needs its verdict. None if there is none."""
+        opened, arrivals = self.opened, self.arrivals
+        while not opened:
+            if not arrivals:
+                return None
+            arrival = arrivals.popleft()
+            # Who has a time to live came alone, so nothing expires between the opening and the taking.
+            if arrival.expires_at is None or not self._is_expired(arrival, clock.now()):
+                opened.extend(arrival.open())
+        return opened.popleft()
+
+    def take(self, limit: int, now: float) -> Batch:
+        """Hands out up to ``limit`` messages at once."""
+        taken: list[Arrival] = []
+        self._close_opened()
+        arrivals = self.arrivals
+        while arrivals and limit:
+            arrival = arrivals.popleft()
+            if arrival.expires_at is not None and self._is_expired(arrival, now):
+                continue
+            if len(arrival) > limit:
+                arrivals.appendleft(arrival.part(limit, len(arrival)))
+                arrival = arrival.part(0, limit)
+            taken.append(arrival)
+            limit -= len(arrival)
+        return Batch(arrivals=taken)
+
+    def _close_opened(self) -> None:
+        """What was opened to be taken one by one waits like the rest again."""
+        while self.opened:
+            self.arrivals.appendleft(self.opened.pop().closed())
+
+    def take_back(self) -> deque[Arrival]:
+        """Everything that waits, which waits no more."""
+        self._close_opened()
+        arrivals, self.arrivals = self.arrivals, deque()
+        return arrivals
 
     def watch_extensions(self, extended: Callable[[InLane, int], None]) -> None:
         """Has ``extended`` called for each ``message.extend()``."""
@@ -180,26 +197,25 @@ class Inbox:
         """Whether producers have credit left, so that more can come before anything is settled."""
         return any(lane.alive and lane.limit > lane.received for lane in self.lanes.values())
 
-    def _is_expired(self, message: Message, now: float) -> bool:
-        lane = message._lane
-        assert isinstance(lane, InLane)
-        expires_at = self.expiring.pop((lane.peer, lane.number, message._seq), None)
-        if expires_at is None or now < expires_at:
+    @staticmethod
+    def _is_expired(arrival: Arrival, now: float) -> bool:
+        if arrival.expires_at is None or now < arrival.expires_at:
             return False
-        lane.judge(message._seq, frames.EXPIRED, None, "its time to live ended in the consumer's buffer")
+        lane = arrival.lane
+        assert isinstance(lane, InLane)
+        lane.judge(arrival.first_seq, frames.EXPIRED, None, "its time to live ended in the consumer's buffer")
         return True
 
     def return_unstarted(self) -> None:
         """Gives everything in the buffer back; it costs no attempt (G4)."""
         self.closing = True
-        self.expiring.clear()
         for each in self.lanes.values():
             each.mark()  # what a goodbye follows must say how much was received
-        buffer, self.buffer = self.buffer, deque()
-        for message in buffer:
-            lane = message._lane
+        for arrival in self.take_back():
+            lane = arrival.lane
             assert isinstance(lane, InLane)
-            lane.judge(message._seq, frames.RETURNED, None, "the consumer left")
+            for seq in range(arrival.first_seq, arrival.first_seq + len(arrival)):
+                lane.judge(seq, frames.RETURNED, None, "the consumer left")
 
     # -- credit ----------------------------------------------------------------------------------------------
 
@@ -283,3 +299,13 @@ class Inbox:
             lane.check()
         held = self.unsettled
         assert held <= self.prefetch, f"{self.queue}: holds {held} of {self.prefetch}"
+
+
+def _readable_parts(arrival: Arrival) -> Iterator[Arrival]:
+    """What an arrival holds between the bodies that could not be read."""
+    start = 0
+    for index, body in enumerate((*arrival.bodies, Undecodable(""))):
+        if type(body) is Undecodable:
+            if index > start:
+                yield arrival.part(start, index)
+            start = index + 1

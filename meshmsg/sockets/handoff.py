@@ -14,7 +14,7 @@ from typing import Any
 from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
-from meshmsg.message import Message, describe_error
+from meshmsg.message import Arrival, Message, describe_error
 from meshmsg.wire import frames
 
 logger = logging.getLogger("meshmsg.sockets")
@@ -69,7 +69,6 @@ class Handoff:
         self._inbox = inbox
         self._lent: deque[Message] = deque()
         self.verdicts: deque[Verdict] = deque()
-        self._deadlines: dict[Message, float] = {}  # monotonic; of the few that have a time to live
         self._given_up: set[InLane] = set()  # by their producers, who send what has not started elsewhere
         self._tickets: deque[threading.Lock] = deque()  # of the threads that wait; to release one wakes its thread
         self.bell = Bell(loop, self._answer)
@@ -79,7 +78,7 @@ class Handoff:
 
     def __iter__(self) -> Iterator[Message]:
         """``take`` until the end, with less ado a message."""
-        lent, deadlines, driver = self._lent, self._deadlines, self.driver
+        lent, driver = self._lent, self.driver
         while True:
             try:
                 message = lent.popleft() if driver.owner else self.take()
@@ -87,8 +86,8 @@ class Handoff:
                 message = self.take()
             if message is None:
                 return
-            lane = message._lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
-            if (lane.alive and not deadlines) or self._may_start(message, lane):
+            arrival = message._arrival
+            if (arrival.expires_at is None and arrival.lane.lane.alive) or self._may_start(message):  # type: ignore[attr-defined]  # a ThreadLane
                 yield message
 
     def take(self, deadline: float | None = None) -> Message | None:
@@ -102,8 +101,7 @@ class Handoff:
                 if not self._wait(deadline):
                     return None
                 continue
-            lane = message._lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
-            if (lane.alive and not self._deadlines) or self._may_start(message, lane):
+            if self._may_start(message):
                 return message
 
     def take_many(self, limit: int, max_wait_s: float) -> list[Message]:
@@ -154,13 +152,16 @@ class Handoff:
         if not self.bell.rung:
             self.bell.ring()
 
-    def _may_start(self, message: Message, lane: InLane) -> bool:
+    def _may_start(self, message: Message) -> bool:
+        arrival = message._arrival
+        lane: InLane = arrival.lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
+        if lane.alive and arrival.expires_at is None:
+            return True
         if lane in self._given_up:
             self.verdicts.append((lane, message._seq))  # nobody will hear it, but it is held no longer
             self.bell.ring()
             return False
-        expires_at = self._deadlines.pop(message, None)
-        if expires_at is None or time.monotonic() < expires_at:
+        if arrival.expires_at is None or time.monotonic() < arrival.expires_at:
             return True
         self.settle(lane, message._seq, frames.EXPIRED, None, "its time to live ended in the consumer's buffer")
         return False
@@ -203,22 +204,19 @@ class Handoff:
 
     def lend(self) -> None:
         """Gives what has arrived to the threads."""
-        inbox = self._inbox
-        buffer = inbox.buffer
         if self._given_up:
             self._given_up = {lane for lane in self._given_up if lane.unsettled}
-        if buffer and not self.closed:
-            if inbox.expiring:
-                self._note_deadlines(buffer)
-            lane: Any = None
+        if not self.closed:
+            # Some loops' clocks stand still while they wait, so threads get deadlines on a clock that does not.
+            offset = time.monotonic() - self.driver.now()
             shared: ThreadLane | None = None
-            for message in buffer:
-                if message._lane is not lane:
-                    lane = message._lane
-                    shared = ThreadLane(self, lane)
-                message._lane = shared  # type: ignore[assignment]  # never None: no message comes without a lane
-            self._lent.extend(buffer)
-            buffer.clear()
+            for arrival in self._inbox.take_back():
+                if shared is None or arrival.lane is not shared.lane:
+                    shared = ThreadLane(self, arrival.lane)
+                arrival.lane = shared
+                if arrival.expires_at is not None:
+                    arrival.expires_at += offset
+                self._lent.extend(arrival.open())
         self._look_for_room()
         self._wake(min(len(self._tickets), len(self._lent)))
 
@@ -258,11 +256,15 @@ class Handoff:
         """Lends no more, takes back what nobody started, and lets every waiting thread go."""
         self.closed = True
         self.apply()
-        back: deque[Message] = deque()
+        offset = time.monotonic() - self.driver.now()
+        back: list[Arrival] = []
         for message in self._drain():
-            message._lane = message._lane.lane  # type: ignore[attr-defined]  # see ``take``
-            back.append(message)
-        self._inbox.buffer.extendleft(reversed(back))
+            arrival = message.closed()  # apart from those that threads hold, and settle by way of this hand-off
+            arrival.lane = arrival.lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
+            if arrival.expires_at is not None:
+                arrival.expires_at -= offset
+            back.append(arrival)
+        self._inbox.arrivals.extendleft(reversed(back))
         self._wake(len(self._tickets))
 
     def _answer(self) -> None:
@@ -278,22 +280,13 @@ class Handoff:
         if not self.room:
             self._wake(len(self._tickets))  # who waits for a batch to fill waits in vain
 
-    def _note_deadlines(self, messages: deque[Message]) -> None:
-        """Some loops' clocks stand still while they wait, so threads get deadlines on a clock that does not."""
-        offset = time.monotonic() - self.driver.now()
-        for message in messages:
-            lane: Any = message._lane
-            expires_at = self._inbox.expiring.pop((lane.peer, lane.number, message._seq), None)
-            if expires_at is not None:
-                self._deadlines[message] = expires_at + offset
-
 
 class ThreadLane:
     """The ``Settler`` of messages on loan: what a thread says of them goes to the lane by way of the hand-off."""
 
     __slots__ = ("_handoff", "lane", "queue", "sender")
 
-    def __init__(self, handoff: Handoff, lane: InLane) -> None:
+    def __init__(self, handoff: Handoff, lane: Any) -> None:
         self._handoff = handoff
         self.lane = lane
         self.sender = lane.sender
@@ -312,6 +305,10 @@ class ThreadLane:
         handoff.verdicts.append((self.lane, seq))
         if not handoff.bell.rung:
             handoff.bell.ring()
+
+    def ack_run(self, start: int, stop: int) -> None:
+        for seq in range(start, stop):
+            self.ack(seq)
 
     def nack(self, seq: int, delay: float | None, error: str) -> None:
         self._handoff.settle(self.lane, seq, frames.NACKED, delay, error)

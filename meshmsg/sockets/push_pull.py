@@ -399,14 +399,14 @@ class Pull:
         self._require_iterable()
         inbox = self._inbox
         while not self._closed:
-            if not inbox.buffer:
+            if not inbox.waiting:
                 await self._wait()
                 continue
-            if len(inbox.buffer) < max_size and max_wait:
+            if max_wait and inbox.waiting < max_size:
                 await self._fill(max_size, max_wait)
-            messages = inbox.take(max_size, self._driver.now())
-            if messages:
-                yield Batch(messages)
+            batch = inbox.take(max_size, self._driver.now())
+            if batch:
+                yield batch
             await yield_turn()
 
     async def _fill(self, max_size: int, max_wait: float) -> None:
@@ -414,8 +414,8 @@ class Pull:
         inbox = self._inbox
         try:
             async with asyncio.timeout(max_wait):
-                while 0 < len(inbox.buffer) < max_size and inbox.has_room and not self._closed:
-                    await self._wait(len(inbox.buffer))
+                while 0 < inbox.waiting < max_size and inbox.has_room and not self._closed:
+                    await self._wait(inbox.waiting)
         except TimeoutError:
             pass
 
@@ -479,7 +479,7 @@ class Pull:
         if self._arrival is None:
             self._arrival = asyncio.Event()
         self._arrival.clear()
-        if len(self._inbox.buffer) <= have and not self._closed:
+        if self._inbox.waiting <= have and not self._closed:
             await self._arrival.wait()
 
     def _require_owner(self) -> None:

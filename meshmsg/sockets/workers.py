@@ -98,7 +98,7 @@ class Workers:
 
     def wake(self) -> None:
         """Messages have come: as many idle workers as there are messages get up."""
-        for _ in range(min(len(self._idle), len(self._inbox.buffer))):
+        for _ in range(min(len(self._idle), self._inbox.waiting)):
             future = self._idle.popleft()
             if not future.done():
                 future.set_result(None)
@@ -121,17 +121,17 @@ class Workers:
 
     async def _work(self, worker: Worker) -> None:
         inbox, driver, handler = self._inbox, self._driver, self._handler
+        opened = inbox.opened
         timed = self._options.timeout is not None
         # Acks leave, and credit comes back, before the prefetch is used up.
         burst = max(1, min(BURST, inbox.prefetch // 2))
         count = 0
         while not self._stopping:
-            buffer = inbox.buffer  # looked up each time, as a lane that ends replaces it
-            message = buffer.popleft() if buffer and not inbox.expiring else inbox.take_one(driver)
+            message = opened.popleft() if opened else inbox.take_one(driver)
             if message is None:
                 if inbox.dirty:
                     driver.turn()  # the verdicts leave now; a turn of their own would only come later
-                    if inbox.buffer:
+                    if inbox.arrivals:
                         continue
                 future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._idle.append(future)
@@ -149,7 +149,8 @@ class Workers:
                 else:
                     if not message.settled:
                         message.settled = True
-                        message._lane.ack(message._seq)
+                        arrival = message._arrival
+                        arrival.lane.ack(arrival.first_seq + message._index)
             count += 1
             if count % burst == 0:
                 await yield_turn()

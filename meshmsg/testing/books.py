@@ -160,8 +160,8 @@ class Books:
         account = self.accounts.get((lane.peer, lane.queue))
         if account is None or number >= account.accepted:
             raise GuaranteeBroken("G1", f"{node.name} got {message}, which nobody sent")
-        if pull.unsettled + len(pull.inbox.buffer) > pull.prefetch:
-            held = pull.unsettled + len(pull.inbox.buffer)
+        if pull.unsettled + pull.inbox.waiting > pull.prefetch:
+            held = pull.unsettled + pull.inbox.waiting
             raise GuaranteeBroken("G5", f"{node.name} holds {held} messages of {pull.queue}, prefetch {pull.prefetch}")
         stale = account.alive and lane.number not in account.outbox.lanes  # given up, and it cannot know yet
         self._check_repetition(account, node, message, lane, stale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from meshmsg.message import Message
+from meshmsg.message import Arrival, Message
 
 
 class Verdict(NamedTuple):
@@ -36,6 +36,10 @@ class Recorder:
         """The handler acked."""
         self.verdict = Verdict("acked")
 
+    def ack_run(self, start: int, stop: int) -> None:
+        """The handler acked."""
+        self.verdict = Verdict("acked")
+
     def nack(self, seq: int, delay: float | None, error: str) -> None:
         """The handler nacked."""
         self.verdict = Verdict("nacked", delay, error)
@@ -56,7 +60,7 @@ class TestMessage(Message):
     __test__ = False  # for pytest: not a class of tests
 
     def __init__(self, recorder: Recorder, number: int, body: Any, details: dict[str, Any]) -> None:
-        super().__init__(recorder, 0, number, body, details)
+        super().__init__(Arrival(recorder, 0, number, [body], details), 0, body)
         self.recorder = recorder
 
     @property

@@ -151,7 +151,7 @@ class ClusterPull:
             if loop.held:
                 loop.call_soon(self._pump)
                 return
-            messages = self.inbox.take(self.batch or 1, loop.time())
+            messages = self.inbox.take(self.batch or 1, loop.time()).messages
             if not messages:
                 return
             self._begin(messages)

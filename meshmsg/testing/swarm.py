@@ -390,7 +390,7 @@ class Swarm:
             raise GuaranteeBroken("livelock", f"{spoken} frames in 2 s between {len(alive)} nodes at rest")
         for node in alive:
             for pull in node.pulls.values():
-                if pull.unsettled or pull.inbox.buffer:
+                if pull.unsettled or pull.inbox.waiting:
                     raise GuaranteeBroken("G1", f"{node.name} still holds {pull.unsettled} messages of {pull.queue}")
             if self.faults <= BESIDE_POISON:
                 self._check_innocents(node)

@@ -331,7 +331,7 @@ def test_a_peer_past_its_credit_is_expelled() -> None:
     pair = Pair(prefetch=2)
     data = frames.Data(1, 0, 0, 0, 3, [[0, 3, None]], b"")
     pair.b.handle_parts(b"from-a", frames.encode(data, [b"\x01"] * 3), 0.0)
-    assert "a" not in pair.b.peers.by_id and not pair.inbox.buffer
+    assert "a" not in pair.b.peers.by_id and not pair.inbox.waiting
 
 
 def test_a_peer_that_acks_what_it_never_got_is_expelled() -> None:

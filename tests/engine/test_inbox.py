@@ -46,7 +46,7 @@ class Desk:
         self.box.accept(lane, data, bodies, self.now)
 
     def take(self, limit: int = 100) -> list[Message]:
-        return self.box.take(limit, self.now)
+        return self.box.take(limit, self.now).messages
 
 
 def bodies(messages: list[Message]) -> list[Any]:
@@ -152,7 +152,7 @@ def test_started_messages_of_a_lane_that_is_over_still_count() -> None:
     desk.send(lane, 3)
     started = desk.take(2)
     desk.box.close_lane(lane)
-    assert not desk.box.buffer
+    assert not desk.box.waiting
     new = desk.open(number=2)
     assert desk.flush()["a.1", 2].limit == 1  # two are still in somebody's hands
     desk.send(new, 1, want=5)
@@ -171,7 +171,7 @@ def test_a_newer_lane_ends_the_older_one_and_what_it_brought() -> None:
     desk.flush()
     desk.send(old, 3)
     new = desk.open(number=2)
-    assert not desk.box.buffer and not old.alive
+    assert not desk.box.waiting and not old.alive
     desk.flush()
     desk.send(new, 1)
     assert bodies(desk.take()) == ["a0"]
@@ -235,7 +235,7 @@ def test_past_the_credit_nothing_is_taken() -> None:
     desk.flush()
     with pytest.raises(ProtocolError):
         desk.send(lane, 3)
-    assert not desk.box.buffer and lane.received == 0
+    assert not desk.box.waiting and lane.received == 0
 
 
 def test_a_body_that_cannot_be_decoded_costs_its_neighbours_nothing() -> None:
@@ -278,7 +278,6 @@ def test_a_message_that_expired_in_the_buffer_is_not_started() -> None:
     desk.now = 5.0
     assert bodies(desk.take()) == ["a1"]
     assert desk.flush()["a.1", 1].verdicts[0][:2] == [0, frames.EXPIRED]
-    assert not desk.box.expiring
 
 
 def test_leaving_returns_what_was_not_started_and_what_still_comes() -> None:

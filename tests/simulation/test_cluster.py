@@ -185,7 +185,7 @@ def test_a_message_handed_out_twice_is_noticed() -> None:
     cluster, _, _, jobs, pull = pair(takes=0.5)
     jobs.send_many(range(3))
     cluster.run(0.2)
-    pull.inbox.buffer.appendleft(pull.hands[0])
+    pull.inbox.arrivals.appendleft(pull.hands[0].closed())
     expect("G2", cluster)
 
 
@@ -193,7 +193,9 @@ def test_disorder_is_noticed() -> None:
     cluster, _, _, jobs, pull = pair(takes=0.5)
     jobs.send_many(range(4))
     cluster.run(0.2)
-    pull.inbox.buffer.reverse()
+    inbox = pull.inbox
+    apart = [arrival.part(index, index + 1) for arrival in inbox.take_back() for index in range(len(arrival))]
+    inbox.arrivals.extend(reversed(apart))
     expect("G3", cluster)
 
 

@@ -60,11 +60,11 @@ async def test_messages_keep_their_order_and_start_when_taken() -> None:
     setting = Setting()
     setting.arrive(setting.lanes[0], 1, 2)
     setting.arrive(setting.lanes[1], 3)
-    assert not setting.inbox.buffer
+    assert not setting.inbox.waiting
     first = setting.handoff.take()
     assert first is not None and (first.body, first.sender, first.queue, first.id) == (1, "a", "work", "a/work/0")
     setting.handoff.close()
-    assert [message.body for message in setting.inbox.buffer] == [2, 3]
+    assert [body for each in setting.inbox.arrivals for body in each.bodies] == [2, 3]
     setting.inbox.return_unstarted()
     assert [lane.verdicts for lane in setting.lanes] == [
         {1: (frames.RETURNED, None, "the consumer left")},
@@ -123,7 +123,6 @@ async def test_a_message_expires_on_loan() -> None:
     assert setting.take_all() == ["fresh", "ageless"]
     await asyncio.sleep(0)
     assert lane.verdicts[0][0] == frames.EXPIRED
-    assert not setting.inbox.expiring
 
 
 async def test_who_is_interrupted_while_a_batch_fills_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +163,7 @@ async def test_who_is_interrupted_while_taking_puts_back_what_he_took(
     if closes:
         await asyncio.sleep(0)
         assert lane.verdicts == dict.fromkeys((0, 1), (frames.RETURNED, None, "the consumer left"))
-        assert [message.body for message in setting.inbox.buffer] == [3]
+        assert [body for each in setting.inbox.arrivals for body in each.bodies] == [3]
     else:
         assert setting.take_all() == [1, 2, 3]
 

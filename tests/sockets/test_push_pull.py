@@ -99,9 +99,9 @@ async def test_cancelling_batches_while_one_fills_leaves_the_messages_where_they
         jobs, pull = node.push("work"), node.pull("work")
         await jobs.send_many(range(10))
         filling = asyncio.ensure_future(anext(pull.batches(max_size=100, max_wait=PATIENCE_S)))
-        while jobs.ledger().in_flight < 10 or len(pull._inbox.buffer) < 10:
+        while jobs.ledger().in_flight < 10 or pull._inbox.waiting < 10:
             await asyncio.sleep(0)
-            if filling.done() or pull.unsettled > len(pull._inbox.buffer):
+            if filling.done() or pull.unsettled > pull._inbox.waiting:
                 break
         filling.cancel()
         with pytest.raises(asyncio.CancelledError):
