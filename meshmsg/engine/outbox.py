@@ -21,7 +21,7 @@ from meshmsg.options import PushOptions
 from meshmsg.wire import frames
 
 # Messages a run holds at most: keeps splitting a long backlog cheap.
-MAX_RUN = 512
+MAX_RUN = 1024
 # Bytes of bodies in one frame: large enough to be cheap, small enough not to stall heartbeats behind it.
 MAX_FRAME_BYTES = 256 * 1024
 # Suspects with one consumer at a time, see ``_suspect_room``.
@@ -145,12 +145,13 @@ class Outbox:
             return
         self.staged = []
         self._room -= len(staged)
-        self._room_bytes -= sum(map(len, staged))
+        size = sum(map(len, staged))
+        self._room_bytes -= size
         ready = self._ready[0]
         for start in range(0, len(staged), MAX_RUN):
             part = staged[start : start + MAX_RUN] if len(staged) > MAX_RUN else staged
             if self.options.ttl is None:
-                ready.append(Run(self.next_id, part, now))
+                ready.append(Run(self.next_id, part, now, None, size if part is staged else None))
                 self.waiting += len(part)
                 self.next_id += len(part)
                 continue
@@ -270,7 +271,7 @@ class Outbox:
             count = len(run)
             self.processed += count
             self._room += count
-            self._room_bytes += sum(map(len, run.bodies))
+            self._room_bytes += run.bytes
             self.dirty = True
             if run.details is not None:
                 run.details.settled = True

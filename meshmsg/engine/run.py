@@ -74,11 +74,19 @@ class Details:
 class Run:
     """Consecutive messages: the id of ``bodies[i]`` is ``first_id + i``. One with details has one body."""
 
-    __slots__ = ("accepted_at", "bodies", "details", "first_id")
+    __slots__ = ("accepted_at", "bodies", "bytes", "details", "first_id")
 
-    def __init__(self, first_id: int, bodies: list[bytes], accepted_at: float, details: Details | None = None) -> None:
+    def __init__(
+        self,
+        first_id: int,
+        bodies: list[bytes],
+        accepted_at: float,
+        details: Details | None = None,
+        size: int | None = None,
+    ) -> None:
         self.first_id = first_id
         self.bodies = bodies
+        self.bytes = sum(map(len, bodies)) if size is None else size  # of the bodies together
         self.accepted_at = accepted_at
         self.details = details
 
@@ -89,12 +97,13 @@ class Run:
         """Takes the first ``count`` messages out of this run and returns them as one of their own."""
         head = Run(self.first_id, self.bodies[:count], self.accepted_at)
         del self.bodies[:count]
+        self.bytes -= head.bytes
         self.first_id += count
         return head
 
     def measure(self) -> int:
         """Bytes in a frame, about."""
-        return sum(map(len, self.bodies)) + (self.details.size if self.details is not None else 0)
+        return self.bytes + (self.details.size if self.details is not None else 0)
 
     def require_details(self) -> Details:
         """The details of a single message, made when it first needs some."""

@@ -7,7 +7,7 @@ import logging
 from _thread import get_ident
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Unpack
 
 from meshmsg.driver import Driver
 from meshmsg.engine.effects import Outcome
@@ -21,7 +21,15 @@ from meshmsg.errors import (
     WaitTimeout,
 )
 from meshmsg.message import Batch, DeadLetter, Ledger, Message
-from meshmsg.options import PullOptions, PushOptions, require_int, require_number
+from meshmsg.options import (
+    PullOptions,
+    PushOptions,
+    SendKeywords,
+    require_int,
+    require_items,
+    require_known,
+    require_number,
+)
 from meshmsg.sockets.handoff import Handoff
 from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, require_size
 from meshmsg.sockets.threads import ThreadWorkers
@@ -32,10 +40,20 @@ from meshmsg.wire.codec import explain_encode_error, make_packer
 
 logger = logging.getLogger("meshmsg.sockets")
 
-# Messages accepted or handled in one turn of the loop at most, if the application itself never waits.
+# Messages handed out, and accepted, in one turn of the loop at most, if the application itself never waits.
 BURST = 256
+SEND_BURST = 1024
 # Bodies up to this many bytes are admitted a burst at a time.
 SMALL = 4096
+DELIVER_OPTIONS = [*SendKeywords.__annotations__, "timeout"]
+
+
+def require_here(driver: Driver) -> None:
+    """Raises ``WrongThread`` or ``ForkedProcess``; before the start and after the close any thread may look."""
+    if driver.usable:
+        driver.require_usable()
+    else:
+        driver.require_process()
 
 
 class Push:
@@ -69,10 +87,10 @@ class Push:
 
     # -- sending ---------------------------------------------------------------------------------------------
 
+    # The options are not keyword-only because Python fills such defaults in by a slow path: a tenth of a send.
     async def send(
         self,
         body: Any,
-        *,
         key: str | None = None,
         priority: int = 0,
         ttl: float | None = None,
@@ -106,18 +124,18 @@ class Push:
             encoded = self._pack(body)
         except Exception as error:
             raise explain_encode_error(body, error) from None
-        driver = self._driver
-        # The hot path: room is looked up once a burst, and so is the loop's need for a turn.
-        if not self._burst or len(encoded) > SMALL or get_ident() != driver.owner:
+        # The hot path: room is looked up once a burst, and a turn asked for once a turn.
+        if not self._burst or len(encoded) > SMALL or get_ident() != self._driver.owner:
             await self._make_room(encoded)
         self._burst -= 1
         if headers is None and key is None and ttl is None and delay is None and not priority:
-            number = self._outbox.push(encoded)
-            if not driver.scheduled:
-                driver.wake()
-        else:
-            number = self._push_detailed(encoded, key, priority, ttl, delay, headers)
-        return f"{self.prefix}{number}"
+            outbox = self._outbox
+            staged = outbox.staged  # what ``push`` does, without a call
+            if not staged:
+                self._driver.wake()
+            staged.append(encoded)
+            return f"{self.prefix}{outbox.next_id + len(staged) - 1}"
+        return f"{self.prefix}{self._push_detailed(encoded, key, priority, ttl, delay, headers)}"
 
     def send_nowait(
         self,
@@ -151,41 +169,60 @@ class Push:
         A body that cannot be sent raises ``EncodeError``; of a list or tuple nothing is accepted then, of an
         iterator what came more than a burst before it.
         """
+        self._driver.require_usable()
+        require_items("send_many(bodies)", bodies, "send() takes a single body")
         encoded_all = encode_all(self._pack, bodies, 0) if isinstance(bodies, (list, tuple)) else None
         source = iter(bodies if encoded_all is None else ())
         ids = MessageIds(self.prefix, [])
         accepted = 0
-        outbox = self._outbox
         while True:
             if encoded_all is not None:
-                part = encoded_all[accepted : accepted + BURST]
+                part = encoded_all[accepted : accepted + SEND_BURST]
             else:
-                part = encode_all(self._pack, list(islice(source, BURST)), accepted)
+                part = encode_all(self._pack, list(islice(source, SEND_BURST)), accepted)
             if not part:
                 return ids
             accepted += len(part)
+            if self._burst < len(part):
+                await yield_turn()
+                self._burst = self._count_room()
+            await self._push_part(part, ids)
+
+    async def _push_part(self, part: list[bytes], ids: MessageIds) -> None:
+        """Accepts encoded bodies as they find room: all at once, as a rule."""
+        outbox = self._outbox
+        size = sum(map(len, part))
+        if size > self.max_bytes:
             self._check(max(part, key=len))
-            while part:
+        self._driver.require_usable()
+        self._burst = max(0, self._burst - len(part))
+        while part:
+            if outbox.room >= len(part) and outbox.room_bytes >= size and not self._line.locked():
+                fitting, part = part, []
+            else:
                 await self.wait_for_room(len(part[0]))
                 fitting = part[: max(1, outbox.room)]
                 if outbox.room_bytes < sum(map(len, fitting)):
                     fitting = fitting[:1]
                 part = part[len(fitting) :]
-                first = outbox.push_many(fitting)
-                ids.append(range(first, first + len(fitting)))
-                self._driver.wake()
-            await yield_turn()
+                size -= sum(map(len, fitting))
+            first = outbox.push_many(fitting)
+            ids.append(range(first, first + len(fitting)))
+            self._driver.wake()
 
-    async def deliver(self, body: Any, *, timeout: float | None = None, **options: Any) -> str:
+    async def deliver(self, body: Any, *, timeout: float | None = None, **options: Unpack[SendKeywords]) -> str:
         """Sends one message and waits until a consumer has processed it; returns its id (G1).
 
         Takes the options of ``send``. Raises ``DeadLettered`` with the letter, or ``WaitTimeout`` after
         ``timeout`` seconds; a message that was accepted by then is still on its way.
         """
+        require_known("deliver()", options, DELIVER_OPTIONS)
         return await self.track(lambda: self.send(body, **options), timeout)
 
     async def track(self, send: Callable[[], Awaitable[str]], timeout: float | None) -> str:
         """Waits until a message is sent and settled; what ``deliver`` of either face does."""
+        if timeout is not None:
+            require_number("deliver(timeout=)", timeout, at_least=0)
         message_id = ""
         number = -1
         try:
@@ -226,13 +263,18 @@ class Push:
 
     def ledger(self) -> Ledger:
         """Where this queue's messages are: ``accepted = processed + dead + pending`` (G1)."""
+        require_here(self._driver)
         return self._outbox.ledger()
 
     def on_dead_letter(self, callback: Callable[[DeadLetter], Any]) -> Callable[[DeadLetter], Any]:
-        """Registers a function or coroutine function that is called with each dead letter of this queue."""
+        """Registers a function or coroutine function that is called with each dead letter of this queue, once."""
         if not callable(callback):
             raise ConfigurationError(f"on_dead_letter of {self.queue!r} takes a function, not {callback!r}")
-        self._on_dead_letter.append(callback)
+        require_here(self._driver)
+        if self._driver.closed:
+            self._driver.require_usable()
+        if callback not in self._on_dead_letter:  # the same node.push in two places is one socket, and one hook
+            self._on_dead_letter.append(callback)
         return callback
 
     # -- inside ----------------------------------------------------------------------------------------------
@@ -262,8 +304,12 @@ class Push:
         self._check(encoded)
         await yield_turn()
         await self.wait_for_room(len(encoded))
+        self._burst = max(1, self._count_room())
+
+    def _count_room(self) -> int:
+        """How many small bodies fit into one burst."""
         outbox = self._outbox
-        self._burst = max(1, min(BURST, outbox.room, outbox.room_bytes // SMALL))
+        return min(SEND_BURST, outbox.room, outbox.room_bytes // SMALL)
 
     async def wait_for_room(self, size: int) -> None:
         """Waits until a body fits, or drops the oldest for it (G5)."""
@@ -426,6 +472,8 @@ class Pull:
 
     async def close(self, drain: float = 0.0) -> None:
         """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10)."""
+        require_number("close(drain=)", drain, at_least=0)
+        require_here(self._driver)
         if self._closed:
             return
         self._closed = True

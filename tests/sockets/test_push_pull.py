@@ -156,11 +156,15 @@ async def test_bursts_of_sends_let_others_run() -> None:
             asyncio.get_running_loop().call_soon(count)
 
         count()
-        for number in range(2000):
+        for number in range(8000):
             await jobs.send(number)
         assert turns[0] > 5
         before = turns[0]
-        await jobs.send_many(range(2000))
+        await jobs.send_many(range(8000))
+        assert turns[0] > before + 5
+        before = turns[0]
+        for number in range(800):
+            await jobs.send_many(range(10))
         assert turns[0] > before + 5
 
 
