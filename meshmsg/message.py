@@ -55,7 +55,7 @@ class Arrival:
         self.first_seq = first_seq
         self.first_number = first_number
         self.bodies = bodies
-        self.details = details  # such as its attempt; a message with details came alone
+        self.details = details  # such as its attempt; a message with any but its topic came alone
         self.expires_at = expires_at
 
     def __len__(self) -> int:
@@ -131,6 +131,11 @@ class Message:
     def queue(self) -> str:
         """The queue it came through."""
         return self._lane.queue
+
+    @property
+    def topic(self) -> str | None:
+        """The topic it was published to; None for work that was pushed."""
+        return self._details.get("t")
 
     @property
     def attempt(self) -> int:

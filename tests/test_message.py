@@ -248,3 +248,34 @@ def test_what_a_peer_offers() -> None:
 )
 def test_errors_become_one_line(error: Exception, text: str) -> None:
     assert describe_error(error) == text
+
+
+def test_a_batch_is_acked_without_making_messages() -> None:
+    notes = Notes()
+    batch = Batch(arrivals=[Arrival(notes, 10, 20, ["a", "b"]), Arrival(notes, 15, 25, ["c"])])
+    assert (len(batch), batch.bodies) == (3, ["a", "b", "c"])
+    with batch:
+        pass
+    batch.ack()
+    assert notes.told == [("ack_run", 10, 12), ("ack_run", 15, 16)]
+    assert [(message.id, message.body, message.settled) for message in batch] == [
+        ("node/work/20", "a", True),
+        ("node/work/21", "b", True),
+        ("node/work/25", "c", True),
+    ]
+    assert batch.bodies == ["a", "b", "c"]
+
+
+def test_a_batch_whose_messages_were_looked_at_keeps_their_verdicts() -> None:
+    notes = Notes()
+    batch = Batch(arrivals=[Arrival(notes, 10, 20, ["a", "b", "c"])])
+    batch[1].reject("no")
+    batch.ack()
+    assert notes.told == [("reject", 11, "no"), ("ack", 10), ("ack", 12)]
+
+
+def test_a_message_in_hand_does_not_keep_its_neighbours_in_memory() -> None:
+    arrival = Arrival(Notes(), 0, 0, ["a", "b"])
+    first, _ = arrival.open()
+    assert arrival.bodies == [] and first.body == "a"
+    assert first.closed().bodies == ["a"]

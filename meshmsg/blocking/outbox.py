@@ -124,12 +124,12 @@ class SharedOutbox(Outbox):
             self._credit = 0
             return super().push_many(bodies)
 
-    def push_detailed(self, body: bytes, details: Details, now: float) -> int:
+    def push_detailed(self, body: bytes, details: Details, now: float, topic: str | None = None) -> int:
         """From the loop: after what threads were given numbers for."""
         with self.lock:
             self._take_in(now)
             self._credit = 0
-            return super().push_detailed(body, details, now)
+            return super().push_detailed(body, details, now, topic)
 
     def revive(self, run: Run, now: float) -> None:
         """From the loop: takes room."""

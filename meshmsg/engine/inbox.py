@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
+from meshmsg.engine.buffer import Buffer
 from meshmsg.engine.lane import InLane, TrialSeat
-from meshmsg.message import Arrival, Batch, Message
+from meshmsg.message import Arrival
 from meshmsg.wire import frames
 from meshmsg.wire.codec import PartialBatch, Undecodable
 
 TRIAL_PAUSE_S = 0.25  # after this a message that found another one on trial may come again
 
 
-class Clock(Protocol):
-    """Tells the engine's time; asked only where time matters."""
-
-    def now(self) -> float: ...
-
-
-class Inbox:
+class Inbox(Buffer):
     """What one consumer received and has not started yet, and what it may still receive (G2, G5)."""
 
     def __init__(self, queue: str, prefetch: int, changed: Callable[[Inbox], None]) -> None:
+        super().__init__()
         self.queue = queue
         self.prefetch = prefetch
-        self.arrivals: deque[Arrival] = deque()
-        self.opened: deque[Message] = deque()  # those before them, one by one; always the same deque
         self.lanes: dict[tuple[str, int], InLane] = {}
         self.decode: Callable[[Any], Any] | None = None  # into the consumer's own types; raises to reject
         self.extended: Callable[[InLane, int], None] | None = None
@@ -142,50 +135,6 @@ class Inbox:
                     converted[index] = Undecodable(str(error))
         return converted
 
-    @property
-    def waiting(self) -> int:
-        """Messages that nobody has taken yet."""
-        return len(self.opened) + sum(map(len, self.arrivals))
-
-    def take_one(self, clock: Clock) -> Message | None:
-        """Hands out one message; from here on it is started and needs its verdict. None if there is none."""
-        opened, arrivals = self.opened, self.arrivals
-        while not opened:
-            if not arrivals:
-                return None
-            arrival = arrivals.popleft()
-            # Who has a time to live came alone, so nothing expires between the opening and the taking.
-            if arrival.expires_at is None or not self._is_expired(arrival, clock.now()):
-                opened.extend(arrival.open())
-        return opened.popleft()
-
-    def take(self, limit: int, now: float) -> Batch:
-        """Hands out up to ``limit`` messages at once."""
-        taken: list[Arrival] = []
-        self._close_opened()
-        arrivals = self.arrivals
-        while arrivals and limit:
-            arrival = arrivals.popleft()
-            if arrival.expires_at is not None and self._is_expired(arrival, now):
-                continue
-            if len(arrival) > limit:
-                arrivals.appendleft(arrival.part(limit, len(arrival)))
-                arrival = arrival.part(0, limit)
-            taken.append(arrival)
-            limit -= len(arrival)
-        return Batch(arrivals=taken)
-
-    def _close_opened(self) -> None:
-        """What was opened to be taken one by one waits like the rest again."""
-        while self.opened:
-            self.arrivals.appendleft(self.opened.pop().closed())
-
-    def take_back(self) -> deque[Arrival]:
-        """Everything that waits, which waits no more."""
-        self._close_opened()
-        arrivals, self.arrivals = self.arrivals, deque()
-        return arrivals
-
     def watch_extensions(self, extended: Callable[[InLane, int], None]) -> None:
         """Has ``extended`` called for each ``message.extend()``."""
         self.extended = extended
@@ -196,15 +145,6 @@ class Inbox:
     def has_room(self) -> bool:
         """Whether producers have credit left, so that more can come before anything is settled."""
         return any(lane.alive and lane.limit > lane.received for lane in self.lanes.values())
-
-    @staticmethod
-    def _is_expired(arrival: Arrival, now: float) -> bool:
-        if arrival.expires_at is None or now < arrival.expires_at:
-            return False
-        lane = arrival.lane
-        assert isinstance(lane, InLane)
-        lane.judge(arrival.first_seq, frames.EXPIRED, None, "its time to live ended in the consumer's buffer")
-        return True
 
     def return_unstarted(self) -> None:
         """Gives everything in the buffer back; it costs no attempt (G4)."""

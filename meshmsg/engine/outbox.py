@@ -114,10 +114,10 @@ class Outbox:
         self.staged += bodies
         return first
 
-    def push_detailed(self, body: bytes, details: Details, now: float) -> int:
+    def push_detailed(self, body: bytes, details: Details, now: float, topic: str | None = None) -> int:
         """Accepts a message with a key, a priority, headers, a delay or a time to live."""
         self.absorb(now)
-        run = Run(self.next_id, [body], now, details)
+        run = Run(self.next_id, [body], now, details, topic=topic)
         self.next_id += 1
         self._room -= 1
         self._room_bytes -= len(body)
@@ -125,6 +125,21 @@ class Outbox:
             heapq.heappush(self._expiring, (details.expires_at, run.first_id, run))
         self._admit(run, now)
         return run.first_id
+
+    def push_published(self, topic: str, bodies: list[bytes], headers: dict[str, Any] | None, now: float) -> None:
+        """Accepts messages that were published to one topic, and that this queue's group gets a copy of (G7)."""
+        if headers or self.options.ttl is not None:
+            ttl = self.options.ttl
+            for body in bodies:
+                details = Details(headers=headers, expires_at=None if ttl is None else now + ttl)
+                self.push_detailed(body, details, now, topic)
+            return
+        self.absorb(now)
+        run = Run(self.next_id, bodies, now, topic=topic)
+        self.next_id += len(bodies)
+        self._room -= len(bodies)
+        self._room_bytes -= run.bytes
+        self._enqueue(run)
 
     def revive(self, run: Run, now: float) -> None:
         """Takes a dead letter back: a new life with all its attempts and no time to live, under its old id."""
@@ -136,7 +151,7 @@ class Outbox:
         self._room -= 1
         self._room_bytes -= len(run.bodies[0])
         # A run of its own: the old one may still be in a queue or heap, to be passed over.
-        self._admit(Run(run.first_id, run.bodies, now, details), now)
+        self._admit(Run(run.first_id, run.bodies, now, details, topic=run.topic), now)
 
     def absorb(self, now: float) -> None:
         """Turns what was staged since the last turn into ready runs."""
@@ -551,4 +566,4 @@ def cut_frames(runs: list[Run]) -> Iterator[list[Run]]:
 
 def describe_runs(runs: list[Run], now: float) -> list[list[Any]]:
     """The runs as a ``DATA`` frame lists them."""
-    return [[run.first_id, len(run), run.details.on_wire(now) if run.details is not None else None] for run in runs]
+    return [[run.first_id, len(run), run.on_wire(now)] for run in runs]

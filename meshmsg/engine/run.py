@@ -74,7 +74,7 @@ class Details:
 class Run:
     """Consecutive messages: the id of ``bodies[i]`` is ``first_id + i``. One with details has one body."""
 
-    __slots__ = ("accepted_at", "bodies", "bytes", "details", "first_id")
+    __slots__ = ("accepted_at", "bodies", "bytes", "details", "first_id", "topic")
 
     def __init__(
         self,
@@ -83,8 +83,10 @@ class Run:
         accepted_at: float,
         details: Details | None = None,
         size: int | None = None,
+        topic: str | None = None,
     ) -> None:
         self.first_id = first_id
+        self.topic = topic  # of messages that were published, and go to a group
         self.bodies = bodies
         self.bytes = sum(map(len, bodies)) if size is None else size  # of the bodies together
         self.accepted_at = accepted_at
@@ -95,7 +97,7 @@ class Run:
 
     def split(self, count: int) -> Run:
         """Takes the first ``count`` messages out of this run and returns them as one of their own."""
-        head = Run(self.first_id, self.bodies[:count], self.accepted_at)
+        head = Run(self.first_id, self.bodies[:count], self.accepted_at, topic=self.topic)
         del self.bodies[:count]
         self.bytes -= head.bytes
         self.first_id += count
@@ -104,6 +106,11 @@ class Run:
     def measure(self) -> int:
         """Bytes in a frame, about."""
         return self.bytes + (self.details.size if self.details is not None else 0)
+
+    def on_wire(self, now: float) -> dict[str, Any] | None:
+        """The map that a ``DATA`` frame carries beside it; None when there is nothing to say."""
+        said = self.details.on_wire(now) if self.details is not None else None
+        return {**(said or {}), "t": self.topic} if self.topic is not None else said
 
     def require_details(self) -> Details:
         """The details of a single message, made when it first needs some."""

@@ -293,7 +293,8 @@ class ThreadLane:
         self.queue = lane.queue
 
     def message_id(self, number: int) -> str:
-        return self.lane.message_id(number)
+        text: str = self.lane.message_id(number)
+        return text
 
     def require_usable(self) -> None:
         """Any thread may settle a message on loan."""

@@ -252,8 +252,10 @@ def _read_data(header: list[Any], parts: Sequence[bytes]) -> Data:
 
 
 def _check_details(details: Any, length: int) -> None:
-    if type(details) is not dict or length != 1:
+    if type(details) is not dict or (length != 1 and details.keys() != {"t"}):
         raise ProtocolError("details belong to a single message")
+    if "t" in details:
+        _text(details["t"], "topic", MAX_QUEUE)
     headers = details.get("h", {})
     if type(headers) is not dict or any(type(name) is not str for name in headers):
         raise ProtocolError("headers are a map with texts as keys")

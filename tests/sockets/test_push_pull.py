@@ -163,7 +163,7 @@ async def test_bursts_of_sends_let_others_run() -> None:
         await jobs.send_many(range(8000))
         assert turns[0] > before + 5
         before = turns[0]
-        for number in range(800):
+        for _ in range(800):
             await jobs.send_many(range(10))
         assert turns[0] > before + 5
 
