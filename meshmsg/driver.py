@@ -60,6 +60,7 @@ class Driver:
         self.engine = engine
         self.closed = False
         self.owner = 0  # the thread that may use the node now; 0 for none
+        self._retired = False  # nobody may use it, and it turns all the same
         self.unsent_frames = 0
         self.on_arrival: dict[str, Callable[[], None]] = {}  # by queue
         self.on_outcome: Callable[[Outcome], None] = lambda outcome: None
@@ -105,7 +106,7 @@ class Driver:
         """Everything that has happened, in one batch; now, instead of when the loop gets to it."""
         self.scheduled = False
         loop, transport = self._loop, self._transport
-        if loop is None or transport is None or not self.owner:
+        if loop is None or transport is None or not (self.owner or self._retired):
             return
         now = loop.time()
         wake_at = None
@@ -127,10 +128,11 @@ class Driver:
         own, self._own = self._own, []
         for parts in own:
             engine.handle_parts(SELF_ROUTE, parts, now)
+        # Asked for before the frames and handled after them: a goodbye explains why a link went down.
+        link_events = transport.link_events()
         for route, parts in transport.receive(RECEIVE_LIMIT):
             engine.handle_parts(route, parts, now)
-        # After the frames: a goodbye explains why a link went down.
-        for link, event in transport.link_events():
+        for link, event in link_events:
             engine.handle_link(link, event.value, now)
         if self._time_is_due:
             self._time_is_due = False
@@ -223,7 +225,7 @@ class Driver:
             condition, future = entry
             if future.done():
                 continue
-            if self.closed or condition():
+            if (self.closed and not self._retired) or condition():
                 future.set_result(None)
             else:
                 waiting.append(entry)
@@ -269,10 +271,18 @@ class Driver:
                 "meshmsg.blocking.Node"
             )
 
+    def retire(self) -> None:
+        """Nobody may use the node any more; it turns on until ``stop``, to hear goodbyes answered."""
+        self.closed = True
+        self.owner = 0
+        self._check_conditions()
+        self._retired = True
+
     def stop(self) -> None:
         """Turns no more."""
         self.closed = True
         self.owner = 0
+        self._retired = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -286,6 +296,7 @@ def _disable_in_child() -> None:
     """libzmq aborts or hangs in a forked child (pyzmq#1504, libzmq#3223); so nothing there may touch it."""
     for driver in list(_drivers):
         driver.owner = 0
+        driver._retired = False
 
 
 if hasattr(os, "register_at_fork"):

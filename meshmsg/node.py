@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -33,12 +33,16 @@ from meshmsg.options import (
     PushKeywords,
     PushOptions,
     make_options,
+    refuse_unbuilt,
+    require_bool,
     require_int,
+    require_items,
     require_name,
     require_number,
+    require_strings,
 )
 from meshmsg.sockets.bare import BarePull, BarePush
-from meshmsg.sockets.push_pull import Pull, Push
+from meshmsg.sockets.push_pull import Pull, Push, require_here
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.transport.zmq import ZmqTransport
 from meshmsg.wire.frames import MAX_HEADER_BYTES
@@ -46,7 +50,7 @@ from meshmsg.wire.frames import MAX_HEADER_BYTES
 logger = logging.getLogger("meshmsg.node")
 
 DEFAULT_DRAIN_S = 5.0
-GOODBYE_S = 0.3  # what producers get to take back what is on its way to a leaving consumer
+GOODBYE_S = 0.3  # what peers get to take back what is on its way to a leaving consumer, and to answer its goodbye
 LINGER_MS = 300  # what goodbyes get to leave the process
 
 
@@ -77,6 +81,8 @@ class Node:
         Dead letters kept in memory; the oldest go first, with an event.
     drain:
         Seconds that leaving the ``with`` block waits for pending work (G10).
+    secret, store:
+        Not built yet: refused.
 
     Examples
     --------
@@ -102,13 +108,19 @@ class Node:
         max_message_bytes: int = 64 * 2**20,
         max_dead_letters: int = 10_000,
         drain: float = DEFAULT_DRAIN_S,
+        secret: None = None,
+        store: None = None,
     ) -> None:
+        refuse_unbuilt("Node", secret=secret, store=store)
         self.name = require_name("Node(name)", name)
         self.mesh = require_name("Node(mesh=)", mesh)
         require_int("Node(max_message_bytes=)", max_message_bytes, at_least=1024)
         require_int("Node(max_dead_letters=)", max_dead_letters, at_least=1)
-        require_int("Node(port=)", port, at_least=0)
+        require_int("Node(port=)", port, at_least=0, at_most=65535)
         require_number("Node(drain=)", drain, at_least=0)
+        require_bool("Node(mdns=)", mdns)
+        require_bool("Node(unencrypted=)", unencrypted)
+        require_items("Node(seeds=)", seeds, 'write seeds=["tcp://host:port"]')
         self.drain = drain
         self._interfaces = _choose_addresses(interfaces, unencrypted)
         self._seeds = StaticDiscovery(seeds) if seeds else None
@@ -128,7 +140,7 @@ class Node:
         self._driver = Driver(self._engine)
         self._driver.on_outcome = self._handle_outcome
         self._driver.on_dead = self._handle_dead
-        self._hub = EventHub(name)
+        self._hub = EventHub(name, guard=partial(require_here, self._driver))
         self._driver.on_events = self._hub.publish
         self._transport: ZmqTransport | None = None
         self._discoveries: list[Discovery] = []
@@ -156,6 +168,7 @@ class Node:
 
     async def start(self) -> Self:
         """Binds, announces, connects. ``async with node:`` does it too. Raises ``AddressUnavailable``."""
+        self._driver.require_process()
         if self._driver.closed:
             raise NodeClosed(f"node {self.name!r} is closed: make a new Node")
         if self._transport is not None:
@@ -247,15 +260,20 @@ class Node:
         unannounced = asyncio.gather(*(each.close() for each in self._discoveries), return_exceptions=True)
         for bare in list(self._bare_pushes.values()):
             await bare.close()
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + GOODBYE_S
         await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
         self._engine.close()
         self._driver.turn()
         self._books = self._engine.ledger()
-        self._driver.stop()
+        self._driver.retire()
         for push in self._pushes.values():
             push.close()
         for task in self._background:
             task.cancel()
+        # A peer whose link to this node broke before it read the goodbye would take it for a crash.
+        await self._driver.until(lambda: self._engine.parted, max(0.0, patience - loop.time()))
+        self._driver.stop()
         await unannounced
         self._transport.close(linger_ms=LINGER_MS)
         self._hub.close()
@@ -273,6 +291,7 @@ class Node:
 
     def hurry(self) -> None:
         """Ends the drain of a ``close`` that is under way: what is pending stays so."""
+        require_here(self._driver)
         if self._draining is not None:
             self._draining.cancel()
 
@@ -332,7 +351,7 @@ class Node:
         hook = options.pop("on_dead_letter", None)
         chosen = make_options(PushOptions, f"push({queue!r})", options)
         if not chosen.reliable:
-            return self._push_bare(queue, options)
+            return self._push_bare(queue, options if hook is None else {**options, "on_dead_letter": hook})
         if queue in self._bare_pushes:
             raise NameClash(
                 f"node {self.name!r} already pushes to {queue!r} with reliable=False: use another queue name"
@@ -430,6 +449,7 @@ class Node:
             raise ConfigurationError("wait_for takes exactly one of pull=, push= and peer=")
         require_int("wait_for(count=)", count, at_least=0)
         kind, name = wanted[0]
+        require_name(f"wait_for({kind}=)", name)
 
         def found() -> int:
             if kind == "peer":
@@ -444,29 +464,41 @@ class Node:
 
     def peers(self) -> list[Peer]:
         """The other nodes of the mesh that are connected both ways."""
+        require_here(self._driver)
         return self._engine.list_peers(self._driver.now())
 
     def ledger(self) -> dict[str, Ledger]:
         """The books of every queue this node sends to (G1); after the close, the last ones."""
+        require_here(self._driver)
         return self._books if self._books is not None else self._engine.ledger()
 
     def dead_letters(self, queue: str | None = None) -> list[DeadLetter]:
         """The dead letters that are kept, oldest first; of one queue, or of all."""
+        require_here(self._driver)
+        if queue is not None:
+            require_name("dead_letters(queue)", queue)
         return self._engine.dead_letters.letters(queue)
 
     def redrive(self, *ids: str, queue: str | None = None) -> list[str]:
         """Sends dead letters again, under their ids and with all their attempts; returns the ids that went.
 
-        Without ids, all of ``queue``, or all there are.
+        Without ids, all of ``queue``, or all there are; those that find no room in the outbox stay. Raises
+        ``ConfigurationError`` for an id that ``dead_letters`` does not list, and nothing goes then.
         """
         self._driver.require_usable()
-        chosen: Iterable[str] = ids or [letter.id for letter in self.dead_letters(queue)]
-        moved = self._engine.redrive(chosen)
+        if ids and queue is not None:
+            raise ConfigurationError("redrive takes ids or queue=, not both")
+        require_strings("redrive(*ids)", ids, "write redrive(letter.id)")
+        for each in ids:
+            if self._engine.dead_letters.find(each) is None:
+                raise ConfigurationError(f"no dead letter {each!r} is kept: node.dead_letters() lists those that are")
+        moved = self._engine.redrive(ids or [letter.id for letter in self.dead_letters(queue)])
         self._driver.wake()
         return moved
 
     def events(self) -> EventStream:
         """An async iterator over what happens from now on: peers, dead letters, refused frames."""
+        require_here(self._driver)
         return self._hub.open()
 
     # -- inside ----------------------------------------------------------------------------------------------
@@ -514,8 +546,9 @@ def _choose_addresses(interfaces: Sequence[str] | None, unencrypted: bool) -> tu
     """Loopback unless somebody insists: without a key nothing leaves the machine (G12)."""
     if interfaces is None:
         return ("127.0.0.1",)
-    if isinstance(interfaces, str) or not interfaces:
-        raise ConfigurationError(f"interfaces= takes a list of names or addresses, got {interfaces!r}")
+    require_strings("Node(interfaces=)", interfaces, 'write interfaces=["eth0"]')
+    if not interfaces:
+        raise ConfigurationError("Node(interfaces=) takes at least one name or address; None is loopback")
     addresses = tuple(local_addresses(loopback=False, only=interfaces))
     beyond = [address for address in addresses if not is_loopback(address)]
     if beyond and not unencrypted:
@@ -549,6 +582,8 @@ def _require_reader_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 def choose_loop(uvloop: bool | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop if wanted or there; on Windows a selector loop, because ZeroMQ needs ``add_reader`` (pyzmq#1423)."""
+    if uvloop is not None:
+        require_bool("uvloop=", uvloop)
     if uvloop is not False and sys.platform != "win32":
         try:
             import uvloop as uvloop_module

@@ -25,6 +25,7 @@ from meshmsg.wire.frames import Hello
 LinkNews = Literal["up", "refused", "failed", "down"]
 
 LEFT = "left"  # the reason of a node that says goodbye
+HEARD = "heard"  # the reason of the one that answers it
 
 MAX_PEERS = 2000
 SELF_LINK, SELF_ROUTE = 0, b"\0self"  # a node is a peer of its own: its frames never leave the process
@@ -47,6 +48,7 @@ class Identity:
     endpoints: tuple[str, ...] = ()
     offers: dict[str, Any] = field(default_factory=dict)
     offers_version: int = 0
+    max_body_bytes: int | None = None  # largest encoded body that it takes; None if that is not known
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class PeerState:
     answered: int = -1  # the newest token of its links that we answered
     broken_at: float | None = None  # since when our link to it is down
     process_seen_at: float = 0.0
+    max_body_bytes: int | None = None  # what it takes; None if it did not say
 
     @property
     def key(self) -> str:
@@ -167,6 +170,7 @@ class Peers:
                     link,
                     expects,
                     answers,
+                    max_body_bytes=who.max_body_bytes,
                 ),
             )
         )
@@ -233,6 +237,7 @@ class Peers:
                 return
         peer.heard_at = now
         peer.endpoints = hello.endpoints
+        peer.max_body_bytes = hello.max_body_bytes
         peer.routes.add(route)
         self.by_route[route] = peer
         if hello.offers_version >= peer.offers_version:
@@ -304,6 +309,19 @@ class Peers:
         if own is None:
             own = self.prospects[peer.node_id] = Prospect(peer.node_id, peer.endpoints, False, now)
         return own
+
+    def find(self, key: str) -> PeerState | None:
+        """The peer with a key, if that life of it goes on."""
+        peer = self.by_id.get(key.partition(".")[0])
+        return peer if peer is not None and peer.key == key else None
+
+    def links_to(self, peer: PeerState) -> list[int]:
+        """Our links to it: the proven one, or those that may become it."""
+        if peer.link is not None:
+            return [] if peer.link == SELF_LINK else [peer.link]
+        return [
+            link for link, prospect in self._by_link.items() if peer.node_id in (prospect.node_id, prospect.reached)
+        ]
 
     def on_bye(self, peer: PeerState, reason: str, now: float) -> None:
         """It leaves, and says so."""
@@ -434,13 +452,28 @@ class Peers:
             names = ", ".join(repr(name) for name, _ in pulls[:5])
             return f"{names} {verb} it {theirs}, this push {ours}: both ends need the same"
         if pulling:
-            return f"{queue!r} is pulled by {', '.join(map(repr, pulling[:5]))}: slow, busy, or nacking"
+            told = f"{queue!r} is pulled by {', '.join(map(repr, pulling[:5]))}: slow, busy, or nacking"
+            return told + self._describe_limits(queue)
         seen = [
             f"{peer.name} offers {', '.join(f'pull:{name}' for name in peer.offers.get('pull', {})) or 'no pull'}"
             for peer in others[:5]
         ]
         listed = f"{len(others)} peers seen: {'; '.join(seen)}" if seen else "no peers seen"
         return f"no node pulls {queue!r} ({listed}): start a consumer of this queue in mesh {self.identity.mesh!r}"
+
+    def _describe_limits(self, queue: str) -> str:
+        """Consumers that cannot take all that this node may send."""
+        ours = self.identity.max_body_bytes
+        if ours is None:
+            return ""
+        smaller = [
+            f"{peer.name!r} takes {peer.max_body_bytes}"
+            for peer in self.by_id.values()
+            if queue in peer.offers.get("pull", {}) and peer.max_body_bytes is not None and peer.max_body_bytes < ours
+        ]
+        if not smaller:
+            return ""
+        return f"; bodies may be too large (here up to {ours} bytes, {', '.join(smaller[:5])}): same max_message_bytes="
 
     def offered(self, kind: str, name: str) -> list[dict[str, Any]]:
         """What living nodes, this one included, say about an offer."""

@@ -13,7 +13,7 @@ from meshmsg.testing.clock import VirtualClock
 from meshmsg.testing.network import Network
 from meshmsg.testing.nodes import ClusterNode
 
-GOODBYE_S = 0.3  # what producers get to take back what is on its way to a leaving consumer
+GOODBYE_S = 0.3  # what peers get to take back what is on its way to a leaving consumer, and to answer its goodbye
 LEAVE_POLL_S = 0.05
 # Every machine recounts itself after so many steps; applications are checked at every one.
 AUDIT_EVERY = 40
@@ -215,7 +215,7 @@ class Cluster:
         node.loop.call_soon(go_on)
 
     def _leave(self, node: ClusterNode, busy: Callable[[], bool], deadline: float) -> Iterator[bool]:
-        """Yields while it waits: for its handlers, for its own work, and for its producers to take theirs back."""
+        """Yields while it waits: for its handlers, its own work, producers that take back theirs, and farewells."""
         loop = node.loop
         while busy() and loop.time() < deadline:
             yield True
@@ -226,6 +226,9 @@ class Cluster:
             yield True
         node.engine.close()
         node.driver.turn()
+        node.driver.retire()
+        while not node.engine.parted and loop.time() < patience:
+            yield True
         self.say(node.name, "is gone")
         self.network.close(node.transport, keep=1.0)
         node.end()

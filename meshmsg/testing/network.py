@@ -23,6 +23,7 @@ HEARTBEAT_TIMEOUT_S = 1.5  # without an answer a link is down; plus up to one he
 HEARTBEAT_S = 0.5
 DIAL_TIMEOUT_S = 2.0
 RESEND_S = 0.2  # TCP tries again what a cut held up, this long after the heal at most
+LINGER_WORKS = 0.9  # how often what was sent before a hang-up with time to linger all arrives
 DUPLICATE_WITHIN = 4  # a repeated frame comes right after itself, or this many frames later at most
 
 
@@ -73,10 +74,10 @@ class SimulatedTransport:
         self.network.connect(self.links[link])
 
     def hang_up(self, link: int, linger_ms: int = 0) -> None:
-        """Closes a link without an event. Some of what was sent may still arrive."""
+        """Closes a link without an event. With time to linger, what was sent arrives, as a rule."""
         found = self.links.pop(link, None)
         if found is not None:
-            self.network.end(found, keep=None)
+            self.network.hang_up(found, lingers=linger_ms > 0)
 
     def send(self, link: int, frames: list[bytes]) -> bool:
         """Hands over one frame; False if the link is gone or has no room."""
@@ -214,6 +215,10 @@ class Network:
         for link in list(self._links()):
             if link.source.host == source and link.target is not None and link.target.host == target:
                 self._reset_soon(link)
+
+    def hang_up(self, link: SimulatedLink, *, lingers: bool) -> None:
+        """Its own side ends a connection."""
+        self.end(link, keep=1.0 if lingers and self._random() < LINGER_WORKS else None)
 
     def reset(self, link: SimulatedLink) -> None:
         """Resets one connection now; some or all of what is on its way is lost."""

@@ -182,6 +182,8 @@ class ClusterPull:
 
     def _end(self, inbox: Inbox, messages: list[Message], error: Exception | None, *, pump: bool) -> None:
         node = self.node
+        if node.driver.closed:
+            return  # it has said goodbye: nobody hears its verdicts any more
         for message in messages:
             if not message.settled:
                 if error is None:
@@ -296,8 +298,8 @@ class ClusterNode:
         return self.engine.identity.node_id[:12]
 
     def require_alive(self) -> None:
-        """Raises ``NodeClosed`` unless its process lives."""
-        if not self.alive:
+        """Raises ``NodeClosed`` unless its process lives and has not said goodbye."""
+        if not self.alive or self.driver.closed:
             raise NodeClosed(f"node {self.name!r} does not run: cluster.restart(node) starts it again")
 
     def boot(self, node_id: str, incarnation: int, seed: int) -> None:

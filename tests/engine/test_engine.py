@@ -263,6 +263,54 @@ def test_the_last_acks_go_before_the_goodbye() -> None:
     assert pair.box.processed == 1 and pair.box.redelivered == 0
 
 
+def test_a_goodbye_is_answered_before_the_link_is_hung_up() -> None:
+    pair = Pair()
+    link = pair.b.peers.by_id["a"].link
+    pair.a.close()
+    assert not pair.a.parted
+    pair.turn("a")
+    pair.b.handle_parts(b"from-a", pair.out["a"].pop(), 0.0)
+    effects = pair.b.drain(0.0)
+    assert [(each, frames.decode(parts)) for each, parts in effects.send] == [(link, frames.Bye("heard"))]
+    assert effects.hang_up == [link]
+    pair.a.handle_parts(b"from-b", effects.send[0][1], 0.0)
+    assert pair.a.parted
+
+
+def test_who_has_said_goodbye_waits_for_nothing_else_and_takes_nothing_in() -> None:
+    pair = Pair()
+    pair.box.push(b"\x01")
+    pair.carry()
+    (message,) = pair.inbox.take(9, 0.0)
+    message.ack()
+    ack = next(parts for link, parts in pair.b.drain(0.0).send if link)
+    pair.a.close()
+    pair.a.drain(0.0)
+    pair.a.handle_parts(b"from-b", ack, 0.0)
+    pair.a.handle_parts(b"from-b", [b"\xc1"], 0.0)
+    pair.a.handle_time(99.0)
+    pair.a.handle_discovered("c", ("tcp://c:1",), 99.0)
+    link = pair.a.peers.by_id["b"].link
+    assert link is not None
+    pair.a.handle_link(link, "up", 99.0)
+    effects = pair.a.drain(99.0)
+    assert not (effects.send or effects.dial or effects.hang_up or effects.dead or effects.wake_at)
+    assert {event.kind for event in effects.events} <= {"frame.refused"}
+    assert pair.box.ledger().in_flight == 1 and not pair.a.parted
+    pair.a.handle_link(link, "down", 99.0)
+    effects = pair.a.drain(99.0)
+    assert pair.a.parted and not effects.events and not effects.hang_up
+
+
+def test_two_that_leave_at_once_take_each_others_goodbye_for_the_answer() -> None:
+    pair = Pair()
+    pair.a.close()
+    pair.b.close()
+    pair.carry()
+    assert pair.a.parted and pair.b.parted
+    assert pair.turn("a") == pair.turn("b") == []
+
+
 # --- dead letters -------------------------------------------------------------------------------------------
 
 

@@ -316,6 +316,16 @@ def test_after_it_is_gone_its_routes_say_nothing() -> None:
     assert list(desk.peers.by_route.values()) == [desk.peers.by_id["me"]]
 
 
+def test_a_consumer_that_takes_less_than_this_node_sends_is_named() -> None:
+    desk = Desk()
+    desk.peers.identity.max_body_bytes = 2000
+    desk.connect()
+    assert [hello.max_body_bytes for _, hello in desk.peers.hello][-1] == 2000
+    for limit, is_named in ((None, False), (2000, False), (1024, True)):
+        desk.hello(answers=1, offers={"pull": {"q": {}}}, max_body_bytes=limit)
+        assert ("up to 2000 bytes, 'you' takes 1024" in desk.peers.describe_consumers("q")) is is_named
+
+
 def test_this_node_is_a_peer_of_its_own_that_never_goes() -> None:
     desk = Desk()
     desk.at(10_000.0)

@@ -21,6 +21,7 @@ def test_a_producer_drains_before_it_leaves(crew: Crew) -> None:
     assert crew.journal.ids("finish") == set(load["ids"])
     assert producer.exit_code() == 0
     assert consumer.event("peer.down", peer="producer")["text"] == "left"
+    assert not consumer.events("peer.suspect")
     check_deliveries(crew.journal)
 
 
@@ -60,6 +61,7 @@ def test_a_consumer_leaves_in_the_middle_of_work_at_no_cost(crew: Crew) -> None:
     closed = leaving.ask("close", drain=10)
     assert leaving.exit_code() == 0
     producer.event("peer.down", peer="consumer-0", text="left")
+    assert not producer.events("peer.suspect", peer="consumer-0"), "its links broke ahead of its goodbye"
     accepted = producer.answer(load)
     producer.ask("flush")
     # Its handlers had the time to end, and the rest was never started: nobody made a second attempt.

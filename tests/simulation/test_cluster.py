@@ -21,6 +21,34 @@ def pair(**pull_options: Any) -> tuple[Cluster, ClusterNode, ClusterNode, Cluste
     return cluster, a, b, jobs, pull
 
 
+# --- leaving ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.guarantee("G10")
+@pytest.mark.parametrize("drain", [0.0, 1.0])
+def test_who_leaves_properly_is_never_suspected(drain: float) -> None:
+    """Its goodbye and the end of its links come over different connections, which overtake one another freely."""
+    for seed in range(100):
+        cluster = Cluster(seed=seed)
+        nodes = [cluster.node(name) for name in "abcd"]
+        jobs = nodes[0].push("q")
+        for node in nodes[1:]:
+            node.pull("q", takes=0.05)
+        for number in range(20):
+            jobs.send(number)
+        cluster.run(0.3)
+        for leaving in (nodes[1], nodes[0]):
+            cluster.leave(leaving, drain)
+            cluster.run(0.25)
+        cluster.run(drain + 3.0)
+        for node in nodes[2:]:
+            seen = [(event.kind, event.peer, event.text) for event in node.events if event.peer in ("a", "b")]
+            assert sorted(each for each in seen if each[0] != "peer.up") == [
+                ("peer.down", "a", "left"),
+                ("peer.down", "b", "left"),
+            ], f"seed {seed}"
+
+
 # --- handlers -----------------------------------------------------------------------------------------------
 
 

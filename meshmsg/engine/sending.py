@@ -1,0 +1,311 @@
+"""The producer's half of the engine: an outbox each queue, and a lane to each consumer of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+from meshmsg.engine.dead_letters import TOLD, DeadLetterBox, headers_of, make_letter
+from meshmsg.engine.effects import Outcome
+from meshmsg.engine.lane import OutLane, Trial
+from meshmsg.engine.outbox import Outbox, cut_frames, describe_runs
+from meshmsg.engine.output import Output
+from meshmsg.engine.peers import LEFT, Peers, PeerState
+from meshmsg.engine.run import Details, Run
+from meshmsg.message import DeadLetter, Reason
+from meshmsg.options import PushOptions
+from meshmsg.wire import frames
+
+RESEND_AFTER_S = 0.5  # a gap at the same place is answered again after this
+
+
+class Sender:
+    """Outboxes and their lanes, dead letters. It looks peers up and tells them frames; the engine tells it of them."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        output: Output,
+        generator: random.Random,
+        dead_letters: DeadLetterBox,
+        offer: Callable[[str], None],
+    ) -> None:
+        self.outboxes: dict[str, Outbox] = {}
+        self.dead_letters = dead_letters
+        self.make_outbox: type[Outbox] = Outbox
+        self.lane_losses = 0
+        self._peers = peers
+        self._output = output
+        self._generator = generator
+        self._offer = offer  # tells every peer of a queue that work is pushed to
+        self._ownerless: set[str] = set()  # queues that only dead letters have opened so far
+        self._trials: dict[str, Trial] = {}  # by peer and life
+        self._next_lane = 1
+
+    # -- commands --------------------------------------------------------------------------------------------
+
+    def set_wall_offset(self, seconds: float) -> None:
+        """What the wall clock is ahead of the engine's; for times that people read."""
+        self._output.wall_offset = seconds
+        for outbox in self.outboxes.values():
+            outbox.wall_offset = seconds
+
+    def open(self, queue: str, options: PushOptions) -> Outbox:
+        """A queue to send work to; the same queue again is the same outbox."""
+        outbox = self.outboxes.get(queue)
+        if outbox is None:
+            outbox = self.make_outbox(queue, options, self._generator, self._bury, self._output.wall_offset)
+            self.outboxes[queue] = outbox
+            self._offer(queue)
+            for peer in self._peers.by_id.values():
+                self.sync_lanes(peer)
+        elif queue in self._ownerless:
+            outbox.adopt(options)
+        self._ownerless.discard(queue)
+        return outbox
+
+    def redrive(self, ids: Iterable[str]) -> list[str]:
+        """Sends dead letters again, as far as their outboxes have room (G5); returns the ids of those that went."""
+        moved: list[str] = []
+        for each in ids:
+            buried = self.dead_letters.find(each)
+            if buried is not None and self.outboxes[buried.letter.queue].fits(len(buried.run.bodies[0])):
+                self.dead_letters.remove(each)
+                self.outboxes[buried.letter.queue].revive(buried.run, self._output.now)
+                moved.append(each)
+        return moved
+
+    # -- what the consumers say ------------------------------------------------------------------------------
+
+    def on_ack(self, peer: PeerState, ack: frames.Ack) -> None:
+        """Where a consumer is with one lane: verdicts, credit, a gap."""
+        found = self._find_lane(peer, ack.lane)
+        if found is None:
+            if peer.link is not None:
+                self._output.send(peer.link, frames.Close(ack.lane))
+            return
+        outbox, lane = found
+        suspects = lane.suspects
+        news = outbox.on_ack(lane, ack, self._output.now)
+        if lane.suspects < suspects:
+            self._dispatch_all_again()
+        if ack.flags & frames.CLOSING and not lane.leaving:
+            lane.leaving, lane.open = True, False
+            self.sync_lanes(peer)  # it may consume again, through another lane
+        self._end_if_empty(peer, outbox, lane)
+        if ack.flags & frames.GAP:
+            self._resend(peer, lane, ack.received)
+        if ack.flags & frames.RECALL and lane.credit > 0 and not outbox.waiting and not outbox.staged:
+            lane.give_back()
+            if peer.link is not None:
+                self._state_lane(peer.link, outbox, lane)
+        elif news and peer.link is not None:
+            # The verdicts were heard and need not be repeated. To old ones this must not answer: the floor may be
+            # held up below them, and both sides would go on like this for ever.
+            self._state_lane(peer.link, outbox, lane)
+
+    def on_lost(self, peer: PeerState, number: int) -> None:
+        """A consumer forgot a lane: whatever it held is sent again, through a new one."""
+        found = self._find_lane(peer, number)
+        if found is not None:
+            self.lane_losses += 1
+            found[0].close_lane(number, "forgotten", self._output.now)
+            self._dispatch_all_again()
+            self.sync_lanes(peer)
+
+    # -- what becomes of the consumers -----------------------------------------------------------------------
+
+    def sync_lanes(self, peer: PeerState) -> None:
+        """A lane to every consumer of a queue of ours; those who stopped consuming get no more."""
+        if peer.link is None:
+            return
+        # Who pulls with reliable=False speaks bare ZeroMQ and knows no lanes.
+        pulls = {name for name, offer in peer.offers.get("pull", {}).items() if offer.get("reliable", True)}
+        for queue, outbox in list(self.outboxes.items()):
+            lanes = (lane for lane in outbox.lanes.values() if lane.peer == peer.key and not lane.leaving)
+            lane = next(lanes, None)
+            if queue in pulls and lane is None:
+                trial = self._trials.setdefault(peer.key, Trial())
+                lane = OutLane(self._next_lane, peer.key, peer.name, trial)
+                self._next_lane += 1
+                lane.open = peer.state == "alive"
+                outbox.open_lane(lane)
+                self._state_lane(peer.link, outbox, lane)
+            elif queue not in pulls and lane is not None:
+                lane.leaving, lane.open = True, False
+                self._end_if_empty(peer, outbox, lane)
+
+    def pause_lanes(self, node_id: str) -> None:
+        """A consumer is suspect: it gets no new work."""
+        for outbox in self.outboxes.values():
+            for lane in outbox.lanes.values():
+                if lane.peer.partition(".")[0] == node_id:
+                    lane.open = False
+
+    def resume_lanes(self, peer: PeerState) -> None:
+        """A consumer is there, or there again: it is told where every lane is, and gets what it misses."""
+        self.sync_lanes(peer)
+        for outbox in self.outboxes.values():
+            for lane in outbox.lanes.values():
+                if lane.peer == peer.key and peer.link is not None:
+                    lane.open = not lane.leaving
+                    outbox.dirty = True
+                    lane.resent = (-1, 0.0)
+                    self._state_lane(peer.link, outbox, lane)
+
+    def end_lanes(self, peer: PeerState, why: str) -> None:
+        """A consumer is gone: what it held goes elsewhere."""
+        self._trials.pop(peer.key, None)
+        for outbox in list(self.outboxes.values()):
+            for lane in [lane for lane in outbox.lanes.values() if lane.peer == peer.key]:
+                outbox.close_lane(lane.number, why, self._output.now, said_all=why == LEFT)
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def repeat_states(self, links: dict[str, int], unheard: set[str]) -> None:
+        """Says again where every lane is that is not at rest, or whose consumer may have missed it; by peer's key."""
+        for outbox in self.outboxes.values():
+            for lane in outbox.lanes.values():
+                hungry = outbox.waiting and lane.credit <= 0
+                unrest = lane.in_flight or hungry or lane.stated_want != outbox.waiting or lane.peer in unheard
+                if unrest and lane.peer in links:
+                    self._state_lane(links[lane.peer], outbox, lane)
+
+    def tick(self) -> None:
+        """Time has passed: what was delayed is due, what lived too long expires."""
+        for outbox in list(self.outboxes.values()):
+            outbox.tick(self._output.now)
+
+    def wake_at(self, soonest: float) -> float:
+        """When ``tick`` may have something to do, if that is before ``soonest``."""
+        for outbox in self.outboxes.values():
+            due = outbox.wake_at()
+            if due is not None and due < soonest:
+                soonest = due
+        return soonest
+
+    # -- work ------------------------------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Hands out whatever has a consumer that can take it."""
+        for outbox in list(self.outboxes.values()):
+            if outbox.staged or outbox.dirty or outbox.outcomes:
+                self._dispatch(outbox, self._output.now)
+
+    def _dispatch(self, outbox: Outbox, now: float) -> None:
+        outbox.absorb(now)
+        if outbox.dirty and outbox.lanes:
+            sent = outbox.dispatch(now)
+            want = outbox.waiting
+            for lane, runs in sent:
+                peer = self._peers.find(lane.peer)
+                assert peer is not None and peer.link is not None, "an open lane has a link"
+                for part in cut_frames(runs):
+                    self._send_data(peer.link, lane, part, want, now)
+            if want:
+                self._ask_for_credit(outbox, want)
+        if outbox.outcomes:
+            self._output.effects.settled += [Outcome(outbox.queue, number, None) for number in outbox.outcomes]
+            outbox.outcomes = []
+
+    def _send_data(self, link: int, lane: OutLane, runs: list[Run], want: int, now: float) -> None:
+        described = describe_runs(runs, now)
+        first_seq = lane.next_seq
+        for run in runs:
+            lane.append(run)
+        lane.stated_want = want
+        data = frames.Data(lane.number, first_seq, lane.floor, want, lane.next_seq - first_seq, described, b"")
+        bodies = runs[0].bodies if len(runs) == 1 else [body for run in runs for body in run.bodies]
+        self._output.effects.send.append((link, frames.encode(data, bodies)))
+
+    def _ask_for_credit(self, outbox: Outbox, want: int) -> None:
+        for lane in outbox.lanes.values():
+            if lane.stated_want == 0 and lane.credit <= 0 and lane.open:
+                peer = self._peers.find(lane.peer)
+                if peer is not None and peer.link is not None:
+                    self._state_lane(peer.link, outbox, lane)
+
+    def _resend(self, peer: PeerState, lane: OutLane, received: int) -> None:
+        """The consumer misses messages that a broken link took: the same frames again, on the same lane."""
+        now = self._output.now
+        before, when = lane.resent
+        if peer.link is None or (before == received and now - when < RESEND_AFTER_S):
+            return
+        lane.resent = (received, now)
+        for first_seq, run in list(lane.records):
+            # A consumer that got part of a run passes over what it has (G2).
+            if first_seq + len(run) > received:
+                data = frames.Data(
+                    lane.number, first_seq, lane.floor, lane.stated_want, len(run), describe_runs([run], now), b""
+                )
+                self._output.effects.send.append((peer.link, frames.encode(data, run.bodies)))
+
+    def _dispatch_all_again(self) -> None:
+        """A consumer has fewer of our suspects, which other queues may have waited for."""
+        for outbox in self.outboxes.values():
+            outbox.dirty = True
+
+    def _end_if_empty(self, peer: PeerState, outbox: Outbox, lane: OutLane) -> None:
+        """The consumer stopped, and everything it held has come back or is done."""
+        if lane.leaving and not lane.in_flight:
+            outbox.close_lane(lane.number, "closed", self._output.now)
+            if peer.link is not None:
+                self._output.send(peer.link, frames.Close(lane.number))
+
+    def _state_lane(self, link: int, outbox: Outbox, lane: OutLane) -> None:
+        lane.stated_want = outbox.waiting + len(outbox.staged)
+        state = frames.LaneState(
+            lane.number, outbox.queue, lane.next_seq, lane.floor, lane.stated_want, lane.limit, lane.returns
+        )
+        self._output.send(link, state)
+
+    def _find_lane(self, peer: PeerState, number: int) -> tuple[Outbox, OutLane] | None:
+        for outbox in self.outboxes.values():
+            lane = outbox.lanes.get(number)
+            if lane is not None and lane.peer == peer.key:
+                return outbox, lane
+        return None
+
+    # -- dead letters ----------------------------------------------------------------------------------------
+
+    def _bury(self, outbox: Outbox, run: Run, reason: Reason, error: str) -> None:
+        output = self._output
+        node_id = self._peers.identity.node_id
+        letter = make_letter(node_id, outbox.queue, run, reason, error, output.now, output.wall_offset)
+        output.effects.dead.append(letter)
+        if run.first_id in outbox.watched:
+            outbox.watched.discard(run.first_id)
+            output.effects.settled.append(Outcome(outbox.queue, run.first_id, letter))
+        target = outbox.options.dead_letter_to
+        if target is not None and self._forward(letter, run, target):
+            return
+        fallen = self.dead_letters.add(letter, run)
+        if fallen is not None:
+            text = f"more than {self.dead_letters.capacity} dead letters: {fallen.id} is no longer kept"
+            output.notes.tell("dead_letter.dropped", "", "", text, output.now)
+
+    def _forward(self, letter: DeadLetter, run: Run, target: str) -> bool:
+        """Moves a dead letter to a queue of its own, unless it has been through one or that one is full."""
+        if target not in self.outboxes:
+            self.open(target, PushOptions())
+            self._ownerless.add(target)
+        outbox = self.outboxes[target]
+        if TOLD in letter.headers or not outbox.fits(len(run.bodies[0])):
+            return False
+        try:
+            details = Details(headers=headers_of(letter))
+        except ValueError:  # with what happened to it, its headers are too large
+            return False
+        outbox.push_detailed(run.bodies[0], details, self._output.now)
+        return True
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Own invariants, for the simulator."""
+        for key, trial in self._trials.items():
+            lanes = (lane for outbox in self.outboxes.values() for lane in outbox.lanes.values())
+            suspects = sum(lane.suspects for lane in lanes if lane.peer == key)
+            assert trial.suspects == suspects, f"{key}: counts {trial.suspects} suspects, holds {suspects}"
+        for outbox in self.outboxes.values():
+            outbox.check()
