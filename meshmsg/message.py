@@ -31,7 +31,6 @@ class Settler(Protocol):
 
 
 _NO_HEADERS: Mapping[str, Any] = {}
-MAX_DELAY_S = 1e9
 
 
 class Arrival:
@@ -211,7 +210,7 @@ class Message:
             return False
         if not self.settled:
             _judge_in_passing(self, error)
-        return isinstance(error, Reject)
+        return _is_all(error, Reject)
 
     def __repr__(self) -> str:
         return f"<Message {self.id} attempt={self.attempt} from {self.sender}>"
@@ -284,7 +283,7 @@ class Batch(Sequence[Message]):
         for message in self.messages:
             if not message.settled:
                 _judge_in_passing(message, error)
-        return isinstance(error, Reject)
+        return _is_all(error, Reject)
 
     def __len__(self) -> int:
         return sum(map(len, self._arrivals)) if self._messages is None else len(self._messages)
@@ -395,12 +394,10 @@ def judge_by_error(message: Message, error: BaseException) -> None:
     """The verdict that an exception stands for: rejected if trying again cannot help, else nacked.
 
     It cannot help after ``Reject``, nor after ``DeadLettered``: what the handler passed on is a dead letter there,
-    and another attempt would only make another one.
+    and another attempt would only make another one. A group (as of a ``TaskGroup``) of nothing else is the same.
     """
-    if isinstance(error, Reject):
-        message.reject(_say(error) or "rejected")
-    elif isinstance(error, DeadLettered):
-        message.reject(describe_error(error))
+    if _is_all(error, (Reject, DeadLettered)):
+        message.reject(_explain(error) or "rejected")
     else:
         message.nack(error=describe_error(error))
 
@@ -420,6 +417,20 @@ def _say(error: BaseException) -> str:
         return ""
 
 
+def _is_all(error: BaseException | None, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """Whether an error is of these kinds, or a group of such errors only."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_all(each, kinds) for each in error.exceptions)
+    return isinstance(error, kinds)
+
+
+def _explain(error: BaseException) -> str:
+    """What those who rejected a message said about it."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(filter(None, map(_explain, error.exceptions)))
+    return _say(error) if isinstance(error, Reject) else describe_error(error)
+
+
 def _judge_in_passing(message: Message, error: BaseException) -> None:
     """``judge_by_error`` while the error goes on; that the node is closed by now must not hide it."""
     try:
@@ -431,8 +442,6 @@ def _judge_in_passing(message: Message, error: BaseException) -> None:
 def _require_delay(delay: object) -> float:
     require_number("nack(delay=)", delay, at_least=0)
     assert isinstance(delay, (int, float))
-    if delay > MAX_DELAY_S:
-        raise ConfigurationError(f"nack(delay=) takes at most {MAX_DELAY_S:.0f} seconds, got more")
     return float(delay)
 
 

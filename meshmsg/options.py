@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -13,6 +14,9 @@ Balance = Literal["least_outstanding", "round_robin", "random"]
 Overflow = Literal["wait", "drop_oldest"]
 
 MAX_NAME_BYTES = 200
+MAX_NUMBER = 10**9  # in seconds about 32 years: what no clock can reach is a mistake
+MAX_FACTOR = 1000
+MAX_PREFETCH = 10**6  # credit has to fit into a frame
 OptionsT = TypeVar("OptionsT")
 
 
@@ -27,7 +31,7 @@ class Retry:
     backoff:
         Seconds before the second attempt, doubled by ``factor`` for each one after it.
     factor:
-        Growth of the backoff, at least 1.
+        Growth of the backoff, from 1 to 1000.
     max_backoff:
         Cap of the backoff in seconds.
     jitter:
@@ -47,7 +51,7 @@ class Retry:
     def __post_init__(self) -> None:
         require_int("Retry(max_attempts=)", self.max_attempts, at_least=1)
         require_number("Retry(backoff=)", self.backoff, at_least=0)
-        require_number("Retry(factor=)", self.factor, at_least=1)
+        require_number("Retry(factor=)", self.factor, at_least=1, at_most=MAX_FACTOR)
         require_number("Retry(max_backoff=)", self.max_backoff, at_least=0)
         require_choice("Retry(jitter=)", self.jitter, ("full", "none"))
 
@@ -102,6 +106,16 @@ class PushKeywords(TypedDict, total=False):
     reliable: Literal[True]
 
 
+class SendKeywords(TypedDict, total=False):
+    """The keywords of ``send``, for those who pass them on."""
+
+    key: str | None
+    priority: int
+    ttl: float | None
+    delay: float | None
+    headers: Mapping[str, Any] | None
+
+
 class PullKeywords(TypedDict, total=False):
     """The keywords of ``node.pull``; ``PullOptions`` has their defaults."""
 
@@ -123,7 +137,7 @@ class PullOptions:
     reliable: bool = True
 
     def __post_init__(self) -> None:
-        require_int("prefetch=", self.prefetch, at_least=1)
+        require_int("prefetch=", self.prefetch, at_least=1, at_most=MAX_PREFETCH)
         require_int("concurrency=", self.concurrency, at_least=1)
         if self.timeout is not None:
             require_number("timeout=", self.timeout, above=0)
@@ -165,13 +179,24 @@ class LivenessOptions:
 
 def make_options(options: type[OptionsT], where: str, given: Mapping[str, Any]) -> OptionsT:
     """Builds an options dataclass from keywords; an unknown one names the closest that exists."""
-    known = [each.name for each in fields(options)]  # type: ignore[arg-type]  # OptionsT is always a dataclass
+    require_known(where, given, [each.name for each in fields(options)])  # type: ignore[arg-type]  # always a dataclass
+    return options(**given)
+
+
+def require_known(where: str, given: Iterable[str], known: list[str]) -> None:
+    """Checks the names of keywords."""
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
             raise UnknownOption(f"{where} has no option {name!r}: {hint}")
-    return options(**given)
+
+
+def refuse_unbuilt(where: str, **options: object) -> None:
+    """Refuses options that are promised for later: whoever relies on one must hear that it does nothing yet."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigurationError(f"{where}({name}=) is not built yet in this version: leave it out")
 
 
 def require_name(where: str, name: object) -> str:
@@ -185,16 +210,40 @@ def require_name(where: str, name: object) -> str:
     return name
 
 
-def require_int(where: str, value: object, *, at_least: int) -> None:
-    """Checks a whole number and its lower bound."""
+def require_items(where: str, items: object, hint: str) -> None:
+    """Checks that something can be iterated and is meant to be: not a text, whose items are letters, nor a dict."""
+    is_one = isinstance(items, (str, bytes, bytearray, memoryview, Mapping))
+    if is_one or not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
+        raise ConfigurationError(f"{where} takes a list, not {type(items).__name__} {reprlib.repr(items)}: {hint}")
+
+
+def require_strings(where: str, items: Iterable[object], hint: str) -> None:
+    """Checks a list, and that each of its items is a str."""
+    require_items(where, items, hint)
+    for each in items:
+        if not isinstance(each, str):
+            raise ConfigurationError(f"{where} takes str, not {type(each).__name__} {reprlib.repr(each)}: {hint}")
+
+
+def require_int(where: str, value: object, *, at_least: int, at_most: int | None = None) -> None:
+    """Checks a whole number and its bounds."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigurationError(f"{where} takes a whole number, not {type(value).__name__} {value!r}")
     if value < at_least:
         raise ConfigurationError(f"{where} takes {at_least} or more, got {value}")
+    if at_most is not None and value > at_most:
+        raise ConfigurationError(f"{where} takes at most {at_most}, got {_show(value)}")
 
 
-def require_number(where: str, value: object, *, at_least: float | None = None, above: float | None = None) -> None:
-    """Checks a finite number and its lower bound."""
+def require_number(
+    where: str,
+    value: object,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float = MAX_NUMBER,
+) -> None:
+    """Checks a finite number and its bounds; seconds mostly, so that one of these is the upper one."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigurationError(f"{where} takes a number, not {type(value).__name__} {value!r}")
     if value != value or value in (float("inf"), float("-inf")):
@@ -203,6 +252,15 @@ def require_number(where: str, value: object, *, at_least: float | None = None, 
         raise ConfigurationError(f"{where} takes {at_least} or more, got {value}")
     if above is not None and value <= above:
         raise ConfigurationError(f"{where} takes more than {above}, got {value}")
+    if value > at_most:
+        raise ConfigurationError(f"{where} takes at most {at_most}, got {_show(value)}")
+
+
+def _show(number: float) -> str:
+    try:
+        return reprlib.repr(number)
+    except ValueError:  # Python prints no whole number of more than 4300 digits
+        return "far more"
 
 
 def require_choice(where: str, value: object, choices: tuple[str, ...]) -> None:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 import socket
 import sys
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from meshmsg import AddressUnavailable, ConfigurationError, Ledger, Message, MissingExtra, NameClash, Node, NodeClosed
+from meshmsg import (
+    AddressUnavailable,
+    ConfigurationError,
+    Ledger,
+    Message,
+    MissingExtra,
+    NameClash,
+    Node,
+    NodeClosed,
+    WrongThread,
+)
 from meshmsg.node import choose_loop
 from tests.blocking.program import Program
 
@@ -35,8 +47,8 @@ def mesh() -> str:
         ({"max_message_bytes": 10}, r"Node\(max_message_bytes=\) takes 1024 or more"),
         ({"max_dead_letters": 0}, r"Node\(max_dead_letters=\)"),
         ({"heartbeat": 5}, "heartbeat < suspect_after"),
-        ({"interfaces": "eth0"}, "takes a list of names or addresses"),
-        ({"interfaces": []}, "takes a list of names or addresses"),
+        ({"interfaces": "eth0"}, "takes a list, not str 'eth0'"),
+        ({"interfaces": []}, "takes at least one name or address"),
         ({"seeds": ["nowhere"]}, "nowhere"),
         ({"seeds": ["tcp://127.0.0.1:port"]}, "port"),
     ],
@@ -213,6 +225,9 @@ say(node.run()["nobody"].pending)
 
 def test_the_choice_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_loop(False) is None or sys.platform == "win32"
+    mistaken: Any = "yes"
+    with pytest.raises(ConfigurationError, match=r"^uvloop= takes True or False, got 'yes'"):
+        choose_loop(mistaken)
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert choose_loop(None) is None or sys.platform == "win32"
     if sys.platform != "win32":
@@ -263,3 +278,85 @@ async def test_a_timeout_is_a_number_of_seconds(timeout: Any) -> None:
             await node.wait_for(pull="work", timeout=timeout)
         with pytest.raises(ConfigurationError, match="timeout="):
             await node.push("work").flush(timeout=timeout)
+
+
+def elsewhere(use: Callable[[], Any]) -> None:
+    """Runs something in another thread, which has a loop of its own, and expects to be told that it must not."""
+
+    async def run() -> None:
+        result = use()
+        if inspect.isawaitable(result):
+            await result
+
+    with pytest.raises(WrongThread, match="belongs to the thread of its event loop"):
+        asyncio.run(run())
+
+
+async def test_another_thread_is_told_so() -> None:
+    async with Node("node", mesh=mesh(), mdns=False, drain=0) as node:
+        jobs, pull, other, events = node.push("work"), node.pull("work"), node.pull("other"), node.events()
+
+        async def handler(message: Message) -> None: ...
+
+        uses: list[Callable[[], Any]] = [
+            node.ledger,
+            node.peers,
+            node.events,
+            node.dead_letters,
+            node.redrive,
+            node.hurry,
+            node.close,
+            jobs.ledger,
+            pull.close,
+            events.get,
+            events.__anext__,
+            events.close,
+            lambda: other(handler),
+            lambda: other(print),
+            lambda: jobs.on_dead_letter(print),
+            lambda: node.push("work", on_dead_letter=print),
+        ]
+        for use in uses:
+            await asyncio.to_thread(elsewhere, use)
+        await jobs.send(1)
+        (await pull.get(timeout=PATIENCE_S)).ack()  # nothing of that has closed or broken anything
+        await jobs.flush(timeout=PATIENCE_S)
+    # No thread is at work in a closed node: any may look what is left.
+    assert await asyncio.to_thread(node.ledger) == node.ledger() == {"work": Ledger(accepted=1, processed=1)}
+    assert await asyncio.to_thread(jobs.ledger) == jobs.ledger() == Ledger(accepted=1, processed=1)
+    assert (node.peers(), node.dead_letters(), [each async for each in events]) == ([], [], [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent like this on Windows")
+@pytest.mark.guarantee("G4", "G10")
+@pytest.mark.parametrize("moment", ["in hand", "idle"])
+def test_a_program_that_iterates_can_leave_at_a_signal(moment: str) -> None:
+    """What docs/quickstart.md tells such programs to do."""
+    program = Program(
+        f"""
+import asyncio
+async def main():
+    async with meshmsg.Node("worker", mesh="m-{uuid.uuid4().hex[:12]}", mdns=False, drain=0) as node:
+        jobs, pull = node.push("jobs"), node.pull("jobs", prefetch=2)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: loop.create_task(pull.close()))
+        if {moment == "in hand"}:
+            await jobs.send_many(range(3))
+        else:
+            loop.call_soon(say, "idle")
+        async for message in pull:
+            with message:
+                say("in hand")
+                while not pull._closed:
+                    await asyncio.sleep(0)
+        await jobs._driver.until(lambda: jobs.ledger().in_flight == 0, {PATIENCE_S})
+        say(*node.ledger()["jobs"])
+asyncio.run(main())
+say("left")
+"""
+    )
+    assert program.line() == moment
+    program.signal(signal.SIGTERM)
+    accepted, processed = (3, 1) if moment == "in hand" else (0, 0)
+    left = accepted - processed  # given back unstarted: no attempt, no redelivery to a handler
+    assert program.finish() == (0, f"{accepted} {processed} 0 {left} {left} 0 0 0\nleft", "")

@@ -233,7 +233,8 @@ class Node:
 
         ``on_dead_letter`` is a plain function here, and is called in a thread of its own.
         """
-        hook = options.pop("on_dead_letter", None)
+        # One that a bare queue is given is left in, to be refused with what else such a queue does not have.
+        hook = options.pop("on_dead_letter", None) if options.get("reliable") is not False else None
         self._node.driver.require_process()
         with self._lock:
             inner: push_pull.Push | BarePush = self._call(self._node.push, queue, **options)  # type: ignore[arg-type]  # overloaded
@@ -305,7 +306,8 @@ class Node:
     def redrive(self, *ids: str, queue: str | None = None) -> list[str]:
         """Sends dead letters again, under their ids and with all their attempts; returns the ids that went.
 
-        Without ids, all of ``queue``, or all there are.
+        Without ids, all of ``queue``, or all there are; those that find no room in the outbox stay. Raises
+        ``ConfigurationError`` for an id that ``dead_letters`` does not list, and nothing goes then.
         """
         self._node.driver.require_running()
         return self._call(self._node.redrive, *ids, queue=queue)

@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Unpack
 
 from meshmsg.blocking.hooks import Hooks
 from meshmsg.blocking.loop import LoopThread
@@ -16,6 +16,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.run import Details
 from meshmsg.errors import ConfigurationError, OutboxFull
 from meshmsg.message import DeadLetter, Ledger
+from meshmsg.options import SendKeywords, require_items, require_known
 from meshmsg.sockets import push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.handoff import Bell
@@ -51,6 +52,7 @@ class Push:
         self._outbox = outbox
         self._driver = driver
         self._hooks = hooks
+        self._callbacks: list[Callable[[DeadLetter], Any]] = []
         self._local = threading.local()  # a packer each thread
         self._max_bytes = asynchronous.max_bytes
         self._prefix = asynchronous.prefix
@@ -122,6 +124,7 @@ class Push:
         A body that cannot be sent raises ``EncodeError``; of a list or tuple nothing is accepted then, of an
         iterator what came more than a burst before it.
         """
+        require_items("send_many(bodies)", bodies, "send() takes a single body")
         ids = MessageIds(self._prefix, [])
         if isinstance(bodies, (list, tuple)):
             self._put_many(encode_all(self._packer(), bodies, 0), ids)
@@ -131,12 +134,13 @@ class Push:
             self._put_many(encode_all(self._packer(), part, len(ids)), ids)
         return ids
 
-    def deliver(self, body: Any, *, timeout: float | None = None, **options: Any) -> str:
+    def deliver(self, body: Any, *, timeout: float | None = None, **options: Unpack[SendKeywords]) -> str:
         """Sends one message and waits until a consumer has processed it; returns its id (G1).
 
         Takes the options of ``send``. Raises ``DeadLettered`` with the letter, or ``WaitTimeout`` after
         ``timeout`` seconds; a message that was accepted by then is still on its way.
         """
+        require_known("deliver()", options, push_pull.DELIVER_OPTIONS)
         encoded = self._encode(body)
         details = self._make_details(**options) if options else None
         put = functools.partial(self._put_from_loop, encoded, details)
@@ -154,13 +158,26 @@ class Push:
         return self._outbox.ledger() if self._loop is None else self._loop.call(self._outbox.ledger)
 
     def on_dead_letter(self, callback: Callable[[DeadLetter], Any]) -> Callable[[DeadLetter], Any]:
-        """Registers a function that is called with each dead letter of this queue, in a thread of its own."""
+        """Registers a function that is called with each dead letter of this queue, once, in a thread of its own."""
         if not callable(callback) or inspect.iscoroutinefunction(callback):
             raise ConfigurationError(f"on_dead_letter of {self.queue!r} takes a plain function, not {callback!r}")
-        self._async.on_dead_letter(lambda letter: self._hooks.put(callback, letter))
+        self._driver.require_process()
+        if self._loop is None:
+            self._register(callback)
+        else:
+            self._loop.call(self._register, callback)
         return callback
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _register(self, callback: Callable[[DeadLetter], Any]) -> None:
+        self._async.on_dead_letter(self._tell)
+        if callback not in self._callbacks:
+            self._callbacks.append(callback)
+
+    def _tell(self, letter: DeadLetter) -> None:
+        for callback in self._callbacks:
+            self._hooks.put(callback, letter)
 
     def _packer(self) -> Pack:
         pack: Pack | None = getattr(self._local, "pack", None)
@@ -252,6 +269,7 @@ class UnreliablePush:
 
     def send_many(self, bodies: Iterable[Any]) -> int:
         """``send`` for each, with one hand-over; returns how many."""
+        require_items("send_many(bodies)", bodies, "send() takes a single body")
         return self._running_loop().wait(self._async.send_many(list(bodies)))
 
     def _running_loop(self) -> LoopThread:

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from meshmsg import Node
 from meshmsg.cli import exits
@@ -124,7 +125,7 @@ class Listing:
         for column in self._columns:
             table.add_column(column, no_wrap=plain)
         for row in self._tabulate(document):
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # not str: what nodes call themselves is no markup
         return table
 
 

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from meshmsg.errors import NodeClosed, WaitTimeout
 from meshmsg.message import Event
+from meshmsg.options import require_number
 
 MAX_WAITING = 1000  # events a listener may leave unread
 
@@ -28,13 +29,16 @@ _WARNINGS = {
 
 
 class EventStream:
-    """An async iterator over events from now on; ``close`` or the node's end ends it."""
+    """An async iterator over events from now on; ``close`` or the node's end ends it.
+
+    Several tasks may read one stream: each event goes to one of them. Who wants to hear all has a stream of its own.
+    """
 
     def __init__(self, hub: EventHub) -> None:
         self._hub = hub
         self._waiting: deque[Event] = deque()
         self._missed = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
         self._closed = False
 
     def offer(self, event: Event) -> None:
@@ -43,7 +47,7 @@ class EventStream:
             self._waiting.popleft()
             self._missed += 1
         self._waiting.append(event)
-        self._wake()
+        self._changed.set()
 
     def poll(self) -> Event | None:
         """The next event if there is one already."""
@@ -54,29 +58,28 @@ class EventStream:
 
     def close(self) -> None:
         """Ends the iteration after what still waits."""
+        self._hub.guard()
         self._closed = True
         self._hub.streams.discard(self)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._changed.set()
 
     def __aiter__(self) -> EventStream:
         return self
 
     async def __anext__(self) -> Event:
-        while True:
-            event = self.poll()
-            if event is not None:
-                return event
+        self._hub.guard()
+        while (event := self.poll()) is None:
             if self._closed:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self._changed.clear()
+            await self._changed.wait()
+        return event
 
     async def get(self, timeout: float | None = None) -> Event:
         """The next event; raises ``WaitTimeout`` after ``timeout`` seconds, ``NodeClosed`` at the end."""
+        if timeout is not None:
+            require_number("get(timeout=)", timeout, at_least=0)
+        self._hub.guard()
         try:
             async with asyncio.timeout(timeout):
                 return await anext(self)
@@ -87,10 +90,11 @@ class EventStream:
 
 
 class EventHub:
-    """Spreads events to every stream and to the log."""
+    """Spreads events to every stream and to the log; ``guard`` raises where its streams must not be read."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, guard: Callable[[], None] = lambda: None) -> None:
         self.node = node
+        self.guard = guard
         self.streams: set[EventStream] = set()
         self._closed = False
 

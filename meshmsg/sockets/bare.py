@@ -18,8 +18,8 @@ from meshmsg.engine.lane import InLane
 from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.errors import NodeClosed, OutboxFull, ProtocolError
 from meshmsg.message import Event
-from meshmsg.options import PullOptions
-from meshmsg.sockets.push_pull import Pull
+from meshmsg.options import PullOptions, require_items
+from meshmsg.sockets.push_pull import Pull, require_here
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump
@@ -70,6 +70,7 @@ class BarePush:
 
     async def send_many(self, bodies: Iterable[Any]) -> int:
         """``send`` for each; returns how many."""
+        require_items("send_many(bodies)", bodies, "send() takes a single body")
         count = 0
         for body in bodies:
             await self.send(body)
@@ -93,6 +94,7 @@ class BarePush:
         """Closes the socket; ZeroMQ gets a moment for what it holds."""
         if self._closed:
             return
+        require_here(self._driver)
         self._closed = True
         self._forget()
         if self._pump is not None and self._raws is not None and self._raw is not None:
@@ -210,6 +212,7 @@ class BarePull(Pull):
         """Stops consuming; what ZeroMQ or this socket still holds is lost, as that is what bare means."""
         if self._closed:
             return  # the name may be another pull's by now
+        require_here(self._driver)
         if self._untold:
             self._tell_refused(at_once=True)
         if self._reader is not None:

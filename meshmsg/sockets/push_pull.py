@@ -388,6 +388,7 @@ class Pull:
         A coroutine function runs in the loop, a plain function in ``concurrency`` threads.
         """
         require_handler(self.queue, handler)
+        require_here(self._driver)
         if self._workers is not None:
             raise ConfigurationError(f"pull({self.queue!r}) already has a handler; use concurrency= for more of it")
         if is_async(handler):

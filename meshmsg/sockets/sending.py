@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -19,18 +20,23 @@ class MessageIds(Sequence[str]):
 
     def __init__(self, prefix: str, numbers: list[range]) -> None:
         self._prefix = prefix
-        self._numbers = numbers
+        self._numbers: list[range] = []
+        self._ends: list[int] = []  # how many ids there are up to the end of each range
+        for each in numbers:
+            self.append(each)
 
     def append(self, numbers: range) -> None:
         """Adds what was accepted next."""
-        last = self._numbers[-1] if self._numbers else None
-        if last is not None and last.stop == numbers.start:
-            self._numbers[-1] = range(last.start, numbers.stop)
-        else:
+        count = len(self) + len(numbers)
+        if self._numbers and self._numbers[-1].stop == numbers.start:
+            self._numbers[-1] = range(self._numbers[-1].start, numbers.stop)
+            self._ends[-1] = count
+        elif numbers:
             self._numbers.append(numbers)
+            self._ends.append(count)
 
     def __len__(self) -> int:
-        return sum(map(len, self._numbers))
+        return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[str]:
         return (f"{self._prefix}{number}" for numbers in self._numbers for number in numbers)
@@ -40,7 +46,15 @@ class MessageIds(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[str]: ...
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        return list(self)[index]
+        wanted = range(len(self))[index]  # what a list of that length would take
+        if isinstance(wanted, range):
+            return [self._find(place) for place in wanted]
+        return self._find(wanted)
+
+    def _find(self, place: int) -> str:
+        which = bisect_right(self._ends, place)
+        numbers = self._numbers[which]
+        return f"{self._prefix}{numbers[place - self._ends[which]]}"
 
 
 def encode(pack: Pack, body: Any) -> bytes:

@@ -86,6 +86,41 @@ say(signal.getsignal(signal.SIGTERM) == before)
     assert (code, errors) == (0, "")
 
 
+@pytest.mark.guarantee("G4", "G10")
+@pytest.mark.parametrize("moment", ["in hand", "idle"])
+def test_a_program_that_iterates_can_leave_at_a_signal(moment: str) -> None:
+    """What docs/quickstart.md tells such programs to do."""
+    program = Program(
+        f"""
+with make("worker", drain=0) as node:
+    jobs, pull = node.push("jobs"), node.pull("jobs", prefetch=2)
+    closed = threading.Event()
+    class Closing(threading.Thread):
+        def run(self):
+            pull.close()
+            closed.set()
+    signal.signal(signal.SIGTERM, lambda *_: Closing().start())
+    if {moment == "in hand"}:
+        jobs.send_many(range(3))
+    else:
+        say("idle")
+    for message in pull:
+        with message:
+            say("in hand")
+            closed.wait()
+    while jobs.ledger().in_flight:
+        time.sleep(0.001)
+    say(*node.ledger()["jobs"])
+say("left")
+"""
+    )
+    assert program.line() == moment
+    program.signal(signal.SIGTERM)
+    accepted, processed = (3, 1) if moment == "in hand" else (0, 0)
+    left = accepted - processed  # given back unstarted: no attempt, no redelivery to a handler
+    assert program.finish() == (0, f"{accepted} {processed} 0 {left} {left} 0 0 0\nleft", "")
+
+
 def test_a_second_signal_ends_the_drain() -> None:
     program = Program(
         """

@@ -143,13 +143,15 @@ def attempt(coroutine):
         coroutine.close()
 async def main():
     async with meshmsg.Node("node", mesh="m", mdns=False) as node:
-        jobs, pull = node.push("work"), node.pull("work")
+        jobs, pull, events = node.push("work"), node.pull("work"), node.events()
         def work():
-            global jobs_kept
             for use in (
                 lambda: attempt(jobs.send(1)), lambda: jobs.send_nowait(1), lambda: attempt(jobs.send_many([1])),
                 lambda: attempt(jobs.flush()), lambda: attempt(pull.get()), lambda: node.push("new"),
                 lambda: attempt(node.wait_for(pull="work")), lambda: node.redrive(), lambda: attempt(node.close()),
+                lambda: node.ledger(), lambda: node.peers(), lambda: node.dead_letters(), lambda: node.events(),
+                lambda: jobs.ledger(), lambda: jobs.on_dead_letter(print), lambda: attempt(pull.close()),
+                lambda: attempt(events.get()), lambda: events.close(), lambda: attempt(node.start()),
             ):
                 refused(use)
             attempt(node.__aexit__(None, None, None))
@@ -161,8 +163,10 @@ async def main():
         say("left", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         pull(print_nothing)
         say(bool(await jobs.deliver("still works", timeout=10)))
+    in_child(lambda: refused(lambda: node.ledger()))
+    say(node.ledger()["work"].processed)
 async def print_nothing(message): pass
 asyncio.run(main())
 """
     )
-    assert (code, output, errors) == (0, "child 0\nleft 5\nTrue", "")
+    assert (code, output, errors) == (0, "child 0\nleft 5\nTrue\nchild 0\n1", "")

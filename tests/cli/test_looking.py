@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import pytest
 
+from meshmsg.cli import nodes, queues
+from meshmsg.cli.looking import Listing
+from meshmsg.cli.session import Session
 from tests.cli.shell import Shell, interrupt, read_line
 
 # Listings return as soon as the mesh is quiet; this only bounds a busy machine.
@@ -51,6 +55,29 @@ def test_without_a_terminal_a_listing_is_one_row_a_line(shell: Shell) -> None:
     header, row = shell.run("queues", *PATIENT).lines
     assert header.split() == ["queue", "producers", "consumers"]
     assert row.split() == ["jobs", "-", f"pull-{pull.pid}"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_names_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """What other nodes call themselves must not steer the printing."""
+    printed = io.StringIO()
+    monkeypatch.setattr("sys.stdout", printed)
+    monkeypatch.setenv("COLUMNS", "200")
+    names = ["[/]", "[red]x[/red]", "[link=http://x]y", ":smile:", "\\[b]"]
+    session = Session()
+    for module in (nodes, queues):
+        rows = [["-"] * (len(module.COLUMNS) - 1) + [name] for name in names]
+        listing = Listing(session, module.COLUMNS, lambda _: {}, lambda _, rows=rows: rows)  # type: ignore[misc]
+        listing._is_terminal = terminal
+        listing._print({})
+    lines = [line.split()[-1] for line in printed.getvalue().splitlines() if line.strip()]
+    assert [line for line in lines if line in names] == names * 2
+
+
+def test_a_name_in_brackets_is_found(shell: Shell) -> None:
+    shell.start("pull", "[red]jobs[/red]")
+    _, row = shell.run("queues", *PATIENT).lines
+    assert row.split()[0] == "[red]jobs[/red]"
 
 
 @pytest.mark.parametrize("verb", ["nodes", "queues"])

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from meshmsg import BodyTooLarge, DeadLettered, Ledger, NodeClosed, OutboxFull, Reject, Retry, WaitTimeout
+from meshmsg import (
+    BodyTooLarge,
+    ConfigurationError,
+    DeadLettered,
+    Ledger,
+    NodeClosed,
+    OutboxFull,
+    Reject,
+    Retry,
+    WaitTimeout,
+)
 from tests.contracts.faces import PATIENCE_S, Collected, Face, Gate, acked, reject_all, take, until
 
 AT_ONCE = Retry(max_attempts=3, backoff=0)
@@ -34,7 +44,8 @@ def test_redrive_sends_dead_letters_again_under_their_ids(face: Face) -> None:
     assert producer.redrive(ids[2]) == [ids[2]]
     jobs.flush(timeout=PATIENCE_S)
     assert list(done) == [(ids[2], 2, 1, True)]
-    assert producer.redrive(ids[2]) == []
+    with pytest.raises(ConfigurationError, match=r"^no dead letter '.*' is kept: node\.dead_letters"):
+        producer.redrive(ids[2])
     assert producer.redrive(queue="another") == []
     assert producer.redrive(queue="work") == [ids[0], ids[1], ids[3]]
     jobs.flush(timeout=PATIENCE_S)
@@ -357,3 +368,43 @@ def test_closing_a_pull_ends_its_iteration(face: Face) -> None:
     with pytest.raises(NodeClosed, match="was closed"):
         pull.get(timeout=PATIENCE_S)
     assert list(node.pull("other").close() or ()) == []
+
+
+# --- errors in groups ---------------------------------------------------------------------------------------
+
+
+REJECTS = ExceptionGroup("tasks", [Reject("no such image"), ExceptionGroup("more", [Reject("no such font"), Reject()])])
+MIXED = ExceptionGroup("tasks", [Reject("no such image"), OSError("try again")])
+
+
+@pytest.mark.guarantee("G1", "G4")
+def test_a_group_of_rejections_is_one(face: Face) -> None:
+    """As a ``TaskGroup`` in a handler raises it."""
+    producer, consumer = face.pair()
+    jobs = producer.push("work", retry=AT_ONCE)
+
+    def handler(message: Any) -> None:
+        raise {"rejects": REJECTS, "mixed": MIXED}[message.body]
+
+    face.handle(consumer.pull("work"), handler)
+    jobs.send_many(["rejects", "mixed"])
+    jobs.flush(timeout=PATIENCE_S)
+    letters = {letter.body: letter for letter in producer.dead_letters()}
+    assert (letters["rejects"].reason, letters["rejects"].error) == ("rejected", "no such image; no such font")
+    assert len(letters["rejects"].attempts) == 1
+    assert (letters["mixed"].reason, len(letters["mixed"].attempts)) == ("attempts", 3)
+    assert letters["mixed"].error == "ExceptionGroup: tasks (2 sub-exceptions)"
+
+
+@pytest.mark.guarantee("G1", "G4")
+def test_a_group_of_rejections_ends_at_its_message(face: Face) -> None:
+    node = face.node()
+    jobs, pull = node.push("work", retry=Retry(max_attempts=1)), node.pull("work")
+    jobs.send_many(range(2))
+    with pull.get(timeout=PATIENCE_S):
+        raise REJECTS
+    with pytest.raises(ExceptionGroup, match="tasks"):
+        with pull.get(timeout=PATIENCE_S):
+            raise MIXED
+    jobs.flush(timeout=PATIENCE_S)
+    assert [letter.reason for letter in node.dead_letters()] == ["rejected", "attempts"]

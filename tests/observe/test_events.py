@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from meshmsg import Event, Node, NodeClosed, WaitTimeout
+from meshmsg import Event, Node, NodeClosed, WaitTimeout, WrongThread
 from meshmsg.observe.events import MAX_WAITING, EventHub
 
 
@@ -88,3 +88,45 @@ def test_the_log_says_what_and_how_bad(caplog: pytest.LogCaptureFixture) -> None
     assert [record.levelno for record in caplog.records] == [logging.INFO, logging.WARNING]
     assert caplog.records[1].getMessage() == "node 'camera': frame.refused: queue 'work' peer no frame"
     assert caplog.records[1].event.kind == "frame.refused"  # type: ignore[attr-defined]  # an extra of the record
+
+
+async def test_two_readers_of_one_stream_share_it() -> None:
+    hub = EventHub("node")
+    stream = hub.open()
+    readers = [asyncio.ensure_future(stream.get(5)) for _ in range(3)]
+    await asyncio.sleep(0)
+    hub.publish([event(1)])
+    done, _ = await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
+    assert [each.result() for each in done] == [event(1)]
+    waiting = [each for each in readers if not each.done()]
+    waiting.pop().cancel()  # one that leaves takes nobody along
+    hub.publish([event(2)])
+    assert await waiting.pop() == event(2)
+
+
+async def test_the_end_of_a_stream_ends_all_its_readers() -> None:
+    hub = EventHub("node")
+    stream = hub.open()
+
+    async def read() -> list[Event]:
+        return [each async for each in stream]
+
+    readers = [asyncio.ensure_future(read()) for _ in range(2)]
+    await asyncio.sleep(0)
+    stream.close()
+    assert await asyncio.gather(*readers) == [[], []]
+
+
+async def test_a_stream_asks_before_it_is_read() -> None:
+    def refuse() -> None:
+        raise WrongThread("not here")
+
+    hub = EventHub("node")
+    stream = hub.open()
+    hub.publish([event(1)])
+    hub.guard = refuse
+    for use in (lambda: stream.get(1), lambda: anext(stream)):
+        with pytest.raises(WrongThread):
+            await use()
+    with pytest.raises(WrongThread):
+        stream.close()

@@ -22,6 +22,7 @@ from meshmsg import (
     NodeClosed,
     OutboxFull,
     WaitTimeout,
+    WrongThread,
 )
 from meshmsg.sockets.bare import BarePull
 from meshmsg.wire.codec import make_packer
@@ -313,3 +314,16 @@ async def test_errors_name_the_end_that_is_of_the_other_kind() -> None:
         await node.wait_for(pull="b", timeout=PATIENCE_S)
         with pytest.raises(OutboxFull, match="'n' pulls it reliably, this push has reliable=False"):
             node.push("b", reliable=False).send_nowait(1)
+
+
+async def test_bare_ends_refuse_a_text_for_many_and_a_foreign_thread() -> None:
+    async with Node("node", mdns=False) as node:
+        push, pull = node.push("work", reliable=False), node.pull("work", reliable=False)
+        with pytest.raises(ConfigurationError, match="takes a list, not str 'abc'"):
+            await push.send_many("abc")
+        for end in (push, pull):
+            with pytest.raises(WrongThread):
+                await asyncio.to_thread(asyncio.run, end.close())
+        await push.send("still open")
+        message = await pull.get(timeout=10)
+        assert message.body == "still open"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
 
 from meshmsg import Node, Reject, Retry
+from meshmsg.sockets.sending import MessageIds
 
 
 @pytest.mark.guarantee("G1")
@@ -94,3 +96,31 @@ async def test_a_queue_that_dead_letters_opened_takes_its_owners_options() -> No
         assert books.pending == 2, books
         # What found no room there is kept here, or was dropped there: nowhere is it lost.
         assert len(node.dead_letters()) == 2
+
+
+def test_ids_are_a_sequence_like_any_other() -> None:
+    ids = MessageIds("n/q/", [range(3, 6)])
+    for numbers in (range(6, 8), range(20, 21), range(21, 21), range(30, 34)):
+        ids.append(numbers)
+    plain = [f"n/q/{number}" for number in (3, 4, 5, 6, 7, 20, 30, 31, 32, 33)]
+    assert list(ids) == plain and len(ids) == len(plain)
+    bounds = (None, *range(-12, 13))
+    for start, stop, step in itertools.product(bounds, bounds, (None, 1, 3, -1, -2)):
+        assert ids[start:stop:step] == plain[start:stop:step]
+    assert [ids[index] for index in range(-10, 10)] == plain + plain
+    for index in (10, -11):
+        with pytest.raises(IndexError):
+            ids[index]
+    with pytest.raises(TypeError):
+        ids["0"]  # type: ignore[call-overload]
+    assert not MessageIds("n/q/", []) and MessageIds("n/q/", [])[:3] == []
+
+
+def test_one_of_many_ids_is_found_without_making_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(ids: MessageIds) -> Any:
+        raise AssertionError("all of the ids were made")
+
+    monkeypatch.setattr(MessageIds, "__iter__", refuse)
+    ids = MessageIds("n/q/", [range(5, 1005), range(2000, 3000)])
+    assert (ids[0], ids[-1], ids[1000]) == ("n/q/5", "n/q/2999", "n/q/2000")
+    assert ids[999:1001] == ["n/q/1004", "n/q/2000"]
