@@ -6,24 +6,23 @@ import asyncio
 import logging
 import random
 import signal
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
-from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery, local_addresses
-from meshmsg.discovery.endpoint import is_address, split_endpoint
+from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery
 from meshmsg.discovery.interfaces import is_loopback
 from meshmsg.driver import Driver
 from meshmsg.engine.effects import Outcome
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.peers import Identity
-from meshmsg.errors import ConfigurationError, MeshError, MissingExtra, NameClash, NodeClosed, WaitTimeout
+from meshmsg.errors import ConfigurationError, MeshError, NameClash, NodeClosed, WaitTimeout
+from meshmsg.loops import choose_loop, require_reader_loop
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventHub, EventStream
 from meshmsg.options import (
@@ -41,6 +40,7 @@ from meshmsg.options import (
     require_number,
     require_strings,
 )
+from meshmsg.reach import choose_addresses, require_reach
 from meshmsg.sockets.bare import BarePull, BarePush
 from meshmsg.sockets.push_pull import Pull, Push, require_here
 from meshmsg.sockets.raw import RawSockets
@@ -122,10 +122,10 @@ class Node:
         require_bool("Node(unencrypted=)", unencrypted)
         require_items("Node(seeds=)", seeds, 'write seeds=["tcp://host:port"]')
         self.drain = drain
-        self._interfaces = _choose_addresses(interfaces, unencrypted)
+        self._interfaces = choose_addresses(interfaces, unencrypted)
         self._seeds = StaticDiscovery(seeds) if seeds else None
         if self._seeds is not None:
-            _require_reach(self._seeds.endpoints, self._interfaces)
+            require_reach(self._seeds.endpoints, self._interfaces)
         self._mdns = mdns
         self._port = port
         self._max_message_bytes = max_message_bytes
@@ -174,7 +174,7 @@ class Node:
         if self._transport is not None:
             raise NodeClosed(f"node {self.name!r} is started already")
         loop = asyncio.get_running_loop()
-        _require_reader_loop(loop)
+        require_reader_loop(loop)
         transport = ZmqTransport(
             addresses=self._interfaces,
             port=self._port,
@@ -540,56 +540,3 @@ class Node:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("node %r: a background task failed", self.name, exc_info=task.exception())
-
-
-def _choose_addresses(interfaces: Sequence[str] | None, unencrypted: bool) -> tuple[str, ...]:
-    """Loopback unless somebody insists: without a key nothing leaves the machine (G12)."""
-    if interfaces is None:
-        return ("127.0.0.1",)
-    require_strings("Node(interfaces=)", interfaces, 'write interfaces=["eth0"]')
-    if not interfaces:
-        raise ConfigurationError("Node(interfaces=) takes at least one name or address; None is loopback")
-    addresses = tuple(local_addresses(loopback=False, only=interfaces))
-    beyond = [address for address in addresses if not is_loopback(address)]
-    if beyond and not unencrypted:
-        raise ConfigurationError(
-            f"interfaces={list(interfaces)} reach beyond this machine ({', '.join(beyond)}), and this version of "
-            "meshmsg cannot encrypt yet: stay on loopback, or say unencrypted=True on a test network"
-        )
-    if beyond:
-        logger.warning("traffic on %s is neither encrypted nor authenticated", ", ".join(beyond))
-    return addresses
-
-
-def _require_reach(seeds: Sequence[str], addresses: Sequence[str]) -> None:
-    """A node on loopback dials nobody beyond (G12); a name in a seed is judged when it has been looked up."""
-    for seed in seeds:
-        host, _ = split_endpoint(seed)
-        if is_address(host) and not is_loopback(host) and all(map(is_loopback, addresses)):
-            raise ConfigurationError(
-                f"seed {seed} is beyond this machine, and without a key a node stays on loopback: use a loopback "
-                "address, or interfaces=[...] with unencrypted=True on a test network"
-            )
-
-
-def _require_reader_loop(loop: asyncio.AbstractEventLoop) -> None:
-    if sys.platform == "win32" and isinstance(loop, asyncio.ProactorEventLoop):
-        raise ConfigurationError(
-            "Windows' default event loop cannot watch ZeroMQ's sockets: use node.run(), or "
-            "asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
-        )
-
-
-def choose_loop(uvloop: bool | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop if wanted or there; on Windows a selector loop, because ZeroMQ needs ``add_reader`` (pyzmq#1423)."""
-    if uvloop is not None:
-        require_bool("uvloop=", uvloop)
-    if uvloop is not False and sys.platform != "win32":
-        try:
-            import uvloop as uvloop_module
-        except ImportError:
-            if uvloop:
-                raise MissingExtra('run(uvloop=True) needs uvloop: pip install "meshmsg[speed]"') from None
-        else:
-            return uvloop_module.new_event_loop
-    return asyncio.SelectorEventLoop if sys.platform == "win32" else None

@@ -24,7 +24,7 @@ from meshmsg import (
     NodeClosed,
     WrongThread,
 )
-from meshmsg.node import choose_loop
+from meshmsg.loops import choose_loop
 from tests.blocking.program import Program
 
 PATIENCE_S = 10.0

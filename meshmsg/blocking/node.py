@@ -21,6 +21,7 @@ from meshmsg.blocking.outbox import SharedOutbox
 from meshmsg.blocking.pull import Pull
 from meshmsg.blocking.push import Push, UnreliablePush
 from meshmsg.errors import ConfigurationError, NodeClosed
+from meshmsg.loops import choose_loop
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventStream
 from meshmsg.options import PullKeywords, PushKeywords, require_number
@@ -123,7 +124,7 @@ class Node:
                 raise NodeClosed(f"node {self.name!r} is closed: make a new Node")
             if self._loop is not None:
                 raise NodeClosed(f"node {self.name!r} is started already")
-            loop = self._make_loop(asynchronous.choose_loop(self._uvloop))
+            loop = self._make_loop(choose_loop(self._uvloop))
             try:
                 loop.call(self._connect, loop)
                 loop.wait(self._node.start())
