@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from meshmsg.engine.effects import Dial, Effects, Outcome
@@ -42,8 +42,25 @@ class Loop(Protocol):
     def call_at(self, when: float, callback: Callable[[], Any], /) -> TimerHandle: ...
 
 
+class Broadcast(Protocol):
+    """The part of a transport's publishing and following that the driver needs."""
+
+    def open_broadcast(self) -> tuple[str, ...]: ...
+    def publish(self, parts: Sequence[bytes]) -> bool: ...
+    def subscriptions(self) -> list[tuple[bytes, bool]]: ...
+    def follow(self, number: int, endpoint: str, filters: Collection[bytes], marker: bytes) -> None: ...
+    def refilter(self, number: int, filters: Collection[bytes], marker: bytes) -> None: ...
+    def unfollow(self, number: int) -> None: ...
+    def follow_events(self) -> list[tuple[int, Any]]: ...
+    def receive_published(self, limit: int) -> list[tuple[int, Any]]: ...
+    def more(self) -> bool: ...
+
+
 class Links(Protocol):
     """The part of a transport that the driver needs."""
+
+    @property
+    def broadcast(self) -> Broadcast: ...
 
     def dial(self, link: int, endpoint: str, identity: bytes) -> None: ...
     def hang_up(self, link: int, linger_ms: int) -> None: ...
@@ -70,6 +87,8 @@ class Driver:
         self._topology = 0
         self._loop: Loop | None = None
         self._transport: Links | None = None
+        self._broadcast: Broadcast | None = None  # opened when this node first publishes or follows
+        self._publishes = False
         self._thread_id = 0
         self.scheduled = False  # whether a turn is to come
         self._timer: TimerHandle | None = None
@@ -120,7 +139,7 @@ class Driver:
                 raise
             report({"message": f"meshmsg: node {self.engine.identity.name!r} failed in a turn", "exception": error})
         self._arm(loop, now, wake_at)
-        if transport.more():
+        if transport.more() or (self._broadcast is not None and self._broadcast.more()):
             self.wake()
 
     def _collect_and_act(self, transport: Links, now: float) -> float | None:
@@ -134,6 +153,8 @@ class Driver:
             engine.handle_parts(route, parts, now)
         for link, event in link_events:
             engine.handle_link(link, event.value, now)
+        if self._broadcast is not None:
+            self._collect_broadcast(self._broadcast, now)
         if self._time_is_due:
             self._time_is_due = False
             engine.handle_time(now)
@@ -141,6 +162,41 @@ class Driver:
         self._send(engine, transport, effects)
         self._tell(engine, effects)
         return effects.wake_at
+
+    def _collect_broadcast(self, broadcast: Broadcast, now: float) -> None:
+        engine = self.engine
+        for text, subscribed in broadcast.subscriptions():
+            engine.handle_filter(text, subscribed, now)
+        for number, event in broadcast.follow_events():
+            engine.handle_follow(number, event.value, now)
+        for number, published in broadcast.receive_published(RECEIVE_LIMIT):
+            engine.handle_published(number, published, now)
+
+    def open_broadcast(self) -> tuple[str, ...]:
+        """Has this node's publisher listen, and returns where."""
+        assert self._transport is not None, "a node that publishes has started"
+        self._broadcast = self._transport.broadcast
+        self._publishes = True
+        return self._broadcast.open_broadcast()
+
+    def _send_broadcast(self, transport: Links, effects: Effects) -> None:
+        if self._publishes and self._broadcast is not None:
+            for parts in effects.publish:
+                self._broadcast.publish(parts)  # who misses it asks for it again
+        if not effects.follow and not effects.unfollow:
+            return
+        if self._broadcast is None:
+            self._broadcast = transport.broadcast
+        for number in effects.unfollow:
+            self._broadcast.unfollow(number)
+        for number, endpoint, filters, marker in effects.follow:
+            if endpoint is None:
+                self._broadcast.refilter(number, filters, marker)
+                continue
+            try:
+                self._broadcast.follow(number, endpoint, filters, marker)
+            except (OSError, ValueError) as error:
+                self.engine.handle_follow(number, f"failed: {error}", self.now())
 
     def _send(self, engine: Engine, transport: Links, effects: Effects) -> None:
         for dial in effects.dial:
@@ -154,6 +210,8 @@ class Driver:
                 engine.handle_unsent(link)  # it says everything again with the next beat
         for link in effects.hang_up:
             transport.hang_up(link, LINGER_MS)
+        if effects.publish or effects.follow or effects.unfollow:
+            self._send_broadcast(transport, effects)
 
     def _tell(self, engine: Engine, effects: Effects) -> None:
         for outcome in effects.settled:

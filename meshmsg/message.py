@@ -230,6 +230,11 @@ class Batch(Sequence[Message]):
         self._acked = False
 
     @property
+    def arrivals(self) -> Sequence[Arrival]:
+        """What the batch is made of; empty if it is made of messages."""
+        return self._arrivals
+
+    @property
     def messages(self) -> list[Message]:
         """The messages, in order."""
         if self._messages is None:
@@ -293,6 +298,16 @@ class Batch(Sequence[Message]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.messages[index]
+
+
+class Gap(NamedTuple):
+    """Messages that a subscriber will never get: ``missed`` of a topic, from ``start`` to before ``stop`` (G6)."""
+
+    topic: str
+    publisher: str
+    missed: int
+    start: int
+    stop: int
 
 
 class Attempt(NamedTuple):

@@ -42,7 +42,8 @@ from meshmsg.options import (
 )
 from meshmsg.reach import choose_addresses, require_reach
 from meshmsg.sockets.bare import BarePull, BarePush
-from meshmsg.sockets.push_pull import Pull, Push, require_here
+from meshmsg.sockets.here import require_here
+from meshmsg.sockets.push_pull import Pull, Push
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.transport.zmq import ZmqTransport
 from meshmsg.wire.frames import MAX_HEADER_BYTES

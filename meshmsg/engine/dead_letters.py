@@ -9,6 +9,7 @@ from meshmsg.message import DeadLetter, Reason
 from meshmsg.wire.codec import decode_body
 
 MAX_DEAD_LETTERS = 10_000
+MAX_DEAD_LETTER_BYTES = 64 * 2**20
 TOLD_ATTEMPTS = 20  # the newest of them
 TOLD = "dead-letter"  # the header that tells what happened to a message
 
@@ -18,6 +19,7 @@ class Buried(NamedTuple):
 
     letter: DeadLetter
     run: Run
+    size: int
 
 
 def make_letter(
@@ -51,21 +53,34 @@ def headers_of(letter: DeadLetter) -> dict[str, Any]:
     return {**letter.headers, TOLD: told}
 
 
-class DeadLetterBox:
-    """Keeps the newest ``capacity`` dead letters by id; what falls out is counted."""
+def measure(letter: DeadLetter, run: Run) -> int:
+    """The bytes that a letter counts for: its encoded body, key and headers, and what was said of its attempts."""
+    texts = sum(len(attempt.consumer) + len(attempt.error) for attempt in letter.attempts)
+    return len(run.bodies[0]) + run.require_details().size + texts
 
-    def __init__(self, capacity: int = MAX_DEAD_LETTERS) -> None:
+
+class DeadLetterBox:
+    """Keeps the newest ``capacity`` dead letters by id, as far as ``capacity_bytes`` allow; the last one always."""
+
+    def __init__(self, capacity: int = MAX_DEAD_LETTERS, capacity_bytes: int = MAX_DEAD_LETTER_BYTES) -> None:
         self.capacity = capacity
-        self.overflowed = 0
+        self.capacity_bytes = capacity_bytes
+        self.overflowed = 0  # letters that fell out
+        self.size = 0  # bytes
         self._buried: dict[str, Buried] = {}
 
-    def add(self, letter: DeadLetter, run: Run) -> DeadLetter | None:
-        """Keeps a letter; returns the oldest one if that had to go for it."""
-        self._buried[letter.id] = Buried(letter, run)
-        if len(self._buried) <= self.capacity:
-            return None
-        self.overflowed += 1
-        return self._buried.pop(next(iter(self._buried))).letter
+    def add(self, letter: DeadLetter, run: Run) -> list[DeadLetter]:
+        """Keeps a letter; returns the oldest ones, which had to go for it."""
+        buried = Buried(letter, run, measure(letter, run))
+        self._buried[letter.id] = buried
+        self.size += buried.size
+        fallen: list[DeadLetter] = []
+        while len(self._buried) > self.capacity or (self.size > self.capacity_bytes and len(self._buried) > 1):
+            oldest = next(iter(self._buried))
+            fallen.append(self._buried[oldest].letter)
+            self.remove(oldest)
+        self.overflowed += len(fallen)
+        return fallen
 
     def letters(self, queue: str | None = None) -> list[DeadLetter]:
         """The letters, oldest first."""
@@ -77,4 +92,10 @@ class DeadLetterBox:
 
     def remove(self, letter_id: str) -> None:
         """Takes a letter out."""
-        del self._buried[letter_id]
+        self.size -= self._buried.pop(letter_id).size
+
+    def check(self) -> None:
+        """Own invariants, for the simulator."""
+        assert len(self._buried) <= self.capacity
+        assert self.size == sum(each.size for each in self._buried.values()), f"counts {self.size} bytes"
+        assert self.size <= self.capacity_bytes or len(self._buried) == 1, f"{self.size} bytes are too many"

@@ -20,6 +20,18 @@ class Dial(NamedTuple):
     identity: bytes
 
 
+class Follow(NamedTuple):
+    """Receive what a publisher broadcasts; without an endpoint, change the filters of one that is followed.
+
+    The marker is a filter that is set last.
+    """
+
+    number: int
+    endpoint: str | None
+    filters: list[bytes]
+    marker: bytes
+
+
 class Outcome(NamedTuple):
     """The end of a message somebody watches; ``letter`` is None when it was processed."""
 
@@ -36,7 +48,10 @@ class Effects:
     dial: list[Dial] = field(default_factory=list)
     send: list[tuple[int, list[bytes]]] = field(default_factory=list)  # (link, parts)
     hang_up: list[int] = field(default_factory=list)
-    deliver: list[str] = field(default_factory=list)  # queues whose inbox got messages
+    publish: list[list[bytes]] = field(default_factory=list)  # parts
+    follow: list[Follow] = field(default_factory=list)
+    unfollow: list[int] = field(default_factory=list)
+    deliver: list[str] = field(default_factory=list)  # queues and subscriptions that got messages
     settled: list[Outcome] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)

@@ -7,17 +7,22 @@ knows a socket, a loop, a thread or a clock. The machines never call one another
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from meshmsg.engine.dead_letters import DeadLetterBox
+from meshmsg.engine.broadcasting import Broadcaster
+from meshmsg.engine.dead_letters import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, DeadLetterBox
 from meshmsg.engine.effects import Effects
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.outbox import Outbox
 from meshmsg.engine.output import Output
 from meshmsg.engine.peers import HEARD, LEFT, SELF_LINK, Identity, LinkNews, Peers, PeerState
+from meshmsg.engine.publisher import Publisher
 from meshmsg.engine.receiving import Receiver
 from meshmsg.engine.sending import Sender
+from meshmsg.engine.subscriber import Subscriptions
+from meshmsg.engine.subscription import Subscription
+from meshmsg.engine.topic_log import TopicOptions
 from meshmsg.errors import ProtocolError
 from meshmsg.message import Ledger, Peer
 from meshmsg.options import LivenessOptions, PushOptions
@@ -33,7 +38,8 @@ class Engine:
         *,
         generator: random.Random,
         liveness: LivenessOptions | None = None,
-        max_dead_letters: int = 10_000,
+        max_dead_letters: int = MAX_DEAD_LETTERS,
+        max_dead_letter_bytes: int = MAX_DEAD_LETTER_BYTES,
         wall_offset: float = 0.0,
     ) -> None:
         self.identity = identity
@@ -43,12 +49,13 @@ class Engine:
         self.topology = 0  # changes whenever a peer comes, goes, or offers something else
         self.wake: Callable[[], None] = lambda: None  # asks the driver for a turn
         self.peers = Peers(identity, self.liveness, generator)
-        self.dead_letters = DeadLetterBox(max_dead_letters)
+        self.dead_letters = DeadLetterBox(max_dead_letters, max_dead_letter_bytes)
         self._output = output = Output(wall_offset)
         self._notes = output.notes
         self._sender = Sender(
             self.peers, output, generator, self.dead_letters, lambda queue: self.offer("push", queue, {})
         )
+        self._broadcaster = Broadcaster(identity, self.peers, output)
         self._receiver = Receiver(self.peers, output, lambda: self.wake())
         self.outboxes = self._sender.outboxes
         self.inboxes = self._receiver.inboxes
@@ -87,6 +94,40 @@ class Engine:
         """Stops consuming: returns what was not started, and what still arrives; verdicts go on being heard."""
         if self._receiver.close(queue):
             self.withdraw("pull", queue)
+
+    def open_pub(self, pattern: str, options: TopicOptions) -> None:
+        """Topics to publish to; raises ``NameClash`` for ones that have other options already."""
+        self.publisher.declare(pattern, options)
+        self.offer("pub", pattern, self.publisher.offers()[pattern])
+
+    def close_pub(self, pattern: str) -> None:
+        """Publishes no more to these topics; what was published can still be had."""
+        self.publisher.withdraw(pattern)
+        if pattern not in self.publisher.offers():
+            self.withdraw("pub", pattern)
+
+    def open_sub(self, subscription: Subscription) -> None:
+        """Topics to hear of, each with a buffer of its own for the application to take from."""
+        self.offer("sub", subscription.pattern, {})
+        self._broadcaster.subscribe(subscription, self.identity.offers_version)
+
+    def close_sub(self, subscription: Subscription) -> None:
+        """Hears of them no more."""
+        self._broadcaster.unsubscribe(subscription, self.identity.offers_version + 1)
+        if subscription.pattern in self.subscriptions.offers():  # another one is open
+            self.offer("sub", subscription.pattern, {})
+        else:
+            self.withdraw("sub", subscription.pattern)
+
+    @property
+    def publisher(self) -> Publisher:
+        """What this node publishes."""
+        return self._broadcaster.publisher
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """What this node hears of."""
+        return self._broadcaster.subscriptions
 
     @property
     def leaving(self) -> bool:
@@ -153,6 +194,23 @@ class Engine:
         self.peers.on_link(link, news, now)
         self._apply_peer_news(now)
 
+    def handle_filter(self, text: bytes, subscribed: bool, now: float) -> None:
+        """A filter appeared at this node's XPUB, or nobody has it any more."""
+        self._output.now = now
+        self.publisher.on_filter(text, subscribed, now)
+
+    def handle_published(self, number: int, parts: Sequence[Any], now: float) -> None:
+        """Messages came from a publisher that is followed."""
+        self._output.now = now
+        if not self._closed:
+            self._broadcaster.on_published(number, parts)
+
+    def handle_follow(self, number: int, news: str, now: float) -> None:
+        """What became of the connection to a publisher that is followed: ``up``, ``down`` or that it ``failed``."""
+        self._output.now = now
+        if not self._closed and news.startswith("failed"):
+            self._broadcaster.on_failed(number, news)
+
     def handle_dial_refused(self, link: int, endpoint: str, why: str, now: float) -> None:
         """The transport cannot even try this endpoint."""
         self._notes.tell("dial.refused", endpoint, endpoint, why, now)
@@ -178,7 +236,7 @@ class Engine:
                 peer = self.peers.by_route.get(route)
                 if peer is not None:
                     self.topology += 1  # it may bring newer offers than the frame that is on its way
-                    self._sender.sync_lanes(peer)
+                    self._sync(peer)
             elif peer is None:
                 # Before HELLO nothing is believed: a former life, or a stranger at a reused port.
                 self.refused_frames += 1
@@ -209,7 +267,7 @@ class Engine:
             if frame.version > peer.offers_version:
                 peer.offers, peer.offers_version = frame.offers, frame.version
                 self.topology += 1
-                self._sender.sync_lanes(peer)
+                self._sync(peer)
         elif isinstance(frame, frames.Close):
             self._receiver.on_close(peer, frame.lane)
         elif isinstance(frame, frames.Lost):
@@ -219,6 +277,13 @@ class Engine:
                 for link in self.peers.links_to(peer):
                     self._output.send(link, frames.Bye(HEARD))
             self.peers.on_bye(peer, frame.reason, now)
+        elif isinstance(frame, frames.PubSubFrame):
+            self._broadcaster.on_frame(peer, frame)
+
+    def _sync(self, peer: PeerState) -> None:
+        """A peer's offers may be new."""
+        self._sender.sync_lanes(peer)
+        self._broadcaster.sync(peer)
 
     # -- peers -----------------------------------------------------------------------------------------------
 
@@ -237,11 +302,14 @@ class Engine:
             self._notes.tell(kind, name, node_id, text, now)
             if kind == "peer.suspect":
                 self._sender.pause_lanes(node_id)
+                self._broadcaster.pause(node_id)
         peers.notes.clear()
         for peer, why in peers.downs:
-            self._notes.tell("peer.down", peer.name, peer.node_id, why, now, always=True)
+            if peer.state != "new" or why != "silent":  # who never was up, and is heard no more, is not worth telling
+                self._notes.tell("peer.down", peer.name, peer.node_id, why, now, always=True)
             self._sender.end_lanes(peer, why)
             self._receiver.end_lanes(peer)
+            self._broadcaster.end(peer, why)
         peers.downs.clear()
         for peer, new in peers.ups:
             if peers.by_id.get(peer.node_id) is peer:
@@ -255,6 +323,7 @@ class Engine:
             self._output.send(peer.link, frames.Offers(self.identity.offers_version, self.identity.offers))
         self._sender.resume_lanes(peer)
         self._receiver.resume_lanes(peer)
+        self._broadcaster.resume(peer)
 
     def _beat(self) -> None:
         """To everybody: I make progress. And the state of every lane that is not at rest, in case a frame was lost."""
@@ -267,6 +336,7 @@ class Engine:
                 self._output.send(link, frames.Offers(self.identity.offers_version, self.identity.offers))
         self._sender.repeat_states(links, unheard)
         self._receiver.repeat_states(unheard)
+        self._broadcaster.beat()
 
     # -- time and output -------------------------------------------------------------------------------------
 
@@ -286,6 +356,7 @@ class Engine:
         self._apply_peer_news(now)
         self._peers_wake_at = None
         self._sender.tick()
+        self._broadcaster.tick()
 
     def drain(self, now: float) -> Effects:
         """One batch of effects for everything that happened since the last one."""
@@ -294,6 +365,7 @@ class Engine:
         if not self._closed:
             self._sender.dispatch()
             self._receiver.flush()
+            self._broadcaster.dispatch()
         effects = self._output.take()
         peers = self.peers
         if peers.dial:
@@ -307,7 +379,8 @@ class Engine:
         # Hearing from a peer only moves its deadlines back, so an old answer is never too late.
         if self._peers_wake_at is None:
             self._peers_wake_at = min(self.peers.wake_at(), default=self._next_beat)
-        return self._sender.wake_at(min(self._peers_wake_at, self._next_beat))
+        soonest = self._sender.wake_at(min(self._peers_wake_at, self._next_beat))
+        return self._broadcaster.wake_at(soonest)
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -333,3 +406,4 @@ class Engine:
         self.peers.check()
         self._sender.check()
         self._receiver.check()
+        self._broadcaster.check()

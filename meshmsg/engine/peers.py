@@ -34,6 +34,7 @@ REDIAL_S = 0.25  # first pause before dialling a known but absent node again; do
 REDIAL_MAX_S = 5.0
 HELLO_TIMEOUT_S = 3.0  # a link that stands but brings no answer is hung up and tried again
 RECONNECT_GRACE_S = 0.4  # what a peer with a broken link gets to answer a new one, at least
+UNPROVEN_S = 3.0  # what a peer that no link of ours reaches yet gets beyond ``gone_after``
 FORGET_AFTER_S = 300.0  # how long a node is dialled that nobody announces any more
 
 
@@ -343,7 +344,9 @@ class Peers:
                     self._gone(peer, "silent", now)
                     continue
             # Compared as ``wake_at`` computes it: a rounding apart, the timer would ring again and again.
-            if now >= peer.heard_at + limits.stall_after:
+            if peer.state == "new" and now >= peer.heard_at + limits.gone_after + UNPROVEN_S:
+                self._gone(peer, "silent", now)  # it came to introduce itself, and died: its lanes hold credit
+            elif now >= peer.heard_at + limits.stall_after:
                 self._gone(peer, "stalled", now)
             elif now >= peer.heard_at + limits.suspect_after:
                 self._suspect(peer, f"silent for {now - peer.heard_at:.1f} s")
@@ -385,6 +388,8 @@ class Peers:
             if peer.link is None and peer.broken_at is not None:
                 sign = max(peer.heard_at, peer.process_seen_at)
                 yield max(sign + limits.gone_after, peer.broken_at + RECONNECT_GRACE_S)
+            if peer.state == "new":
+                yield peer.heard_at + limits.gone_after + UNPROVEN_S
             if peer.state == "alive":
                 yield peer.heard_at + limits.suspect_after
             else:
@@ -479,6 +484,11 @@ class Peers:
         """What living nodes, this one included, say about an offer."""
         living = [peer for peer in self.by_id.values() if peer.state == "alive" and peer.link is not None]
         return [peer.offers[kind][name] for peer in living if name in peer.offers.get(kind, ())]
+
+    def reached_at(self, peer: PeerState) -> str | None:
+        """The endpoint where our link found a peer."""
+        prospect = self._by_link.get(peer.link) if peer.link is not None else None
+        return prospect.links.get(peer.link) if prospect is not None and peer.link is not None else None
 
     def listed(self, now: float) -> list[Peer]:
         """Everybody whose both directions are proven, for applications."""

@@ -99,9 +99,9 @@ class Sender:
             lane.give_back()
             if peer.link is not None:
                 self._state_lane(peer.link, outbox, lane)
-        elif news and peer.link is not None:
-            # The verdicts were heard and need not be repeated. To old ones this must not answer: the floor may be
-            # held up below them, and both sides would go on like this for ever.
+        elif peer.link is not None and (news or any(verdict[0] < lane.floor for verdict in ack.verdicts)):
+            # The verdicts were heard and need not be repeated. To old ones from the floor on this must not answer:
+            # something below holds it up, and both sides would go on like this for ever.
             self._state_lane(peer.link, outbox, lane)
 
     def on_lost(self, peer: PeerState, number: int) -> None:
@@ -279,9 +279,11 @@ class Sender:
         target = outbox.options.dead_letter_to
         if target is not None and self._forward(letter, run, target):
             return
-        fallen = self.dead_letters.add(letter, run)
-        if fallen is not None:
-            text = f"more than {self.dead_letters.capacity} dead letters: {fallen.id} is no longer kept"
+        box = self.dead_letters
+        fallen = box.add(letter, run)
+        if fallen:
+            others = f" and {len(fallen) - 1} more are" if len(fallen) > 1 else " is"
+            text = f"over {box.capacity} dead letters or {box.capacity_bytes} bytes: {fallen[0].id}{others} not kept"
             output.notes.tell("dead_letter.dropped", "", "", text, output.now)
 
     def _forward(self, letter: DeadLetter, run: Run, target: str) -> bool:
@@ -303,6 +305,7 @@ class Sender:
 
     def check(self) -> None:
         """Own invariants, for the simulator."""
+        self.dead_letters.check()
         for key, trial in self._trials.items():
             lanes = (lane for outbox in self.outboxes.values() for lane in outbox.lanes.values())
             suspects = sum(lane.suspects for lane in lanes if lane.peer == key)

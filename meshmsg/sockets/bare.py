@@ -19,7 +19,8 @@ from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.errors import NodeClosed, OutboxFull, ProtocolError
 from meshmsg.message import Event
 from meshmsg.options import PullOptions, require_items
-from meshmsg.sockets.push_pull import Pull, require_here
+from meshmsg.sockets.here import require_here
+from meshmsg.sockets.push_pull import Pull
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump

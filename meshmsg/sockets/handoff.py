@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from meshmsg.driver import Driver
-from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
+from meshmsg.engine.topic_buffer import Source
 from meshmsg.message import Arrival, Message, describe_error
 from meshmsg.wire import frames
 
@@ -62,7 +62,7 @@ class Handoff:
     may interrupt it in could leave a lock taken that the loop needs.
     """
 
-    def __init__(self, driver: Driver, inbox: Inbox, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, driver: Driver, inbox: Source, loop: asyncio.AbstractEventLoop) -> None:
         self.driver = driver
         self.closed = False
         self.room = True  # whether producers may send more before anything is settled

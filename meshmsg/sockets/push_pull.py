@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from _thread import get_ident
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, Unpack
 
@@ -20,40 +20,28 @@ from meshmsg.errors import (
     OutboxFull,
     WaitTimeout,
 )
-from meshmsg.message import Batch, DeadLetter, Ledger, Message
+from meshmsg.message import DeadLetter, Ledger
 from meshmsg.options import (
     PullOptions,
     PushOptions,
     SendKeywords,
-    require_int,
     require_items,
     require_known,
     require_number,
 )
-from meshmsg.sockets.handoff import Handoff
+from meshmsg.sockets.consumer import Consumer
+from meshmsg.sockets.here import require_here
 from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, require_size
-from meshmsg.sockets.threads import ThreadWorkers
 from meshmsg.sockets.turns import yield_turn
-from meshmsg.sockets.typed import make_converter
-from meshmsg.sockets.workers import Handler, Workers, is_async, require_handler
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
 logger = logging.getLogger("meshmsg.sockets")
 
-# Messages handed out, and accepted, in one turn of the loop at most, if the application itself never waits.
-BURST = 256
+# Messages accepted in one turn of the loop at most, if the application itself never waits.
 SEND_BURST = 1024
 # Bodies up to this many bytes are admitted a burst at a time.
 SMALL = 4096
 DELIVER_OPTIONS = [*SendKeywords.__annotations__, "timeout"]
-
-
-def require_here(driver: Driver) -> None:
-    """Raises ``WrongThread`` or ``ForkedProcess``; before the start and after the close any thread may look."""
-    if driver.usable:
-        driver.require_usable()
-    else:
-        driver.require_process()
 
 
 class Push:
@@ -362,114 +350,14 @@ class Push:
                 future.set_exception(NodeClosed(f"the node was closed before a message of {self.queue!r} was settled"))
 
 
-class Pull:
+class Pull(Consumer):
     """The consumer's end of a queue. ``node.pull(queue, ...)`` makes it; iterate it, or decorate a handler with it.
 
     As an async iterator it ends when the pull or its node is closed.
     """
 
     def __init__(self, driver: Driver, inbox: Inbox, options: PullOptions) -> None:
-        self.queue = inbox.queue
-        self.options = options
-        self._driver = driver
-        self._inbox = inbox
-        self._workers: Workers | ThreadWorkers | None = None
-        self._handoff: Handoff | None = None
-        self._arrival: asyncio.Event | None = None
-        self._closed = False
-        if options.type is not None:
-            inbox.decode = make_converter(options.type, self.queue)
-        inbox.guard = self._require_owner
-        driver.on_arrival[self.queue] = self._arrived
-
-    def __call__(self, handler: Handler) -> Handler:
-        """Registers the handler: acked when it returns, nacked when it raises, rejected on ``Reject``.
-
-        A coroutine function runs in the loop, a plain function in ``concurrency`` threads.
-        """
-        require_handler(self.queue, handler)
-        require_here(self._driver)
-        if self._workers is not None:
-            raise ConfigurationError(f"pull({self.queue!r}) already has a handler; use concurrency= for more of it")
-        if is_async(handler):
-            self._workers = Workers(self._driver, self._inbox, self.options, handler)
-        else:
-            self._workers = ThreadWorkers(self._driver, self.options, handler, self.queue)
-            self._inbox.watch_extensions(self._workers.extended)
-        if self._driver.usable:
-            self.start()
-        return handler
-
-    async def __aiter__(self) -> AsyncIterator[Message]:
-        """Messages one by one; each wants its verdict (``with message:``)."""
-        self._require_iterable()
-        inbox = self._inbox
-        count = 0
-        while not self._closed:
-            message = inbox.take_one(self._driver)
-            if message is None:
-                await self._wait()
-                continue
-            yield message
-            count += 1
-            if count % BURST == 0:
-                await yield_turn()
-
-    async def get(self, timeout: float | None = None) -> Message:
-        """One message; raises ``WaitTimeout`` when none came within ``timeout`` seconds, ``NodeClosed`` at the end.
-
-        A timeout around the iterator would end it, because that is what cancelling a generator does.
-        """
-        if timeout is not None:
-            require_number("get(timeout=)", timeout, at_least=0)
-        self._require_iterable()
-        message = self._inbox.take_one(self._driver)
-        try:
-            async with asyncio.timeout(timeout):
-                while message is None and not self._closed:
-                    await self._wait()
-                    message = self._inbox.take_one(self._driver)
-        except TimeoutError:
-            raise WaitTimeout(f"no message of {self.queue!r} came within {timeout} s") from None
-        if message is None:
-            self._driver.require_usable()
-            raise NodeClosed(f"this pull of {self.queue!r} was closed: open another one")
-        return message
-
-    async def batches(self, max_size: int = 500, max_wait: float = 0.01) -> AsyncIterator[Batch]:
-        """Messages in batches of up to ``max_size``; waits up to ``max_wait`` seconds for a batch to fill.
-
-        It does not wait for messages that the prefetch keeps from coming.
-        """
-        require_int("batches(max_size=)", max_size, at_least=1)
-        require_number("batches(max_wait=)", max_wait, at_least=0)
-        self._require_iterable()
-        inbox = self._inbox
-        while not self._closed:
-            if not inbox.waiting:
-                await self._wait()
-                continue
-            if max_wait and inbox.waiting < max_size:
-                await self._fill(max_size, max_wait)
-            batch = inbox.take(max_size, self._driver.now())
-            if batch:
-                yield batch
-            await yield_turn()
-
-    async def _fill(self, max_size: int, max_wait: float) -> None:
-        """Waits for more, while more can come. Nothing is taken out yet, so that who is cancelled here holds none."""
-        inbox = self._inbox
-        try:
-            async with asyncio.timeout(max_wait):
-                while 0 < inbox.waiting < max_size and inbox.has_room and not self._closed:
-                    await self._wait(inbox.waiting)
-        except TimeoutError:
-            pass
-
-    @property
-    def unsettled(self) -> int:
-        """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5)."""
-        return self._inbox.unsettled
+        super().__init__(driver, inbox, options, f"pull({inbox.queue!r})")
 
     async def close(self, drain: float = 0.0) -> None:
         """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10)."""
@@ -482,60 +370,6 @@ class Pull:
             self._handoff.close()
         # First, or a producer that hears of the end of its lane opens another one, and gives this one up.
         self._driver.engine.withdraw("pull", self.queue)
-        self._inbox.return_unstarted()
-        self._arrived()
-        if self._workers is not None:
-            await self._workers.stop(drain)
-        self._driver.on_arrival.pop(self.queue, None)
+        await self._end(drain)
         self._driver.engine.close_pull(self.queue)
         self._driver.wake()
-
-    def start(self) -> None:
-        """The node has started."""
-        if isinstance(self._workers, ThreadWorkers):
-            self._workers.start(self._lend())
-        elif self._workers is not None:
-            self._workers.start()
-
-    def open_handoff(self) -> Handoff:
-        """Has messages handed to threads that ask for them, from now on; called in the loop."""
-        self._require_iterable()
-        return self._lend()
-
-    def abandon(self) -> None:
-        """The loop is gone: threads that wait for messages wait no more."""
-        if self._handoff is not None:
-            self._handoff.close()
-
-    def _lend(self) -> Handoff:
-        if self._handoff is None:
-            self._handoff = Handoff(self._driver, self._inbox, asyncio.get_running_loop())
-            if self._closed:
-                self._handoff.close()
-            self._handoff.lend()
-        return self._handoff
-
-    def _arrived(self) -> None:
-        if self._handoff is not None:
-            self._handoff.lend()
-        if isinstance(self._workers, Workers):
-            self._workers.wake()
-        if self._arrival is not None:
-            self._arrival.set()
-
-    async def _wait(self, have: int = 0) -> None:
-        """Until there are more messages than ``have``, or something else has changed."""
-        if self._arrival is None:
-            self._arrival = asyncio.Event()
-        self._arrival.clear()
-        if self._inbox.waiting <= have and not self._closed:
-            await self._arrival.wait()
-
-    def _require_owner(self) -> None:
-        if get_ident() != self._driver.owner:
-            self._driver.require_usable()
-
-    def _require_iterable(self) -> None:
-        self._driver.require_usable()
-        if self._workers is not None:
-            raise ConfigurationError(f"pull({self.queue!r}) has a handler; open it without one to iterate")

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from meshmsg.driver import Driver
-from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
+from meshmsg.engine.topic_buffer import Source
 from meshmsg.errors import ConfigurationError, NodeClosed, Reject
 from meshmsg.message import Message, judge_by_error
 from meshmsg.options import PullOptions
@@ -76,7 +76,7 @@ def refuse_result(message: Message, result: object) -> None:
 class Workers:
     """Feeds a handler from an inbox, ``concurrency`` at a time, each within ``timeout`` seconds."""
 
-    def __init__(self, driver: Driver, inbox: Inbox, options: PullOptions, handler: Handler) -> None:
+    def __init__(self, driver: Driver, inbox: Source, options: PullOptions, handler: Handler) -> None:
         self._driver = driver
         self._inbox = inbox
         self._options = options

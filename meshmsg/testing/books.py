@@ -39,6 +39,7 @@ class Account:
         self.loose: set[int] = set()  # delayed or redriven: no order promised
         self.keys: dict[int, str] = {}
         self.priorities: dict[int, int] = {}
+        self.expiries: dict[int, float] = {}  # in the cluster's time
         self.lines: dict[str, list[int]] = {}  # by key, in send order
         self.fronts: dict[str, int] = {}  # how much of the line is settled
         self.running: dict[str, set[int]] = {}  # by key: started, and not settled at the producer
@@ -68,13 +69,21 @@ class Books:
         self.accounts: dict[tuple[str, str], Account] = {}
         self.strict_attempts = False  # True while nothing but verdicts may cost an attempt
         self.only_nodes_speak = True  # False when somebody throws garbage
+        self.travel_s: float | None = None  # how long a frame is under way at most; None if nobody knows
         self.last_started: dict[tuple[str, str, str, int], int] = {}
         self.starts = 0
 
     # -- producers -------------------------------------------------------------------------------------------
 
     def on_accept(
-        self, node: ClusterNode, push: ClusterPush, number: int, key: str | None, priority: int, delay: float | None
+        self,
+        node: ClusterNode,
+        push: ClusterPush,
+        number: int,
+        key: str | None,
+        priority: int,
+        ttl: float | None,
+        delay: float | None,
     ) -> None:
         """``send`` returned."""
         account = self._account(node, push.outbox)
@@ -85,6 +94,8 @@ class Books:
             account.loose.add(number)
         if priority:
             account.priorities[number] = priority
+        if ttl is not None:
+            account.expiries[number] = node.cluster.now + ttl
         if key is not None:
             account.keys[number] = key
             if delay is None:
@@ -116,6 +127,8 @@ class Books:
             raise GuaranteeBroken("G1", f"{node.name}: {queue}/{number} has a second end, as {letter}")
         account.dead[number] = letter
         self._settled(account, number)
+        if letter.reason == "expired" and number not in account.expiries:
+            raise GuaranteeBroken("G1", f"{letter.id} expired, and had no time to live: {letter}")
         attempts = letter.attempts[account.redrives.get(number, 0) :]
         exact = letter.reason == "attempts"
         if len(attempts) > account.max_attempts or (exact and len(attempts) != account.max_attempts):
@@ -166,6 +179,11 @@ class Books:
         stale = account.alive and lane.number not in account.outbox.lanes  # given up, and it cannot know yet
         self._check_repetition(account, node, message, lane, stale)
         self._check_order(account, node, message)
+        expiry = account.expiries.get(number)
+        if self.travel_s is not None and expiry is not None and number not in account.redrives:
+            late = node.cluster.now - expiry
+            if late > self.travel_s:  # it does not count on the way
+                raise GuaranteeBroken("G1", f"{node.name} got {message} {late:.3f} s after its time to live")
         key = account.keys.get(number)
         if key is not None and account.alive:
             self._check_key(account, node, message, key, stale)

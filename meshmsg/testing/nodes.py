@@ -59,22 +59,23 @@ class ClusterPush:
             if self.options.overflow == "wait":
                 raise OutboxFull(f"the outbox of {self.queue!r} holds {outbox.pending} messages; let time pass")
             outbox.drop_for(len(encoded), now)
+        ttl_s = self.options.ttl if ttl is None else ttl
         if key is None and not priority and ttl is None and delay is None and headers is None:
             details = None
             number = outbox.push(encoded)
         else:
-            ttl = self.options.ttl if ttl is None else ttl
             details = Details(
                 key,
                 priority,
                 dict(headers) if headers else None,
-                None if ttl is None else now + ttl,
+                None if ttl_s is None else now + ttl_s,
                 None if delay is None else now + delay,
             )
             number = outbox.push_detailed(encoded, details, now)
-        node.cluster.books.on_accept(node, self, number, key, priority, delay)
+        node.cluster.books.on_accept(node, self, number, key, priority, ttl_s, delay)
         if node.cluster.traces:
-            node.say(f"send {self.queue}/{number} {_describe_send(body, key, priority, ttl, delay)}")
+            said = ttl if details is None else ttl_s
+            node.say(f"send {self.queue}/{number} {_describe_send(body, key, priority, said, delay)}")
         node.driver.wake()
         return f"{node.prefix}/{self.queue}/{number}"
 

@@ -22,6 +22,7 @@ from meshmsg.testing.nodes import ClusterNode
 from meshmsg.wire import frames
 
 WORK_S = 6.0  # work is sent and faults happen in this time
+NOTICE_S = 8.0  # and every death is noticed by everybody, whatever it interrupted
 SETTLE_S = 200.0  # after the heal, everything must have its end within this time
 MAX_STEPS = 100_000  # more than ten times what a run takes: something goes round in circles
 FAULTS = tuple(
@@ -32,6 +33,8 @@ FAULTS = tuple(
 HARMLESS = set("jump delay slow failing duplicates leave close_pull redrive same_name stale_discovery".split())
 # With these alone, what dies of its attempts was poison.
 BESIDE_POISON = set("poison jump slow duplicates same_name stale_discovery".split())
+# These hold frames up on their way, for as long as they last.
+HOLDING = set("freeze stall partition one_way".split())
 
 
 class Swarm:
@@ -61,6 +64,8 @@ class Swarm:
         self.cluster.clock.max_steps = MAX_STEPS
         # On a slow network the news of a leave may be overtaken by that of its connections.
         self.cluster.books.strict_attempts = self.faults <= HARMLESS and not {"delay", "leave"} <= self.faults
+        if not self.faults & HOLDING:
+            self.cluster.books.travel_s = 3 * latency[1] + 0.1
         self.cluster.books.only_nodes_speak = "garbage" not in self.faults
         self.garbage = Garbage(self.cluster, chance)
         self.queues = [f"q{number}" for number in range(chance.randint(1, 3))]
@@ -382,6 +387,8 @@ class Swarm:
         cluster = self.cluster
         cluster.run(3.0)
         alive = [node for node in cluster.nodes if node.alive]
+        if not cluster.run_until(lambda: not self._orphans(), NOTICE_S):
+            raise GuaranteeBroken("lanes", f"dead producers still hold credit: {self._orphans()}")
         before = cluster.network.frames
         cluster.run(2.0)
         spoken = cluster.network.frames - before
@@ -392,8 +399,40 @@ class Swarm:
             for pull in node.pulls.values():
                 if pull.unsettled or pull.inbox.waiting:
                     raise GuaranteeBroken("G1", f"{node.name} still holds {pull.unsettled} messages of {pull.queue}")
+            self._check_lanes(node)
             if self.faults <= BESIDE_POISON:
                 self._check_innocents(node)
+
+    def _orphans(self) -> list[tuple[str, str, int]]:
+        """Lanes that consumers hold for producers which are dead: what they hold of the prefetch nobody can use."""
+        living = {node.key for node in self.cluster.nodes if node.alive}
+        return [
+            (node.name, peer, number)
+            for node in self.cluster.nodes
+            if node.alive
+            for inbox in node.engine.inboxes.values()
+            for peer, number in inbox.lanes
+            if peer not in living
+        ]
+
+    def _check_lanes(self, node: ClusterNode) -> None:
+        """At rest both ends of a lane agree, and neither keeps what the other needs no more."""
+        outboxes = {
+            (other.key, queue): outbox
+            for other in self.cluster.nodes
+            if other.alive
+            for queue, outbox in other.engine.outboxes.items()
+        }
+        for inbox in node.engine.inboxes.values():
+            for (peer, number), lane in inbox.lanes.items():
+                outbox = outboxes.get((peer, inbox.queue))
+                if outbox is None or number not in outbox.lanes:
+                    raise GuaranteeBroken("lanes", f"{node.name} holds lane {number} of {inbox.queue}, {peer} does not")
+                if lane.verdicts:
+                    raise GuaranteeBroken("lanes", f"{node.name} still tells {peer} {lane.verdicts} of {inbox.queue}")
+                theirs = outbox.lanes[number]
+                if (theirs.next_seq, theirs.returns) != (lane.received, lane.returns):
+                    raise GuaranteeBroken("lanes", f"{node.name} and {peer} disagree on lane {number}: {lane.state()}")
 
     def _check_innocents(self, node: ClusterNode) -> None:
         for letter in node.letters:

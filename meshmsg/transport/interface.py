@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, TypeAlias
 
 
 class LinkEvent(enum.Enum):
@@ -73,4 +73,72 @@ class Transport(Protocol):
 
     def wait_closed(self, timeout_s: float) -> bool:
         """Wait in this thread until what ``close`` left to the background is done; whether it is."""
+        ...
+
+
+Published: TypeAlias = tuple[bytes, bytes, bytes | memoryview]
+"""A published message: topic, header, bodies. Large bodies are a view, which keeps them in memory while it lives."""
+
+
+class Broadcast(Protocol):
+    """A node's publishing and following. From the loop's thread only, after ``Transport.start``.
+
+    ``wake`` is called when one of ``subscriptions``, ``follow_events`` and ``receive_published`` may have news.
+    """
+
+    def open_broadcast(self) -> tuple[str, ...]:
+        """Open the publisher's end, once, and return the endpoints that others can follow."""
+        ...
+
+    def publish(self, parts: Sequence[bytes]) -> bool:
+        """Send ``[topic, header, bodies]`` to everybody with a filter that the topic begins with. Never waits.
+
+        Who has no room for it misses it, the others don't. False if somebody began to miss messages with this one.
+        """
+        ...
+
+    def subscriptions(self) -> list[tuple[bytes, bool]]:
+        """Filters since the last call: added (true), by anybody, or removed (false), by the last who had it.
+
+        In order for each subscriber: when its marker shows up, its filters up to there are in force, and what is
+        published from now on reaches it. Call again while ``more``.
+        """
+        ...
+
+    def follow(self, number: int, endpoint: str, filters: Collection[bytes], marker: bytes) -> None:
+        """Receive what a publisher publishes to topics that begin with one of the filters. Never waits.
+
+        ``marker`` is a filter that is set last, unique, and the beginning of no topic. A connection that ends or
+        does not come up is made anew, with the filters and marker of that time, until ``unfollow``.
+        An endpoint that must not be dialled is FAILED, and not followed.
+        """
+        ...
+
+    def refilter(self, number: int, filters: Collection[bytes], marker: bytes) -> None:
+        """Replace the filters: new ones are set, then the new marker, then old ones and the old marker removed.
+
+        What both have goes on without a gap. Unknown numbers are fine.
+        """
+        ...
+
+    def unfollow(self, number: int) -> None:
+        """Stop following, without an event; what was not received is lost. Unknown numbers are fine."""
+        ...
+
+    def follow_events(self) -> list[tuple[int, LinkEvent]]:
+        """UP for a connection that stands, DOWN when it has ended, again and again; or once FAILED.
+
+        After DOWN, messages from before may still be received.
+        """
+        ...
+
+    def receive_published(self, limit: int) -> list[tuple[int, Published]]:
+        """Up to ``limit`` messages that have arrived, as ``(number, parts)``, in order per number.
+
+        Their sizes are bounded too, except that one message is always read. Call again while ``more``.
+        """
+        ...
+
+    def more(self) -> bool:
+        """Whether ``receive_published`` or ``subscriptions`` may have more, of which no wake tells."""
         ...

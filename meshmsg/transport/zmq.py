@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from meshmsg.errors import ConfigurationError, ForkedProcess, NodeClosed, TooManyLinks
+from meshmsg.transport.broadcast import ZmqBroadcast
 from meshmsg.transport.closing import terminate
 from meshmsg.transport.descriptors import require_room
 from meshmsg.transport.endpoints import bind_all, is_diallable, is_loopback, stays_here
@@ -85,6 +86,7 @@ class ZmqTransport:
         self._crowded: dict[int, int] = {}  # links that refused a message -> what becomes readable for room
         self._events: list[tuple[int, LinkEvent]] = []
         self._raw: list[RawSocket] = []
+        self._broadcast: ZmqBroadcast | None = None
         self._readable = True  # whether the inbox's descriptor told of something, or a read was left unfinished
         self._passes = 0  # how often receive was called
         self._more = False
@@ -142,6 +144,24 @@ class ZmqTransport:
         self._raw = [other for other in self._raw if not other.socket.closed]
         self._raw.append(socket)
         return socket
+
+    @property
+    def broadcast(self) -> ZmqBroadcast:
+        """What this node publishes and follows; made when it is first asked for, closed with this transport."""
+        if self._broadcast is None:
+            self._require_open()
+            if self._loop is None:
+                raise NodeClosed("broadcast before start(): nobody would read it")
+            self._broadcast = ZmqBroadcast(
+                self._open_context(),
+                self._tuning,
+                self._addresses,
+                self.may_dial,
+                self._require_process,
+                self._loop,
+                self._wake,
+            )
+        return self._broadcast
 
     def may_dial(self, endpoint: str) -> bool:
         """Whether an endpoint is numeric and within reach: a node on loopback never dials beyond (G12)."""
@@ -274,6 +294,8 @@ class ZmqTransport:
         for socket in self._raw:
             socket.close()
         self._raw.clear()
+        if self._broadcast is not None:
+            self._broadcast.close(linger_ms)
         if self._router is not None:
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.remove_reader(descriptor_of(self._router))

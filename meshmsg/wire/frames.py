@@ -22,6 +22,8 @@ PROTOCOL_VERSION = 1
 HELLO, BYE, BEAT, OFFERS = 1, 2, 3, 4
 LANE, DATA, CLOSE = 16, 17, 18
 ACK, LOST = 24, 25
+PUBLISHED, START, PAST, FORGOTTEN, BEACON = 32, 33, 34, 35, 36
+WANT, LAG = 40, 41
 
 # What a consumer says about one message. ACKED ones travel as cumulative floor and ranges, not as verdicts.
 NACKED, REJECTED, EXPIRED, RETURNED = 1, 2, 3, 4
@@ -36,6 +38,7 @@ MAX_SEQ = 2**62
 # Longest texts that a reader takes, in characters.
 MAX_NAME = 400
 MAX_QUEUE = 200
+MAX_TOPIC = 200
 MAX_VERDICT_TEXT = 1000
 
 # Names and reasons end up in terminals and logs: nothing there that moves a cursor, breaks a line or turns its text.
@@ -43,7 +46,10 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Hello(NamedTuple):
-    """The first frame on every link: who speaks, from where, and whom it believes to talk to."""
+    """The first frame on every link: who speaks, from where, and whom it believes to talk to.
+
+    ``max_body_bytes`` is the largest encoded body that it takes; None if it does not say.
+    """
 
     node_id: str
     incarnation: int
@@ -56,6 +62,7 @@ class Hello(NamedTuple):
     expects: str | None
     answers: int | None
     version: int = PROTOCOL_VERSION
+    max_body_bytes: int | None = None
 
 
 class Bye(NamedTuple):
@@ -124,7 +131,71 @@ class Lost(NamedTuple):
     lane: int
 
 
-Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost
+class Published(NamedTuple):
+    """Messages of one topic, ``first_seq`` and following, as they leave through XPUB; ``headers`` by number."""
+
+    topic: str
+    node_id: str
+    incarnation: int
+    first_seq: int
+    total: int
+    headers: dict[int, dict[str, Any]] | None
+    payload: bytes
+
+
+class Start(NamedTuple):
+    """A publisher's answer to a marker: where its topics stood when the marker came.
+
+    Each topic is ``[topic, next_seq, history_from, retained]``; one that is not listed began later, at 0.
+    """
+
+    version: int
+    topics: list[list[Any]]
+    last: bool
+
+
+class Past(NamedTuple):
+    """Messages that a subscriber asked for; ``more`` of the same answer may follow."""
+
+    topic: str
+    first_seq: int
+    total: int
+    headers: dict[int, dict[str, Any]] | None
+    more: bool
+    payload: bytes
+
+
+class Forgotten(NamedTuple):
+    """The publisher holds nothing of this topic below ``up_to`` any more."""
+
+    topic: str
+    up_to: int
+    more: bool
+
+
+class Beacon(NamedTuple):
+    """How far topics are that went quiet; each ``[topic, next_seq]``."""
+
+    topics: list[list[Any]]
+
+
+class Want(NamedTuple):
+    """A subscriber asks for messages ``start`` to ``stop``, without the latter."""
+
+    topic: str
+    start: int
+    stop: int
+
+
+class Lag(NamedTuple):
+    """What a subscriber got: the last ``START``, and ``[topic, next expected]`` of topics that moved."""
+
+    version: int
+    topics: list[list[Any]]
+
+
+PubSubFrame = Start | Past | Forgotten | Beacon | Want | Lag
+Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost | PubSubFrame
 
 # What a message's key and headers may take, in bytes, so that a header with some of them stays far below the limit.
 MAX_DETAILS_BYTES = 2**20
@@ -161,7 +232,7 @@ def measure_details(key: str | None, headers: dict[str, Any] | None) -> int:
 
 
 def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
-    """The ZeroMQ parts of a frame; ``bodies`` are a ``Data``'s encoded bodies."""
+    """The ZeroMQ parts of a frame; ``bodies`` are the encoded bodies of a ``Data`` or ``Past``."""
     if isinstance(frame, Ack):
         return [_pack((ACK, *frame))]
     if isinstance(frame, Data):
@@ -171,14 +242,26 @@ def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
     if isinstance(frame, Beat):
         return [_pack((BEAT,))]
     if isinstance(frame, Hello):
-        return [_pack((HELLO, frame._asdict()))]
+        fields = frame._asdict()
+        if frame.max_body_bytes is None:
+            del fields["max_body_bytes"]
+        return [_pack((HELLO, fields))]
     if isinstance(frame, Offers):
         return [_pack((OFFERS, *frame))]
     if isinstance(frame, Close):
         return [_pack((CLOSE, frame.lane))]
     if isinstance(frame, Lost):
         return [_pack((LOST, frame.lane))]
-    return [_pack((BYE, frame.reason))]
+    if isinstance(frame, Bye):
+        return [_pack((BYE, frame.reason))]
+    if isinstance(frame, Past):
+        return [_pack_data((PAST, *frame[:-1])), encode_batch(bodies)]
+    return [_pack((_PUB_SUB_KINDS[type(frame)], *frame))]
+
+
+def encode_published(frame: Published, bodies: Sequence[bytes]) -> list[bytes]:
+    """The ZeroMQ parts of messages on their way to all subscribers: topic, header, payload."""
+    return [frame.topic.encode(), _pack_data((PUBLISHED, *frame[1:-1])), encode_batch(bodies)]
 
 
 def _pack_data(header: tuple[Any, ...]) -> bytes:
@@ -212,12 +295,31 @@ def decode(parts: Sequence[bytes]) -> Frame | None:
         raise ProtocolError(f"a frame of kind {header[0]} with wrong fields: {error}") from None
 
 
+def decode_published(parts: Sequence[bytes]) -> Published:
+    """Reads what came through a SUB socket. Raises ``ProtocolError`` for anything malformed (G11)."""
+    if len(parts) != 3:
+        raise ProtocolError(f"published messages of {len(parts)} parts; topic, header and payload make three")
+    if len(parts[0]) > MAX_TOPIC or len(parts[1]) > MAX_HEADER_BYTES:
+        raise ProtocolError(f"a topic of {len(parts[0])} and a header of {len(parts[1])} bytes")
+    try:
+        topic = parts[0].decode()
+        header = _unpack(parts[1])
+    except Exception as error:
+        raise ProtocolError(f"a topic or header that cannot be read: {type(error).__name__}") from None
+    if type(header) is not list or len(header) < 6 or header[0] != PUBLISHED:
+        raise ProtocolError("a header that is not an array of PUBLISHED and its fields")
+    _, node_id, incarnation, first_seq, count, headers = header[:6]
+    _check_messages(first_seq, count, headers)
+    return Published(topic, _node_id(node_id), _natural(incarnation), first_seq, count, headers, parts[2])
+
+
 def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
     known = header[1]
     if type(known) is not dict or type(known.get("version")) is not int:
         raise ProtocolError("a HELLO without a version")
     if known["version"] != PROTOCOL_VERSION:
         raise ProtocolError(f"it speaks protocol version {known['version']}, this node {PROTOCOL_VERSION}")
+    known.setdefault("max_body_bytes", None)
     hello = Hello(*(known[name] for name in Hello._fields))
     endpoints = [_text(each, "endpoint", 300) for each in _list(hello.endpoints, "endpoints")[:16]]
     _node_id(hello.node_id)
@@ -231,6 +333,8 @@ def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
         _natural(hello.answers)
     if hello.expects is not None:
         _node_id(hello.expects)
+    if hello.max_body_bytes is not None:
+        _natural(hello.max_body_bytes)
     return hello._replace(endpoints=tuple(endpoints))
 
 
@@ -301,6 +405,53 @@ def _read_lane(header: list[Any], parts: Sequence[bytes]) -> LaneState:
     return state
 
 
+def _read_start(header: list[Any], parts: Sequence[bytes]) -> Start:
+    _, version, topics, last = header[:4]
+    for topic, next_seq, history_from, retained in map(_list, _list(topics, "topics")):
+        _text(topic, "topic", MAX_TOPIC)
+        if _natural(history_from) > _natural(next_seq) or next_seq < _flag(retained):
+            raise ProtocolError("a START with a history or a retained message beyond its topic's end")
+    return Start(_natural(version), topics, _flag(last))
+
+
+def _read_past(header: list[Any], parts: Sequence[bytes]) -> Past:
+    _, topic, first_seq, count, headers, more = header[:6]
+    if len(parts) != 2:
+        raise ProtocolError(f"a PAST frame of {len(parts)} parts")
+    _check_messages(first_seq, count, headers)
+    return Past(_text(topic, "topic", MAX_TOPIC), first_seq, count, headers, _flag(more), parts[1])
+
+
+def _read_want(header: list[Any], parts: Sequence[bytes]) -> Want:
+    _, topic, start, stop = header[:4]
+    if not _natural(start) < _natural(stop):
+        raise ProtocolError("a WANT of nothing")
+    return Want(_text(topic, "topic", MAX_TOPIC), start, stop)
+
+
+def _check_messages(first_seq: Any, count: Any, headers: Any) -> None:
+    """``headers`` say by sequence number what messages have beside their bodies."""
+    if not _natural(count) or _natural(first_seq) + count > MAX_SEQ:
+        raise ProtocolError("no messages, or too many")
+    if headers is None:
+        return
+    if type(headers) is not dict:
+        raise ProtocolError("headers are maps by sequence number")
+    for seq, each in headers.items():
+        if not first_seq <= _natural(seq) < first_seq + count:
+            raise ProtocolError("headers of a message that is not there")
+        if type(each) is not dict or any(type(name) is not str for name in each):
+            raise ProtocolError("headers are a map with texts as keys")
+
+
+def _positions(value: Any) -> list[list[Any]]:
+    """``[[topic, sequence number]...]``."""
+    for topic, seq in map(_list, _list(value, "positions")):
+        _text(topic, "topic", MAX_TOPIC)
+        _natural(seq)
+    return value  # type: ignore[no-any-return]  # just checked
+
+
 def _read_offers(header: list[Any], parts: Sequence[bytes]) -> Offers:
     _check_offers(header[2])
     return Offers(_natural(header[1]), header[2])
@@ -344,6 +495,12 @@ def _natural(value: Any) -> int:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ProtocolError(f"expected true or false, got {type(value).__name__}")
+    return value
+
+
 def _seconds(value: Any) -> None:
     if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise ProtocolError("expected seconds: a finite number of 0 or more")
@@ -374,4 +531,19 @@ _READERS: dict[int, Any] = {
     CLOSE: lambda header, parts: Close(_natural(header[1])),
     ACK: _read_ack,
     LOST: lambda header, parts: Lost(_natural(header[1])),
+    START: _read_start,
+    PAST: _read_past,
+    FORGOTTEN: lambda header, parts: Forgotten(
+        _text(header[1], "topic", MAX_TOPIC), _natural(header[2]), _flag(header[3])
+    ),
+    BEACON: lambda header, parts: Beacon(_positions(header[1])),
+    WANT: _read_want,
+    LAG: lambda header, parts: Lag(_natural(header[1]), _positions(header[2])),
+}
+_PUB_SUB_KINDS: dict[type, int] = {
+    Start: START,
+    Forgotten: FORGOTTEN,
+    Beacon: BEACON,
+    Want: WANT,
+    Lag: LAG,
 }

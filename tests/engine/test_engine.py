@@ -176,6 +176,23 @@ def test_old_verdicts_are_not_answered_for_ever() -> None:
     assert pair.turn("a") == [] and pair.turn("b") == []
 
 
+def test_a_verdict_is_heard_at_last_when_the_floor_passes_it() -> None:
+    """Nothing else may ever come over the lane; then every heartbeat would repeat the verdict."""
+    pair = Pair()
+    pair.box.push_many([b"\x01", b"\x02"])
+    pair.carry()
+    (first,) = pair.inbox.take(1, 0.0)
+    pair.inbox.take(1, 0.0)[0].reject("no")
+    for _ in range(3):
+        pair.carry()
+    first.ack()
+    for _ in range(3):
+        pair.carry()
+    (lane,) = pair.inbox.lanes.values()
+    assert not lane.verdicts
+    assert pair.turn("a") == [] and pair.turn("b") == []
+
+
 def test_late_offers_do_not_replace_newer_ones() -> None:
     pair = Pair()
     old = frames.Offers(pair.b.identity.offers_version, pair.b.identity.offers)
@@ -215,6 +232,23 @@ def test_a_closed_pull_returns_everything_and_the_producer_lets_go() -> None:
         pair.carry()
     assert not pair.b.leaving and not pair.box.lanes
     assert pair.box.ledger()[1:4] == (1, 0, 1)
+
+
+def test_a_lane_that_its_producer_gave_up_is_closed_when_it_speaks() -> None:
+    pair = Pair()
+    pair.a.handle_parts(b"from-b", frames.encode(frames.Ack(99, 1, 10, 0, 0, [], [], frames.CLOSING)), 0.0)
+    assert pair.turn("a") == [frames.Close(99)]
+
+
+def test_a_consumer_that_takes_its_offer_back_gets_nothing_more() -> None:
+    pair = Pair()
+    pair.box.push(b"\x01")
+    pair.carry()
+    pair.b.withdraw("pull", "q")
+    pair.carry()
+    pair.box.push(b"\x02")
+    assert not any(isinstance(frame, frames.Data) for frame in pair.turn("a"))
+    assert pair.box.ledger()[4:6] == (1, 1), "one waits, one is in flight"
 
 
 def test_a_pull_closed_and_opened_unseen_is_served_again() -> None:
@@ -338,6 +372,19 @@ def test_a_dead_letter_goes_to_its_queue_once() -> None:
     assert engine.outboxes["dead"].pending == 1 and not engine.dead_letters.letters()
     engine.drain(1.0)
     assert engine.outboxes["dead"].pending == 1
+
+
+def test_dead_letters_that_fall_out_are_told() -> None:
+    engine = Engine(Identity("a", 1, "a", "mesh"), generator=random.Random(1), max_dead_letter_bytes=1000)
+    box = engine.open_push("q", PushOptions(ttl=1.0))
+    for _ in range(3):
+        box.push(make_packer()("x" * 600))
+    engine.drain(0.0)
+    engine.handle_time(1.0)
+    told = [event.text for event in engine.drain(1.0).events if event.kind == "dead_letter.dropped"]
+    assert told == ["over 10000 dead letters or 1000 bytes: a/q/0 is not kept"]  # the next one repeats it
+    assert [letter.id for letter in engine.dead_letters.letters()] == ["a/q/2"] and engine.dead_letters.overflowed == 2
+    engine.check()
 
 
 def test_a_watched_dead_letter_is_an_outcome() -> None:

@@ -270,6 +270,21 @@ def test_a_process_that_lives_without_progress_is_suspect_first_and_stalled_much
     assert desk.downs() == ["stalled"]
 
 
+def test_who_introduced_itself_and_was_never_reached_is_given_up_when_it_falls_silent() -> None:
+    desk = Desk()
+    desk.found()
+    desk.hello()
+    assert desk.peers.by_id["you"].state == "new"
+    for second in range(1, 4):
+        desk.at(float(second))
+    desk.peers.on_heard(desk.peers.by_id["you"], desk.now)
+    desk.at(7.9)
+    assert "you" in desk.peers.by_id
+    assert min(desk.peers.wake_at()) <= 8.0
+    desk.at(8.0)
+    assert "you" not in desk.peers.by_id and desk.downs() == ["silent"]
+
+
 def test_a_suspect_that_speaks_is_alive_again() -> None:
     desk = Desk()
     desk.connect()

@@ -49,6 +49,50 @@ def test_who_leaves_properly_is_never_suspected(drain: float) -> None:
             ], f"seed {seed}"
 
 
+@pytest.mark.guarantee("G10")
+@pytest.mark.parametrize("drain", [0.0, 1.0])
+@pytest.mark.parametrize("fault", ["freeze", "stall", "cut"])
+def test_peers_that_do_not_answer_delay_nobodys_leave(fault: str, drain: float) -> None:
+    """The wait for producers to take back what is theirs and the wait for answers to goodbyes share one deadline."""
+    cluster = Cluster(seed=1)
+    producer, middle, consumer = (cluster.node(name) for name in ("producer", "middle", "consumer"))
+    jobs = producer.push("in")
+    middle.pull("in", takes=0.5)
+    results = middle.push("out")
+    consumer.pull("out", takes=0.5)
+    jobs.send_many(range(10))
+    results.send_many(range(10))
+    cluster.run(0.6)
+    for other in (producer, consumer):
+        if fault == "cut":
+            cluster.cut(middle, other)
+        elif fault == "stall":
+            cluster.stall(other, 30.0)
+        else:
+            cluster.freeze(other)
+    cluster.leave(middle, drain)
+    cluster.run(drain + 0.5)
+    assert not middle.alive
+    assert results.ledger().balanced and results.ledger().pending > 0
+
+
+@pytest.mark.guarantee("G4", "G10")
+def test_what_never_reached_a_consumer_that_left_costs_no_attempt() -> None:
+    cluster = Cluster(seed=1)
+    producer, leaving = cluster.node("producer"), cluster.node("leaving")
+    jobs = producer.push("q", retry=Retry(1))
+    leaving.pull("q")
+    cluster.run(0.5)
+    cluster.cut(producer, leaving, one_way=True)
+    jobs.send_many(range(5))
+    cluster.run(0.01)
+    assert jobs.ledger().in_flight == 5
+    cluster.leave(leaving, 0.0)
+    staying = cluster.node("staying").pull("q")
+    cluster.run(2.0)
+    assert sorted(staying.processed) == [0, 1, 2, 3, 4] and not producer.dead_letters()
+
+
 # --- handlers -----------------------------------------------------------------------------------------------
 
 

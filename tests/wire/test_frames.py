@@ -20,6 +20,7 @@ from meshmsg.engine import lane
 from meshmsg.errors import BodyTooLarge, EncodeError, ProtocolError
 from meshmsg.wire import frames
 from meshmsg.wire.codec import make_packer
+from tests.wire import pub_sub_frames
 
 pytestmark = pytest.mark.guarantee("G11")
 
@@ -88,6 +89,7 @@ HELLOS = st.builds(
     st.none() | NODE_ID,
     st.none() | NATURAL,
     st.just(frames.PROTOCOL_VERSION),
+    st.none() | NATURAL,
 )
 FRAMES = st.one_of(
     HELLOS,
@@ -99,11 +101,13 @@ FRAMES = st.one_of(
     st.builds(frames.Lost, NATURAL),
     ack_frames(),
     data_frames(),
+    pub_sub_frames.DRAWN,
 )
 
 
 def encoded(frame: frames.Frame) -> list[bytes]:
-    return frames.encode(frame, [b"\x01"] * frame.total if isinstance(frame, frames.Data) else ())
+    bodied = isinstance(frame, frames.Data | frames.Past)
+    return frames.encode(frame, [b"\x01"] * frame.total if bodied else ())
 
 
 # --- round trips and noise ----------------------------------------------------------------------------------
@@ -112,8 +116,8 @@ def encoded(frame: frames.Frame) -> list[bytes]:
 @given(frame=FRAMES)
 def test_frames_survive_the_way(frame: frames.Frame) -> None:
     decoded = frames.decode(encoded(frame))
-    if isinstance(frame, frames.Data):
-        assert isinstance(decoded, frames.Data)
+    if isinstance(frame, frames.Data | frames.Past):
+        assert isinstance(decoded, frames.Data | frames.Past)
         decoded = decoded._replace(payload=b"")
     assert decoded == frame
 
@@ -149,7 +153,7 @@ JSON = st.recursive(
 
 
 @given(
-    kind=st.sampled_from([1, 2, 3, 4, 16, 17, 18, 24, 25]),
+    kind=st.sampled_from([1, 2, 3, 4, 16, 17, 18, 24, 25, 33, 34, 35, 36, 40, 41]),
     fields=st.lists(JSON, max_size=10),
     payload=st.binary(max_size=9),
 )
@@ -339,6 +343,7 @@ VALID: dict[int, list[Any]] = {
     frames.CLOSE: [1],
     frames.ACK: [1, 9, 9, 0, 3, [], [], 0],
     frames.LOST: [1],
+    **pub_sub_frames.VALID,
 }
 # Every other field of these frames is a natural number.
 OTHER_FIELDS: dict[tuple[int, int], list[Any]] = {
@@ -348,6 +353,7 @@ OTHER_FIELDS: dict[tuple[int, int], list[Any]] = {
     (frames.DATA, 5): NOT_RUNS,
     (frames.ACK, 5): NOT_RANGES,
     (frames.ACK, 6): NOT_VERDICTS,
+    **pub_sub_frames.wrong_fields(NOT_NATURAL, NOT_LISTS, NOT_NAMES),
 }
 HELLO_FIELDS: dict[str, list[Any]] = {
     "node_id": [None, *NOT_IDS],
@@ -361,7 +367,9 @@ HELLO_FIELDS: dict[str, list[Any]] = {
     "expects": NOT_IDS,
     "answers": [value for value in NOT_NATURAL if value is not None],
     "version": [0, 2, -1, True, "1", 1.0, None, DEEP],
+    "max_body_bytes": [value for value in NOT_NATURAL if value is not None],
 }
+OPTIONAL = {"max_body_bytes"}
 
 
 def require_refusal(parts: list[bytes]) -> None:
@@ -374,7 +382,7 @@ def require_refusal(parts: list[bytes]) -> None:
 
 @pytest.mark.parametrize(("kind", "place"), [(kind, place) for kind in VALID for place in range(len(VALID[kind]))])
 def test_a_field_is_refused_if_it_is_anything_else(kind: int, place: int) -> None:
-    payload = [b"\x91\x01"] if kind == frames.DATA else []
+    payload = [b"\x91\x01"] if kind in (frames.DATA, frames.PAST) else []
     assert frames.decode([pack([kind, *VALID[kind]]), *payload]) is not None
     for wrong in OTHER_FIELDS.get((kind, place), NOT_NATURAL):
         fields = [*VALID[kind]]
@@ -388,7 +396,11 @@ def test_a_field_of_a_hello_is_refused_if_it_is_anything_else(field: str) -> Non
     for wrong in HELLO_FIELDS[field]:
         require_refusal(hello(**{field: wrong}))
     known = frames.Hello("me", 1, "me", "mesh", (), {}, 1, 1, None, None)._asdict()
-    require_refusal([pack([frames.HELLO, {name: value for name, value in known.items() if name != field}])])
+    without = [pack([frames.HELLO, {name: value for name, value in known.items() if name != field}])]
+    if field in OPTIONAL:
+        assert frames.decode(without) == frames.Hello(**known)
+    else:
+        require_refusal(without)
     for other in NOT_LISTS:
         if other != {}:
             require_refusal([pack([frames.HELLO, other])])
@@ -464,6 +476,10 @@ GOLDEN: dict[str, tuple[frames.Frame, list[bytes]]] = {
         frames.Hello(NODE, 7, "worker", "default", (), {}, 0, 4, "0a1b", 3),
         [],
     ),
+    "HELLO of a node that takes bodies of up to 1 MiB": (
+        frames.Hello(NODE, 7, "worker", "default", (), {}, 0, 5, None, None, max_body_bytes=2**20),
+        [],
+    ),
     "BYE": (frames.Bye("left"), []),
     "BEAT": (frames.Beat(), []),
     "OFFERS": (frames.Offers(2, {"pull": {"jobs": {}}, "push": {"results": {}}}), []),
@@ -497,6 +513,7 @@ GOLDEN: dict[str, tuple[frames.Frame, list[bytes]]] = {
         [],
     ),
     "LOST": (frames.Lost(1), []),
+    **pub_sub_frames.GOLDEN,
 }
 GOLDEN_FILE = Path(__file__).parent / "golden.txt"
 
@@ -520,4 +537,5 @@ def test_golden_bytes_are_read_as_their_frames() -> None:
     for block, (frame, _) in zip(blocks, GOLDEN.values(), strict=True):
         parts = [bytes.fromhex(line) for line in block.splitlines() if not line.startswith("#")]
         decoded = frames.decode(parts)
-        assert decoded == (frame._replace(payload=parts[1]) if isinstance(frame, frames.Data) else frame)
+        bodied = isinstance(frame, frames.Data | frames.Past)
+        assert decoded == (frame._replace(payload=parts[1]) if bodied else frame)

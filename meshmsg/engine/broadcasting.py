@@ -1,0 +1,280 @@
+"""The publishing and subscribing half of the engine: who follows whom, and through which socket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from meshmsg.engine.effects import Follow
+from meshmsg.engine.output import Output
+from meshmsg.engine.peers import LEFT, SELF_LINK, Identity, Peers, PeerState
+from meshmsg.engine.publisher import Publisher
+from meshmsg.engine.subscriber import Reception, Subscriptions
+from meshmsg.engine.subscription import Subscription
+from meshmsg.engine.topics import overlaps
+from meshmsg.errors import ProtocolError
+from meshmsg.wire import frames
+
+KEEP_S = 120.0  # a publisher that fell silent is waited for; then what is known to be missing becomes gaps
+MAX_COMPARISONS = 10_000  # of patterns; with more, a publisher is followed unseen, and its filters decide
+
+# Why a peer is gone, when it is certain that this life of it does not come back.
+FINAL = (LEFT, "crashed", "restarted")
+
+
+class Broadcaster:
+    """Publisher and subscriptions of a node, tied to its peers. It tells them frames; the engine tells it of them.
+
+    A node is a peer of its own: what it publishes reaches its own subscriptions by the same frames, but no socket.
+    """
+
+    def __init__(self, identity: Identity, peers: Peers, output: Output) -> None:
+        self.publisher = Publisher()
+        self.subscriptions = Subscriptions(identity.node_id, identity.incarnation)
+        self.refused = 0  # broadcast messages that could not be read
+        self._identity = identity
+        self._myself = f"{identity.node_id}.{identity.incarnation}"
+        self._peers = peers
+        self._output = output
+        self._numbers: dict[str, int] = {}  # by peer that is followed
+        self._followed: dict[int, str] = {}
+        self._next_number = 1
+        self._away: dict[str, float] = {}  # publishers that fell silent, and when
+        self._changed = False  # whether filters may have to
+
+    # -- commands --------------------------------------------------------------------------------------------
+
+    def subscribe(self, subscription: Subscription, version: int) -> None:
+        """A subscription that the offers of this version hold."""
+        subscription.on_arrival = self._on_arrival
+        self.subscriptions.add(subscription, version)
+        self._sync_all()
+
+    def unsubscribe(self, subscription: Subscription, version: int) -> None:
+        """The application is done with it; the offers of this version don't hold it any more."""
+        self.subscriptions.remove(subscription, version)
+        self._sync_all()
+
+    def _sync_all(self) -> None:
+        self._changed = True
+        for peer in self._peers.by_id.values():
+            self._follow_or_not(peer)
+
+    def _on_arrival(self, subscription: Subscription) -> None:
+        self._output.effects.deliver.append(subscription.name)
+
+    # -- what becomes of the peers ---------------------------------------------------------------------------
+
+    def sync(self, peer: PeerState) -> None:
+        """A peer's offers are new."""
+        self.publisher.on_offers(peer.key, peer.offers_version, peer.offers.get("sub", ()), self._output.now)
+        self._follow_or_not(peer)
+
+    def resume(self, peer: PeerState) -> None:
+        """A peer is there, or there again: what was on its old link is lost."""
+        self.publisher.pause(peer.key, False)
+        self._away.pop(peer.key, None)
+        for key in [key for key in self.subscriptions.receptions if key != peer.key]:
+            if key.partition(".")[0] == peer.node_id:
+                self._end(key)  # a former life
+        reception = self.subscriptions.receptions.get(peer.key)
+        if reception is not None:
+            reception.up()
+        self.sync(peer)
+
+    def pause(self, node_id: str) -> None:
+        """A peer is suspect: it holds up nobody."""
+        peer = self._peers.by_id.get(node_id)
+        if peer is not None:
+            self.publisher.pause(peer.key, True)
+
+    def end(self, peer: PeerState, why: str) -> None:
+        """A peer is gone. Unless it is certain that it does not come back, it gets some time to."""
+        self.publisher.on_down(peer.key)
+        self._unfollow(peer.key)
+        if why in FINAL:
+            self._end(peer.key)
+        elif peer.key in self.subscriptions.receptions:
+            self._away[peer.key] = self._output.now
+
+    def _end(self, key: str) -> None:
+        self._unfollow(key)
+        self._away.pop(key, None)
+        self.subscriptions.end(key)
+
+    def _follow_or_not(self, peer: PeerState) -> None:
+        if peer.link is None:
+            return
+        if not self._is_wanted(peer):
+            if peer.key in self._numbers:
+                self._unfollow(peer.key)
+                self.subscriptions.end(peer.key)
+        elif peer.key not in self._numbers:
+            endpoint = self._choose_endpoint(peer)
+            if endpoint is not None:
+                self._follow(peer, endpoint)
+
+    def _is_wanted(self, peer: PeerState) -> bool:
+        published, wanted = peer.offers.get("pub", ()), self.subscriptions.offers()
+        if len(published) * len(wanted) > MAX_COMPARISONS:
+            return True
+        return any(overlaps(theirs, ours) for theirs in published for ours in wanted)
+
+    def _choose_endpoint(self, peer: PeerState) -> str | None:
+        """Where its XPUB is: at the address that its link reached, if it says so."""
+        if peer.link == SELF_LINK:
+            return ""
+        endpoints = peer.offers.get("broadcast", {}).get("xpub", {}).get("endpoints", ())
+        known = [each for each in endpoints if type(each) is str] if type(endpoints) is list else []
+        reached = self._peers.reached_at(peer)
+        host = reached.rpartition(":")[0] if reached else None
+        return next((each for each in known if each.rpartition(":")[0] == host), known[0] if known else None)
+
+    def _follow(self, peer: PeerState, endpoint: str) -> None:
+        number = self._numbers[peer.key] = self._next_number
+        self._next_number += 1
+        self._followed[number] = peer.key
+        reception = self.subscriptions.follow(peer.key)
+        reception.report_every = self._window_of(peer)
+        reception.forget_filters()
+        reception.change_filters()
+        if peer.link == SELF_LINK:
+            self._filter_myself(reception.filters, [])
+        else:
+            *filters, marker = reception.filters
+            self._output.effects.follow.append(Follow(number, endpoint, filters, marker))
+
+    def _window_of(self, peer: PeerState) -> int | None:
+        """A publisher that waits for the slowest subscriber hears four times a window how far this one is."""
+        windows = [offer.get("window") for offer in peer.offers.get("pub", {}).values()]
+        windows = [window for window in windows if type(window) is int and window > 0]
+        return max(1, min(windows) // 4) if windows else None
+
+    def _unfollow(self, key: str) -> None:
+        number = self._numbers.pop(key, None)
+        if number is None:
+            return
+        del self._followed[number]
+        reception = self.subscriptions.receptions.get(key)
+        if key == self._myself:
+            self._filter_myself([], reception.filters if reception is not None else [])
+        else:
+            self._output.effects.unfollow.append(number)
+        if reception is not None:
+            reception.forget_filters()
+
+    def _change_filters(self, key: str, reception: Reception) -> None:
+        new, old = reception.change_filters()
+        if not new and not old:
+            return
+        if key == self._myself:
+            self._filter_myself(new, old)
+        elif reception.filters:
+            *filters, marker = reception.filters
+            self._output.effects.follow.append(Follow(self._numbers[key], None, filters, marker))
+
+    def _filter_myself(self, new: list[bytes], old: list[bytes]) -> None:
+        for each in new:
+            self.publisher.on_filter(each, True, self._output.now)
+        for each in old:
+            self.publisher.on_filter(each, False, self._output.now)
+
+    # -- inputs ----------------------------------------------------------------------------------------------
+
+    def on_published(self, number: int, parts: Sequence[Any]) -> None:
+        """Messages came through the SUB of a publisher. What cannot be read costs itself and nothing else (G11)."""
+        key = self._followed.get(number)
+        reception = self.subscriptions.receptions.get(key) if key is not None else None
+        if reception is None:
+            return
+        try:
+            reception.on_published(frames.decode_published(parts), self._output.now)
+        except ProtocolError as error:
+            self.refused += 1
+            self._output.notes.tell("frame.refused", reception.node_id, reception.node_id, f"{error}", self._output.now)
+
+    def on_failed(self, number: int, why: str) -> None:
+        """A publisher's broadcast is out of reach. A connection that breaks is no news: it is made again."""
+        key = self._followed.get(number)
+        peer = self._peers.by_id.get(key.partition(".")[0]) if key is not None else None
+        if peer is not None:
+            text = f"its broadcast cannot be followed ({why})"
+            self._output.notes.tell("publisher.unreachable", peer.name, peer.node_id, text, self._output.now)
+
+    def on_frame(self, peer: PeerState, frame: frames.PubSubFrame) -> None:
+        """What a publisher says to this subscriber, or a subscriber to this publisher."""
+        now = self._output.now
+        if isinstance(frame, frames.Want):
+            self.publisher.on_want(peer.key, frame)
+            return
+        if isinstance(frame, frames.Lag):
+            self.publisher.on_lag(peer.key, frame)
+            return
+        reception = self.subscriptions.receptions.get(peer.key)
+        if reception is None:
+            return
+        if isinstance(frame, frames.Past):
+            reception.on_past(frame, now)
+        elif isinstance(frame, frames.Forgotten):
+            reception.on_forgotten(frame, now)
+        elif isinstance(frame, frames.Beacon):
+            reception.on_beacon(frame, now)
+        else:
+            reception.on_start(frame, now)
+            self._changed = True  # a next marker may have waited for it
+
+    # -- time and output -------------------------------------------------------------------------------------
+
+    def beat(self) -> None:
+        """Once a heartbeat: where topics stand, and what arrived."""
+        for answer in self.publisher.heartbeat(self._output.now):
+            self._send(answer.peer, answer.frame, answer.bodies)
+        self.subscriptions.heartbeat()
+
+    def tick(self) -> None:
+        """Gives up publishers that have been silent for long."""
+        for key in [key for key, since in self._away.items() if self._output.now - since >= KEEP_S]:
+            self._end(key)
+
+    def dispatch(self) -> None:
+        """Everything that was published, asked for, or arrived since the last time."""
+        now = self._output.now
+        publisher, subscriptions = self.publisher, self.subscriptions
+        own = subscriptions.receptions.get(self._myself) if self._myself in self._numbers else None
+        for topic, first_seq, bodies, headers in publisher.collect(now):
+            node_id, incarnation = self._identity.node_id, self._identity.incarnation
+            published = frames.Published(topic, node_id, incarnation, first_seq, len(bodies), headers, b"")
+            parts = frames.encode_published(published, bodies)
+            self._output.effects.publish.append(parts)
+            if own is not None:
+                own.on_published(published._replace(payload=parts[2]), now)
+        publisher.unblocked.clear()  # who waits looks for itself
+        if self._changed:
+            self._changed = False
+            for key in self._numbers:
+                self._change_filters(key, subscriptions.receptions[key])
+        for answer in publisher.answers(now):
+            self._send(answer.peer, answer.frame, answer.bodies)
+        for key, frame in subscriptions.collect(now):
+            self._send(key, frame, [])
+
+    def _send(self, key: str, frame: frames.PubSubFrame, bodies: list[bytes]) -> None:
+        peer = self._peers.by_id.get(key.partition(".")[0])
+        if peer is not None and peer.key == key and peer.link is not None:
+            self._output.effects.send.append((peer.link, frames.encode(frame, bodies)))
+
+    def wake_at(self, soonest: float) -> float:
+        """When there is something to do again, if that is sooner."""
+        now = self._output.now
+        due = [self.publisher.wake_at(now), self.subscriptions.wake_at(now)]
+        return min([soonest, *(at for at in due if at is not None), *(since + KEEP_S for since in self._away.values())])
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """The machines' own invariants, for the simulator."""
+        self.publisher.check()
+        self.subscriptions.check()
+        for key, number in self._numbers.items():
+            assert self._followed[number] == key
+            assert key in self.subscriptions.receptions

@@ -1,0 +1,530 @@
+"""All topics that one node publishes: numbering, what is kept, who follows, how far, and what they ask for again.
+
+Hot path: ``publish`` appends to a list. ``collect`` makes one broadcast a topic and turn of that; ``answers`` holds
+what goes to single subscribers. Peers are keyed ``<node id>.<incarnation>``, as everywhere in the engine.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from meshmsg.engine.topic_log import Headers, TopicLog, TopicOptions
+from meshmsg.engine.topics import PatternIndex, find_fault, is_pattern, matches, overlaps
+from meshmsg.errors import ConfigurationError, NameClash, ProtocolError
+from meshmsg.wire import frames
+
+MAX_TOPICS = 100_000  # of one publisher; numbers are never reused, so a topic stays known
+MAX_PATTERNS = 20_000  # of one subscriber
+MAX_MARKED = 10_000  # subscribers whose markers are remembered, known as peers or not
+MAX_MARKERS = 8  # of one subscriber: the one in use, and those that a change has not taken back yet
+MAX_ENTRIES = 2_000  # topics in one START or BEACON
+ANSWER_BYTES = 2**20  # of repairs to one subscriber in one turn, and in one answer
+REPAIR_BYTES_IN_ALL = 64 * 2**20  # kept for repairs over all topics without a history
+START_AGAIN_S = 1.0
+
+# No text in UTF-8 begins with this byte, so no topic does. It has to sort behind all topics: a SUB that comes back
+# sends its filters in the order of their bytes, and the marker must stay the last one.
+MARKER = b"\xff"
+
+DEFAULT_OPTIONS = TopicOptions()
+
+
+class Broadcast(NamedTuple):
+    """One message for the XPUB: what was published to a topic in this turn, or a part of it."""
+
+    topic: str
+    first_seq: int
+    bodies: list[bytes]
+    headers: Headers
+
+
+class Answer(NamedTuple):
+    """A frame for one subscriber's link; ``bodies`` are a ``Past``'s."""
+
+    peer: str
+    frame: frames.PubSubFrame
+    bodies: list[bytes]
+
+
+class Follower:
+    """A subscribing node, as its publisher sees it."""
+
+    __slots__ = (
+        "behind",
+        "confirmed",
+        "offers_version",
+        "patterns",
+        "paused",
+        "peer",
+        "positions",
+        "start",
+        "start_sent_at",
+        "start_version",
+        "wants",
+    )
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.offers_version = -1
+        self.patterns: dict[str, int] = {}  # with the version of the offers that brought each
+        self.confirmed = 0  # all filters of this version are live at the XPUB
+        self.start: list[list[Any]] | None = None  # what the last marker found, until the subscriber has it
+        self.start_version = 0  # of the marker that the last one answers
+        self.start_sent_at: float | None = None
+        self.positions: dict[str, int] = {}  # next expected by topic, 0 where nothing is said
+        self.behind: dict[str, int] = {}  # topics that it may miss the end of, and where that is
+        self.wants: dict[str, tuple[int, int]] = {}
+        self.paused = False  # suspect: sending waits for others only
+
+
+class Publisher:
+    """The publishing side of one node incarnation, for all its topics (G6)."""
+
+    def __init__(self) -> None:
+        self.followers: dict[str, Follower] = {}
+        self.unblocked: list[str] = []  # topics that sending need not wait for any more; who reads them empties it
+        self.published = 0
+        self.repaired = 0  # messages sent again
+        self.forgotten = 0  # requests that came, at least in part, too late
+        self._logs: dict[str, TopicLog] = {}
+        self._staged: list[TopicLog] = []
+        self._declared: dict[str, tuple[TopicOptions, int]] = {}
+        self._options = PatternIndex[TopicOptions]()
+        self._index = PatternIndex[Follower]()
+        self._markers: dict[str, list[int]] = {}
+        self._touched: dict[str, None] = {}  # topics published since the last heartbeat
+        self._marks: dict[str, int] = {}  # those of the interval before, and where they stood at its end
+        self._windowed: dict[str, TopicLog] = {}
+        self._aging: dict[str, TopicLog] = {}
+        self._repairs: OrderedDict[str, TopicLog] = OrderedDict()  # without a history, least recently published first
+        self._repairs_cost = 0
+
+    # -- publishing ------------------------------------------------------------------------------------------
+
+    def declare(self, pattern: str, options: TopicOptions) -> None:
+        """Says how a pattern's topics are kept; patterns that share topics need the same options (``NameClash``)."""
+        for known, (others, _) in self._declared.items():
+            if others != options and (known == pattern or overlaps(known, pattern)):
+                raise NameClash(
+                    f"{pattern!r} shares topics with {known!r}, which is published with other options: "
+                    f"give both the same, or choose topics that differ"
+                )
+        _, count = self._declared.get(pattern, (options, 0))
+        self._declared[pattern] = (options, count + 1)
+        self._options.add(pattern, options)
+        for log in self._logs.values() if is_pattern(pattern) else self._logs_of((pattern,)):
+            if matches(pattern, log.topic):
+                self._adopt(log, options)
+
+    def withdraw(self, pattern: str) -> None:
+        """Takes one ``declare`` back. Topics keep their numbers and what is held of them."""
+        options, count = self._declared[pattern]
+        if count > 1:
+            self._declared[pattern] = (options, count - 1)
+            return
+        del self._declared[pattern]
+        self._options.remove(pattern, options)
+
+    def offers(self) -> dict[str, dict[str, Any]]:
+        """What to offer as ``pub``; with the ``window`` subscribers know how often to say what they got."""
+        return {
+            pattern: {"window": options.window} if options.window else {}
+            for pattern, (options, _) in self._declared.items()
+        }
+
+    def publish(self, topic: str, body: bytes, headers: dict[str, Any] | None = None) -> int:
+        """Stages a message and returns its number. The caller has checked the topic and looked at ``blocked``."""
+        log = self._logs.get(topic) or self._open(topic)
+        if not log.staged:
+            self._staged.append(log)
+        if headers:
+            try:
+                return log.stage(body, headers, frames.measure_details(None, headers))
+            except Exception:
+                if not log.staged:
+                    self._staged.pop()
+                raise
+        staged = log.staged
+        staged.append(body)
+        return log.next_seq + len(staged) - 1
+
+    def publish_many(self, topic: str, bodies: list[bytes]) -> int:
+        """Stages messages without headers and returns the number of the first."""
+        log = self._logs.get(topic) or self._open(topic)
+        if not log.staged and bodies:
+            self._staged.append(log)
+        log.staged += bodies
+        return log.next_seq + len(log.staged) - len(bodies)
+
+    def collect(self, now: float) -> list[Broadcast]:
+        """What was staged since the last time, numbered and kept, to leave through the XPUB."""
+        staged, self._staged = self._staged, []
+        broadcasts: list[Broadcast] = []
+        for log in staged:
+            cost = log.cost
+            before = log.next_seq
+            for entry in log.absorb(now):
+                broadcasts.append(Broadcast(log.topic, entry.first_seq, entry.bodies, entry.headers))
+            self.published += log.next_seq - before
+            self._touched[log.topic] = None
+            if not log.options.history:
+                self._repairs[log.topic] = log
+                self._repairs.move_to_end(log.topic)
+                self._repairs_cost += log.cost - cost
+        if self._repairs_cost > REPAIR_BYTES_IN_ALL:
+            self._shed()
+        return broadcasts
+
+    def _open(self, topic: str) -> TopicLog:
+        if len(self._logs) >= MAX_TOPICS:
+            raise ConfigurationError(
+                f"{MAX_TOPICS} topics are published here already, {topic!r} is one too many: "
+                "put what varies without end into headers or the body"
+            )
+        found = self._options.match(topic)
+        log = self._logs[topic] = TopicLog(topic, DEFAULT_OPTIONS)
+        self._adopt(log, found[0] if found else DEFAULT_OPTIONS)
+        return log
+
+    def _adopt(self, log: TopicLog, options: TopicOptions) -> None:
+        if self._repairs.pop(log.topic, None) is not None:
+            self._repairs_cost -= log.cost
+        log.options = options
+        if log.entries and not options.history:
+            self._repairs[log.topic] = log
+            self._repairs_cost += log.cost
+        _put(self._windowed, log, bool(options.window))
+        _put(self._aging, log, options.history_s is not None)
+        if not options.retain:
+            log.retained = None
+        self._set_limit(log)
+
+    def _shed(self) -> None:
+        """Forgets the least recently published topics, then all but the newest batch of the last one."""
+        while self._repairs_cost > REPAIR_BYTES_IN_ALL:
+            if len(self._repairs) == 1:
+                (log,) = self._repairs.values()
+                self._repairs_cost -= log.shed(1)
+                return
+            _, log = self._repairs.popitem(last=False)
+            self._repairs_cost -= log.shed(0)
+
+    def delete_retained(self, topic: str) -> bool:
+        """Late joiners get no last value of this topic until the next is published; says whether there was one."""
+        log = self._logs.get(topic)
+        if log is None or log.retained is None:
+            return False
+        log.retained = None
+        return True
+
+    def retained(self, topic: str) -> bytes | None:
+        """The last value of a topic, encoded; None if there is none."""
+        log = self._logs.get(topic)
+        return log.retained[1] if log is not None and log.retained is not None else None
+
+    # -- subscribers -----------------------------------------------------------------------------------------
+
+    def on_offers(self, peer: str, version: int, patterns: Iterable[str], now: float) -> None:
+        """Takes what a peer subscribes to, complete; an older version is passed over (G11: ``ProtocolError``)."""
+        wanted = list(patterns)
+        if len(wanted) > MAX_PATTERNS:
+            raise ProtocolError(f"{len(wanted)} subscriptions; at most {MAX_PATTERNS}")
+        for pattern in wanted:
+            fault = find_fault(pattern, pattern=True)
+            if fault is not None:
+                raise ProtocolError(f"a subscription that is no pattern: {fault}")
+        follower = self.followers.get(peer)
+        if follower is None:
+            if not wanted:
+                return
+            follower = self.followers[peer] = Follower(peer)
+        if version <= follower.offers_version:
+            return
+        follower.offers_version = version
+        for pattern in follower.patterns.keys() - set(wanted):
+            del follower.patterns[pattern]
+            self._index.remove(pattern, follower)
+        for pattern in wanted:
+            if pattern not in follower.patterns:
+                follower.patterns[pattern] = version
+                self._index.add(pattern, follower)
+        for topic in [topic for topic in follower.positions if follower not in self._index.match(topic)]:
+            del follower.positions[topic]
+        for log in self._followed(follower):
+            follower.positions.setdefault(log.topic, log.next_seq)  # until it says more
+        self._confirm(follower, again=False)
+        self._set_limits()
+
+    def on_filter(self, text: bytes, subscribed: bool, now: float) -> None:
+        """A filter appeared at the XPUB, or went; markers say that all filters before them are live."""
+        parsed = parse_marker(text)
+        if parsed is None:
+            return
+        peer, version = parsed
+        versions = self._markers.get(peer)
+        if versions is None:
+            if not subscribed or len(self._markers) >= MAX_MARKED:
+                return
+            versions = self._markers[peer] = []
+        if version in versions:
+            versions.remove(version)
+        if subscribed:
+            versions.append(version)
+            versions.sort()
+            del versions[:-MAX_MARKERS]
+        follower = self.followers.get(peer)
+        if not versions:
+            del self._markers[peer]
+        if follower is not None:
+            follower.confirmed = min(follower.confirmed, versions[-1] if versions else 0)
+            self._confirm(follower, again=subscribed)
+            self._set_limits()
+
+    def _confirm(self, follower: Follower, again: bool) -> None:
+        """From here on it misses nothing unnoticed: its filters are live, and it is told where each topic stands."""
+        versions = self._markers.get(follower.peer)
+        if not versions or versions[-1] > follower.offers_version:
+            return
+        if versions[-1] > follower.confirmed or again:
+            follower.confirmed = versions[-1]
+            if follower.start is None or follower.start_version != follower.confirmed:
+                self._take_stock(follower)
+
+    def _take_stock(self, follower: Follower) -> None:
+        follower.start = []
+        follower.start_version = follower.confirmed
+        follower.start_sent_at = None
+        for log in self._followed(follower):
+            if log.next_seq:
+                follower.start.append([log.topic, log.next_seq, 0, False])
+                follower.positions.setdefault(log.topic, log.next_seq)
+
+    def _followed(self, follower: Follower) -> Iterator[TopicLog]:
+        if any(map(is_pattern, follower.patterns)):
+            return (log for log in self._logs.values() if follower in self._index.match(log.topic))
+        return self._logs_of(follower.patterns)
+
+    def _logs_of(self, topics: Iterable[str]) -> Iterator[TopicLog]:
+        return (self._logs[topic] for topic in topics if topic in self._logs)
+
+    def on_down(self, peer: str) -> None:
+        """A peer is gone. Its marker stays known as long as its filters do: its SUB may have survived."""
+        follower = self.followers.pop(peer, None)
+        if follower is not None:
+            for pattern in follower.patterns:
+                self._index.remove(pattern, follower)
+            self._set_limits()
+
+    def pause(self, peer: str, paused: bool) -> None:
+        """A suspect does not hold the publisher up; what it misses meanwhile is repaired or a ``Gap``."""
+        follower = self.followers.get(peer)
+        if follower is not None and follower.paused != paused:
+            follower.paused = paused
+            self._set_limits()
+
+    def confirmed(self, topic: str) -> list[str]:
+        """The peers that get whatever is published to this topic from now on."""
+        return [
+            follower.peer
+            for follower in self._index.match(topic)
+            if any(
+                version <= follower.confirmed and matches(pattern, topic)
+                for pattern, version in follower.patterns.items()
+            )
+        ]
+
+    # -- positions -------------------------------------------------------------------------------------------
+
+    def on_lag(self, peer: str, lag: frames.Lag) -> None:
+        """Takes what a subscriber got so far. Raises ``ProtocolError`` if that was never published (G11)."""
+        follower = self.followers.get(peer)
+        for topic, position in lag.topics:
+            log = self._logs.get(topic)
+            if log is None or position > log.next_seq:
+                raise ProtocolError("a LAG beyond what was published")
+            if follower is None or follower not in self._index.match(topic):
+                continue
+            follower.positions[topic] = position
+            if position < log.next_seq and topic not in self._touched and topic not in self._marks:
+                follower.behind[topic] = log.next_seq  # it was away when others were told
+            if log.options.window:
+                self._set_limit(log)
+        if follower is None or not follower.start_version:
+            return
+        if lag.version >= follower.start_version:
+            follower.start = None
+        elif follower.start is None and follower.confirmed:  # it lost what it knew
+            self._take_stock(follower)
+
+    def blocked(self, topic: str) -> bool:
+        """Whether sending has to wait for the slowest subscriber; the end of it is told by ``unblocked``."""
+        log = self._logs.get(topic)
+        return log is not None and log.next_seq + len(log.staged) >= log.behind_limit
+
+    def lags(self, peer: str) -> dict[str, int]:
+        """By topic, how many messages a subscriber is behind, as far as it has said; only topics with any."""
+        follower = self.followers.get(peer)
+        if follower is None or not follower.confirmed:
+            return {}
+        lags = ((log.topic, log.next_seq - follower.positions.get(log.topic, 0)) for log in self._followed(follower))
+        return {topic: behind for topic, behind in lags if behind}
+
+    def _set_limits(self) -> None:
+        for log in self._windowed.values():
+            self._set_limit(log)
+
+    def _set_limit(self, log: TopicLog) -> None:
+        was_blocked = self.blocked(log.topic)
+        log.behind_limit = frames.MAX_SEQ
+        if log.options.window:
+            for follower in self._index.match(log.topic):
+                if follower.confirmed and not follower.paused:
+                    position = follower.positions.get(log.topic, 0)
+                    log.behind_limit = min(log.behind_limit, position + log.options.window)
+        if was_blocked and not self.blocked(log.topic):
+            self.unblocked.append(log.topic)
+
+    # -- answers ---------------------------------------------------------------------------------------------
+
+    def on_want(self, peer: str, want: frames.Want) -> None:
+        """A subscriber misses messages; a newer request for a topic replaces the last (G11: ``ProtocolError``)."""
+        log = self._logs.get(want.topic)
+        if log is None or want.stop > log.next_seq:
+            raise ProtocolError("a WANT beyond what was published")
+        follower = self.followers.get(peer)
+        if follower is not None and follower in self._index.match(want.topic):
+            follower.wants[want.topic] = (want.start, want.stop)
+
+    def heartbeat(self, now: float) -> list[Answer]:
+        """Tells who may miss the end of a topic where it stood a heartbeat ago: what is on its way is not lost."""
+        for log in self._aging.values():
+            log.trim(now)
+        for topic, mark in self._marks.items():
+            for follower in self._index.match(topic):
+                if follower.positions.get(topic, 0) < mark:
+                    follower.behind[topic] = mark
+        self._marks = {topic: self._logs[topic].next_seq for topic in self._touched}
+        self._touched = {}
+        answers: list[Answer] = []
+        for follower in self.followers.values():
+            if follower.confirmed and follower.behind:
+                follower.behind = {
+                    topic: mark
+                    for topic, mark in follower.behind.items()
+                    if follower.positions.get(topic, 0) < mark and follower in self._index.match(topic)
+                }
+                stated = [[topic, mark] for topic, mark in follower.behind.items()]
+                answers += [Answer(follower.peer, frames.Beacon(part), []) for part in _parts(stated, MAX_ENTRIES)]
+        return answers
+
+    def answers(self, now: float) -> list[Answer]:
+        """What is due to single subscribers: starts, and what they asked for, up to ``ANSWER_BYTES`` for each."""
+        answers: list[Answer] = []
+        for follower in self.followers.values():
+            if follower.start is not None and (
+                follower.start_sent_at is None or now - follower.start_sent_at >= START_AGAIN_S
+            ):
+                follower.start_sent_at = now
+                answers += self._starts(follower, now)
+            if follower.wants:
+                answers += self._repair(follower)
+        return answers
+
+    def _starts(self, follower: Follower, now: float) -> Iterator[Answer]:
+        assert follower.start is not None
+        for entry in follower.start:
+            # Where it starts live is settled; what of the past it can have is what there is now.
+            log = self._logs[entry[0]]
+            entry[2] = min(entry[1], log.history_from(now))
+            entry[3] = log.retained is not None and log.retained[0] == entry[1] - 1
+        parts = list(_parts(follower.start, MAX_ENTRIES)) or [[]]
+        for number, part in enumerate(parts, 1):
+            yield Answer(follower.peer, frames.Start(follower.start_version, part, number == len(parts)), [])
+
+    def _repair(self, follower: Follower) -> list[Answer]:
+        answers: list[Answer] = []
+        room = ANSWER_BYTES
+        while follower.wants and room > 0:
+            topic = next(iter(follower.wants))
+            start, stop = follower.wants.pop(topic)
+            log = self._logs[topic]
+            up_to = log.forgotten_up_to(start, stop)
+            if up_to > start:
+                self.forgotten += 1
+                answers.append(Answer(follower.peer, frames.Forgotten(topic, up_to, True), []))
+            for entry in log.read(up_to, stop):
+                total = len(entry.bodies)
+                past = frames.Past(topic, entry.first_seq, total, entry.headers, True, b"")
+                answers.append(Answer(follower.peer, past, entry.bodies))
+                self.repaired += total
+                room -= entry.size
+                if room <= 0:
+                    break
+            peer, frame, bodies = answers[-1]
+            assert isinstance(frame, (frames.Forgotten, frames.Past))
+            answers[-1] = Answer(peer, frame._replace(more=False), bodies)
+        return answers
+
+    def wake_at(self, now: float) -> float | None:
+        """When ``answers`` has something again; None without anything to wait for."""
+        due: float | None = None
+        for follower in self.followers.values():
+            if follower.wants or (follower.start is not None and follower.start_sent_at is None):
+                return now
+            if follower.start is not None and follower.start_sent_at is not None:
+                again = follower.start_sent_at + START_AGAIN_S
+                due = again if due is None else min(due, again)
+        return due
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def topics(self) -> dict[str, int]:
+        """Every topic that was published here, with the number of its messages."""
+        return {topic: log.next_seq for topic, log in self._logs.items()}
+
+    def check(self) -> None:
+        """The machine's own invariants, for the simulator."""
+        for log in self._logs.values():
+            log.check()
+        cost = sum(log.cost for log in self._repairs.values())
+        assert cost == self._repairs_cost, f"counts {self._repairs_cost} bytes for repairs, holds {cost}"
+        for follower in self.followers.values():
+            for topic, position in follower.positions.items():
+                assert position <= self._logs[topic].next_seq, f"{follower.peer} is ahead of {topic}"
+            assert follower.confirmed <= follower.offers_version
+        for log in self._windowed.values():
+            limit = log.behind_limit
+            self._set_limit(log)
+            assert limit == log.behind_limit, f"{log.topic} waits at {limit} instead of {log.behind_limit}"
+
+
+def make_marker(node_id: str, incarnation: int, version: int) -> bytes:
+    """The filter that a subscriber sets behind those of a version of its offers."""
+    return MARKER + f"{node_id}.{incarnation}.{version}".encode()
+
+
+def parse_marker(text: bytes) -> tuple[str, int] | None:
+    """The peer and version that a marker names; None for any other filter, and for what only looks like one."""
+    if text[:1] != MARKER or len(text) > 120:
+        return None
+    try:
+        node_id, incarnation, version = text[1:].decode("ascii").split(".")
+    except ValueError:
+        return None
+    if not (node_id and incarnation.isdecimal() and version.isdecimal() and len(version) < 19):
+        return None
+    return f"{node_id}.{incarnation}", int(version)
+
+
+def _parts(entries: list[list[Any]], most: int) -> Iterator[list[list[Any]]]:
+    for start in range(0, len(entries), most):
+        yield entries[start : start + most]
+
+
+def _put(logs: dict[str, TopicLog], log: TopicLog, belongs: bool) -> None:
+    if belongs:
+        logs[log.topic] = log
+    else:
+        logs.pop(log.topic, None)

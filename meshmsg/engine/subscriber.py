@@ -1,0 +1,481 @@
+"""The subscribing side of a node: one reception a publisher, which feeds every subscription that a topic matches.
+
+Peers are keyed ``<node id>.<incarnation>``, as everywhere in the engine. A publisher that restarts is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from meshmsg.engine.publisher import make_marker
+from meshmsg.engine.stream import Stream
+from meshmsg.engine.subscription import Subscription
+from meshmsg.engine.topic_log import Headers
+from meshmsg.engine.topics import PatternIndex, filters_of, find_fault
+from meshmsg.errors import ProtocolError
+from meshmsg.wire import frames
+from meshmsg.wire.codec import decode_batch
+
+MAX_TOPICS = 100_000  # of one publisher
+MAX_ENTRIES = 2_000  # topics in one LAG
+MAX_ASKED = 64  # topics of one publisher with a WANT under way
+ASK_AGAIN_S = 0.5
+# What a beacon tells may still be on its way through the SUB socket, which is another connection.
+TAIL_GRACE_S = 0.25
+
+
+class Subscriptions:
+    """All subscriptions of a node, and the receptions from the publishers that it follows."""
+
+    def __init__(self, node_id: str, incarnation: int) -> None:
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.version = 0  # of the offers that hold these subscriptions
+        self.generation = 0  # changes with every change: topics look up anew whom they go to
+        self.receptions: dict[str, Reception] = {}
+        self.room_made = False
+        self._index = PatternIndex[Subscription]()
+        self._subscriptions: dict[Subscription, None] = {}
+
+    def add(self, subscription: Subscription, version: int) -> None:
+        """A subscription that the offers of this version hold; it begins where each publisher confirms it."""
+        subscription.version = self.version = version
+        subscription.on_room = self._on_room
+        self.generation += 1
+        self._subscriptions[subscription] = None
+        self._index.add(subscription.pattern, subscription)
+
+    def remove(self, subscription: Subscription, version: int) -> None:
+        """The application is done with a subscription; what it has not taken stays in it."""
+        self.version = version
+        self.generation += 1
+        self._subscriptions.pop(subscription, None)
+        self._index.remove(subscription.pattern, subscription)
+        for reception in self.receptions.values():
+            reception.drop(subscription)
+
+    def _on_room(self) -> None:
+        self.room_made = True
+
+    def match(self, topic: str) -> tuple[Subscription, ...]:
+        """Those that get the messages of a topic."""
+        return self._index.match(topic)
+
+    def confirmed_by(self, version: int) -> list[Subscription]:
+        """Those that a publisher which confirmed this version knows."""
+        return [subscription for subscription in self._subscriptions if subscription.version <= version]
+
+    def offers(self) -> dict[str, dict[str, Any]]:
+        """What to offer as ``sub``."""
+        return {subscription.pattern: {} for subscription in self._subscriptions}
+
+    def filters(self) -> list[bytes]:
+        """The prefixes that a SUB socket needs, without the marker."""
+        return [prefix.encode() for prefix in filters_of(self.offers())]
+
+    def follow(self, peer: str) -> Reception:
+        """The reception from a publisher; the same as before if that was only out of reach for a while."""
+        reception = self.receptions.get(peer)
+        if reception is None:
+            reception = self.receptions[peer] = Reception(peer, self)
+        return reception
+
+    def end(self, peer: str) -> None:
+        """A publisher is gone for good: restarted, or away for too long. What is known to be missing becomes gaps."""
+        reception = self.receptions.pop(peer, None)
+        if reception is not None:
+            reception.close()
+
+    def heartbeat(self) -> None:
+        """The next ``collect`` of each reception says what arrived since the last time."""
+        for reception in self.receptions.values():
+            reception.report_due = True
+
+    def collect(self, now: float) -> list[tuple[str, frames.PubSubFrame]]:
+        """What is due to publishers."""
+        room_made, self.room_made = self.room_made, False
+        sent: list[tuple[str, frames.PubSubFrame]] = []
+        for reception in self.receptions.values():
+            if room_made:
+                reception.retry()
+            sent += [(reception.peer, frame) for frame in reception.collect(now)]
+        return sent
+
+    def wake_at(self, now: float) -> float | None:
+        """When ``collect`` has something again, apart from heartbeats; None without anything to wait for."""
+        due = [at for reception in self.receptions.values() if (at := reception.wake_at(now)) is not None]
+        return now if self.room_made else min(due, default=None)
+
+    def check(self) -> None:
+        """The machine's own invariants, for the simulator."""
+        for reception in self.receptions.values():
+            reception.check()
+        for subscription in self._subscriptions:
+            subscription.check()
+            held = [batch for stream in self._streams_of(subscription) for batch in stream.held]
+            assert subscription.held == sum(len(batch.bodies) for batch in held)
+            assert subscription.held_bytes == sum(batch.size for batch in held)
+
+    def _streams_of(self, subscription: Subscription) -> Iterator[Stream]:
+        for reception in self.receptions.values():
+            for topic in reception.topics.values():
+                yield from (stream for stream in topic.streams if stream.subscription is subscription)
+
+
+class FollowedTopic:
+    """One topic of one publisher: its streams, and what is asked of the publisher on behalf of all of them."""
+
+    __slots__ = ("answered_to", "asked_from", "due", "generation", "line", "name", "reported", "streams")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.streams: list[Stream] = []
+        self.generation = -1
+        self.reported: int | None = None  # the position that the publisher was told
+        self.line: dict[FollowedTopic, None] | None = None  # of the reception, where it waits if something is missing
+        self.asked_from = 0
+        self.answered_to = 0
+        self.due = 0.0
+
+    def wait_in(self, line: dict[FollowedTopic, None] | None) -> None:
+        """Moves to the end of a line; None if nothing is missing."""
+        if self.line is not None:
+            del self.line[self]
+        if line is not None:
+            line[self] = None
+        self.line = line
+
+    @property
+    def position(self) -> int | None:
+        """Everything below has arrived or is given up, in every subscription that has begun."""
+        return min((stream.expected for stream in self.streams if stream.expected is not None), default=None)
+
+    def missing(self) -> tuple[int, int] | None:
+        """One stretch to ask for that serves all streams."""
+        stretches = [stretch for stream in self.streams if (stretch := stream.want()) is not None]
+        if not stretches:
+            return None
+        return min(start for start, _ in stretches), max(stop for _, stop in stretches)
+
+
+class Reception:
+    """Everything that one publisher incarnation sends this node (G6).
+
+    A topic that misses something waits in one of four lines: in ``_late`` for what a beacon told and what may be on its
+    way, in ``_ready`` to be asked for, in ``_asked`` for the answer, in ``_parked`` for room in a subscription.
+    """
+
+    def __init__(self, peer: str, subscriptions: Subscriptions) -> None:
+        self.peer = peer
+        self.node_id, _, incarnation = peer.partition(".")
+        self.incarnation = int(incarnation)
+        self.topics: dict[str, FollowedTopic] = {}
+        self.version = 0  # of the last START that came completely
+        self.marked = 0  # version of the marker that is set
+        self.report_every: int | None = None  # messages, where the publisher waits for the slowest
+        self.report_due = False
+        self.unwanted = 0  # messages that only a filter matched
+        self.foreign = 0  # batches of somebody else: the port has a new owner
+        self.duplicates = 0
+        self._subscriptions = subscriptions
+        self._started: dict[Subscription, None] = {}
+        self._filters: list[bytes] = []
+        self._arriving: dict[str, list[Any]] = {}  # of a START in parts
+        self._arriving_version = 0
+        self._start_came = False
+        self._moved: dict[FollowedTopic, None] = {}
+        self._unreported = 0
+        self._late: dict[FollowedTopic, None] = {}
+        self._ready: dict[FollowedTopic, None] = {}
+        self._asked: dict[FollowedTopic, None] = {}
+        self._parked: dict[FollowedTopic, None] = {}
+
+    # -- filters ---------------------------------------------------------------------------------------------
+
+    def change_filters(self) -> tuple[list[bytes], list[bytes]]:
+        """What to subscribe to and then to unsubscribe from on this publisher's SUB socket, in this order.
+
+        The marker is the last new filter: when the publisher sees it, the others are live. There is no new one before
+        the ``START`` of the last has come, so that a publisher has at most one to remember.
+        """
+        subscriptions = self._subscriptions
+        if subscriptions.version == self.marked or self.marked > self.version:
+            return [], []
+        before = self._filters
+        self._filters = subscriptions.filters()
+        if self._filters:
+            marker = make_marker(subscriptions.node_id, subscriptions.incarnation, subscriptions.version)
+            self._filters.append(marker)
+            self.marked = subscriptions.version
+        else:
+            self.marked = self.version
+        new, old = set(self._filters), set(before)
+        return [each for each in self._filters if each not in old], [each for each in before if each not in new]
+
+    @property
+    def filters(self) -> list[bytes]:
+        """What this publisher's SUB socket is to be subscribed to; the marker is the last."""
+        return self._filters
+
+    def forget_filters(self) -> None:
+        """The SUB socket is another one: it has no filters yet."""
+        self._filters = []
+        self.marked = 0
+
+    def up(self) -> None:
+        """A new link: what was on the old one is lost in both directions."""
+        self._arriving = {}
+        for topic in list(self._asked):
+            topic.wait_in(self._ready)
+        for topic in self.topics.values():
+            topic.reported = None
+            self._moved[topic] = None
+        self.report_due = True
+
+    # -- what the publisher says -----------------------------------------------------------------------------
+
+    def on_published(self, published: frames.Published, now: float) -> None:
+        """Messages through the SUB socket, in order except for those that were dropped."""
+        if published.node_id != self.node_id or published.incarnation != self.incarnation:
+            self.foreign += 1
+            return
+        topic = self._follow(published.topic)
+        if topic is None:
+            self.unwanted += published.total
+            return
+        _, _, _, first_seq, total, headers, payload = published
+        self._receive(topic, first_seq, total, headers, payload, now)
+
+    def on_past(self, past: frames.Past, now: float) -> None:
+        """Messages that were asked for; they may have come otherwise meanwhile."""
+        topic = self._follow(past.topic)
+        if topic is not None:
+            self._receive(topic, past.first_seq, past.total, past.headers, past.payload, now)
+            if not past.more:
+                self._answered(topic)
+
+    def on_forgotten(self, forgotten: frames.Forgotten, now: float) -> None:
+        """The publisher's history begins later: what did not arrive is a gap."""
+        topic = self._follow(forgotten.topic)
+        if topic is not None:
+            for stream in topic.streams:
+                stream.forget(forgotten.up_to)
+            self._moved[topic] = None
+            self._look(topic, now)
+            if not forgotten.more:
+                self._answered(topic)
+
+    def on_beacon(self, beacon: frames.Beacon, now: float) -> None:
+        """How far topics are: a loss at the end of one shows in nothing else."""
+        for name, next_seq in beacon.topics:
+            topic = self._follow(name)
+            if topic is not None:
+                for stream in topic.streams:
+                    stream.learn(next_seq)
+                topic.reported = None  # the publisher does not know what arrived here
+                self._moved[topic] = None
+                self._look(topic, now, progress=False)
+
+    def on_start(self, start: frames.Start, now: float) -> None:
+        """The publisher saw the marker of this version, and where its topics stood then."""
+        if start.version > self.marked:
+            raise ProtocolError("a START for a marker that was never set")
+        if start.version != self._arriving_version:
+            self._arriving, self._arriving_version = {}, start.version
+        for entry in start.topics:
+            self._arriving[entry[0]] = entry
+        if len(self._arriving) > MAX_TOPICS:
+            raise ProtocolError(f"more than {MAX_TOPICS} topics")
+        if start.last:
+            arriving, self._arriving = self._arriving, {}
+            self._begin(start.version, list(arriving.values()), now)
+
+    def _begin(self, version: int, entries: list[list[Any]], now: float) -> None:
+        self.version = max(self.version, version)
+        self.report_due = self._start_came = True  # the publisher repeats its START until it is told
+        waiting = {each for each in self._subscriptions.confirmed_by(version) if each not in self._started}
+        for name, next_seq, history_from, retained in entries:
+            topic = self._follow(name)
+            if topic is None:
+                continue
+            for stream in topic.streams:
+                if stream.subscription in waiting and stream.expected is None:
+                    stream.begin(next_seq, history_from, retained)
+                else:
+                    stream.learn(next_seq)
+            self._moved[topic] = None
+            self._look(topic, now, progress=False)
+        self._started.update(dict.fromkeys(waiting))
+        if not waiting:
+            return
+        for topic in self.topics.values():
+            begun = [each for each in topic.streams if each.subscription in waiting and each.expected is None]
+            for stream in begun:
+                stream.begin(0, 0, False)
+            if begun:
+                self._moved[topic] = None
+                self._look(topic, now, progress=False)
+
+    def _follow(self, name: str) -> FollowedTopic | None:
+        """A topic with a stream for every subscription that it matches; None without any."""
+        topic = self.topics.get(name)
+        if topic is not None and topic.generation == self._subscriptions.generation:
+            return topic
+        subscriptions = self._subscriptions.match(name)
+        if not subscriptions:
+            return None
+        if topic is None:
+            fault = find_fault(name)
+            if fault is not None:
+                raise ProtocolError(f"a topic that cannot be: {fault}")
+            if len(self.topics) >= MAX_TOPICS:
+                raise ProtocolError(f"more than {MAX_TOPICS} topics")
+            topic = self.topics[name] = FollowedTopic(name)
+        topic.generation = self._subscriptions.generation
+        served = {stream.subscription for stream in topic.streams}
+        for subscription in subscriptions:
+            if subscription not in served:
+                stream = Stream(name, self.peer, subscription)
+                if subscription in self._started:
+                    stream.begin(0, 0, False)  # it was not there when the publisher listed its topics
+                topic.streams.append(stream)
+        return topic
+
+    def _receive(
+        self, topic: FollowedTopic, first_seq: int, total: int, headers: Headers, payload: bytes, now: float
+    ) -> None:
+        needed = False
+        complete = True
+        for stream in topic.streams:
+            if stream.needs(first_seq, total):
+                needed = True
+                # Each of its own: what one subscription does to a body is no matter of another's.
+                stream.accept(first_seq, decode_batch(payload, total), headers, len(payload))
+            complete = complete and stream.complete
+        if not needed:
+            self.duplicates += total
+            return
+        self._moved[topic] = None
+        self._unreported += total
+        if not complete or topic.line is not None:
+            self._look(topic, now)
+
+    # -- what is missing -------------------------------------------------------------------------------------
+
+    def _look(self, topic: FollowedTopic, now: float, *, progress: bool = True) -> None:
+        """Puts a topic where it belongs, after something about it changed."""
+        if all(stream.complete for stream in topic.streams):
+            if topic.line is not None:
+                topic.wait_in(None)
+            return
+        missing = topic.missing()
+        if topic.line is self._asked:
+            if missing is not None and missing[0] > topic.answered_to:
+                topic.answered_to, topic.due = missing[0], now + ASK_AGAIN_S  # more is on its way
+        elif missing is None:
+            topic.wait_in(self._parked)
+        elif any(stream.overdue for stream in topic.streams):
+            if topic.line is not self._ready:
+                topic.wait_in(self._ready)
+        elif topic.line is None or (topic.line is self._late and progress):
+            topic.due = now + TAIL_GRACE_S
+            topic.wait_in(self._late)
+
+    def _answered(self, topic: FollowedTopic) -> None:
+        """An answer is through. What is still missing is asked for at once, unless the answer brought nothing."""
+        if topic.line is self._asked:
+            missing = topic.missing()
+            if missing is None:
+                topic.wait_in(self._parked)
+            elif missing[0] > topic.asked_from:
+                topic.wait_in(self._ready)
+
+    def retry(self) -> None:
+        """A subscription has room again."""
+        for topic in list(self._parked):
+            if topic.missing() is not None:
+                topic.wait_in(self._ready)
+
+    def collect(self, now: float) -> list[frames.PubSubFrame]:
+        """What is due to this publisher: requests for what is missing, and what arrived."""
+        due: list[frames.PubSubFrame] = []
+        for topic in [topic for topic in self._asked if topic.due <= now]:
+            topic.wait_in(self._ready)
+        while self._late and (topic := next(iter(self._late))).due <= now:
+            topic.wait_in(self._ready)
+        while self._ready and len(self._asked) < MAX_ASKED:
+            topic = next(iter(self._ready))
+            missing = topic.missing()
+            if missing is None:
+                topic.wait_in(self._parked)
+                continue
+            topic.asked_from = topic.answered_to = missing[0]
+            topic.due = now + ASK_AGAIN_S
+            topic.wait_in(self._asked)
+            due.append(frames.Want(topic.name, *missing))
+        if self.report_due or (self.report_every is not None and self._unreported >= self.report_every):
+            due += self._report()
+        return due
+
+    def _report(self) -> list[frames.PubSubFrame]:
+        positions: list[list[Any]] = []
+        for topic in self._moved:
+            position = topic.position
+            if position is not None and position != topic.reported:
+                topic.reported = position
+                positions.append([topic.name, position])
+        self._moved = {}
+        self._unreported = 0
+        must, self._start_came, self.report_due = self._start_came, False, False
+        parts = [positions[start : start + MAX_ENTRIES] for start in range(0, len(positions), MAX_ENTRIES)]
+        return [frames.Lag(self.version, part) for part in parts or ([[]] if must else [])]
+
+    def wake_at(self, now: float) -> float | None:
+        """When ``collect`` has something again, apart from heartbeats; None without anything to wait for."""
+        if self.report_due or (self._ready and len(self._asked) < MAX_ASKED):
+            return now
+        due = [topic.due for topic in self._asked]
+        if self._late:
+            due.append(next(iter(self._late)).due)
+        return min(due, default=None)
+
+    # -- ends ------------------------------------------------------------------------------------------------
+
+    def drop(self, subscription: Subscription) -> None:
+        """A subscription is gone, and every topic that nobody else here follows."""
+        self._started.pop(subscription, None)
+        for topic in list(self.topics.values()):
+            streams = [stream for stream in topic.streams if stream.subscription is subscription]
+            if not streams:
+                continue
+            for stream in streams:
+                stream.drop()
+                topic.streams.remove(stream)
+            if not topic.streams:
+                topic.wait_in(None)
+                self._moved.pop(topic, None)
+                del self.topics[topic.name]
+            elif topic.line is not None and all(stream.complete for stream in topic.streams):
+                topic.wait_in(None)
+
+    def close(self) -> None:
+        """The publisher is gone for good."""
+        for topic in self.topics.values():
+            for stream in topic.streams:
+                stream.finish()
+        self.topics = {}
+        for line in (self._late, self._ready, self._asked, self._parked, self._moved):
+            line.clear()
+
+    def check(self) -> None:
+        """The machine's own invariants, for the simulator."""
+        lines = (self._late, self._ready, self._asked, self._parked)
+        for topic in self.topics.values():
+            for stream in topic.streams:
+                stream.check()
+            incomplete = not all(stream.complete for stream in topic.streams)
+            assert incomplete == (topic.line is not None), f"{topic.name}: {incomplete=} and waits in {topic.line}"
+            assert all((topic in line) == (line is topic.line) for line in lines)
+        assert sum(map(len, lines)) == sum(topic.line is not None for topic in self.topics.values())
+        assert len(self._asked) <= MAX_ASKED

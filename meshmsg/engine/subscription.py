@@ -1,0 +1,214 @@
+"""What one subscription of this node holds: a bounded buffer over all publishers, in the order of arrival."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from meshmsg.engine.topic_log import Headers, headers_of
+
+Replay = Literal["none", "latest", "history"]
+
+BUFFER = 65_536
+BUFFER_BYTES = 64 * 2**20
+
+
+class Delivery(NamedTuple):
+    """Messages of one topic and publisher in order: ``bodies[i]`` has the number ``first_seq + i``.
+
+    ``headers`` are by number; ``size`` is about what the bodies took on the wire.
+    """
+
+    topic: str
+    publisher: str
+    first_seq: int
+    bodies: list[Any]
+    headers: Headers
+    size: int
+
+
+@dataclass(slots=True)
+class Gap:
+    """Messages ``start`` to ``stop``, without the latter, that this subscription will never get."""
+
+    topic: str
+    publisher: str
+    start: int
+    stop: int
+
+    @property
+    def missed(self) -> int:
+        """How many they are."""
+        return self.stop - self.start
+
+
+class Subscription:
+    """One ``sub`` of the application: its pattern, its policy, and what it has not taken yet.
+
+    With ``latest`` only the newest value of each topic and publisher waits: between publishers there is no order, and
+    one's old value, replayed late, must not hide another's new one. Without, messages wait in order up to ``buffer``
+    and ``buffer_bytes``; what does not fit stays with its publisher and is asked for later. Gaps are part of the
+    order; a conflating subscription is told of them before its values.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        *,
+        latest: bool = False,
+        replay: Replay = "none",
+        buffer: int = BUFFER,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        self.pattern = pattern
+        self.latest = latest
+        self.replay = replay
+        self.buffer = buffer
+        self.buffer_bytes = buffer_bytes
+        self.version = 0  # of this node's offers that brought it
+        self.received = 0
+        self.conflated = 0  # messages that a newer one made needless
+        self.missed = 0
+        self.waiting = 0  # messages in the buffer
+        self.waiting_bytes = 0
+        self.held = 0  # messages that wait for others before them, or for a start
+        self.held_bytes = 0
+        self.refused = False  # something did not fit since half of the buffer was free
+        self.on_room: Callable[[], None] = lambda: None
+        self.on_arrival: Callable[[Subscription], None] = lambda subscription: None
+        self.name = pattern  # for whoever is told of arrivals
+        self._told = False  # that something waits
+        self._items: deque[Delivery | Gap] = deque()
+        self._newest: dict[tuple[str, str], Delivery] = {}
+        self._gaps: dict[tuple[str, str], Gap] = {}  # the last thing in the buffer of a publisher's topic
+
+    @property
+    def room(self) -> int:
+        """How many more messages fit."""
+        return self.buffer - self.waiting if self.waiting_bytes < self.buffer_bytes else 0
+
+    # -- filling ---------------------------------------------------------------------------------------------
+
+    def put(self, topic: str, publisher: str, first_seq: int, bodies: list[Any], headers: Headers, size: int) -> int:
+        """Takes as many of the messages as fit, from the first on, and returns how many."""
+        total = len(bodies)
+        room = self.room
+        if total > room:
+            self.refused = True
+            if room <= 0:
+                return 0
+            size = size * room // total
+            total = room
+            bodies = bodies[:room]
+        if headers:
+            headers = headers_of(headers, first_seq, first_seq + total)
+        self._items.append(Delivery(topic, publisher, first_seq, bodies, headers, size))
+        self._tell()
+        self.received += total
+        self.waiting += total
+        self.waiting_bytes += size
+        if self._gaps:
+            self._gaps.pop((publisher, topic), None)
+        return total
+
+    def put_latest(self, delivery: Delivery) -> bool:
+        """Takes one message in place of an older one of its topic, unless it does not fit."""
+        place = (delivery.publisher, delivery.topic)
+        old = self._newest.get(place)
+        if old is not None:
+            self.conflated += 1
+            self.waiting -= 1
+            self.waiting_bytes -= old.size
+        if self.waiting >= self.buffer or (self.waiting and self.waiting_bytes + delivery.size > self.buffer_bytes):
+            self.refused = True
+            self._newest.pop(place, None)
+            return False
+        self._newest[place] = delivery  # where the old one was: a busy topic does not starve
+        self._tell()
+        self.received += 1
+        self.waiting += 1
+        self.waiting_bytes += delivery.size
+        return True
+
+    def miss(self, topic: str, publisher: str, start: int, stop: int) -> None:
+        """Notes messages that cannot be had any more; with those right before them they are one gap."""
+        self.missed += stop - start
+        gap = self._gaps.get((publisher, topic))
+        if gap is not None and gap.stop == start:
+            gap.stop = stop
+            return
+        gap = self._gaps[publisher, topic] = Gap(topic, publisher, start, stop)
+        self._items.append(gap)
+        self._tell()
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            self.on_arrival(self)
+
+    # -- taking ----------------------------------------------------------------------------------------------
+
+    def take(self, limit: int) -> list[Delivery | Gap]:
+        """Hands out up to ``limit`` messages, with the gaps between them."""
+        self._told = False
+        taken: list[Delivery | Gap] = []
+        items = self._items
+        while items and limit > 0:
+            item = items.popleft()
+            if isinstance(item, Gap):
+                if self._gaps.get((item.publisher, item.topic)) is item:
+                    del self._gaps[item.publisher, item.topic]
+                taken.append(item)
+                continue
+            total = len(item.bodies)
+            if total > limit:
+                first, rest = _split(item, limit)
+                items.appendleft(rest)
+                item, total = first, limit
+            limit -= total
+            self.waiting -= total
+            self.waiting_bytes -= item.size
+            taken.append(item)
+        while self._newest and limit > 0:
+            value = self._newest.pop(next(iter(self._newest)))
+            limit -= 1
+            self.waiting -= 1
+            self.waiting_bytes -= value.size
+            taken.append(value)
+        if self.refused and 2 * self.waiting <= self.buffer and 2 * self.waiting_bytes <= self.buffer_bytes:
+            self.refused = False
+            self.on_room()
+        return taken
+
+    def __len__(self) -> int:
+        """Messages and gaps that wait, batches counted as one."""
+        return len(self._items) + len(self._newest)
+
+    def check(self) -> None:
+        """The buffer's own invariants, for the simulator."""
+        deliveries = [item for item in self._items if isinstance(item, Delivery)] + list(self._newest.values())
+        assert self.waiting == sum(len(item.bodies) for item in deliveries) <= self.buffer
+        assert self.waiting_bytes == sum(item.size for item in deliveries)
+        assert self.held <= self.buffer
+        for (publisher, topic), gap in self._gaps.items():
+            last = next(item for item in reversed(self._items) if (item.publisher, item.topic) == (publisher, topic))
+            assert last is gap, f"{topic}: something came behind its last gap"
+
+
+def _split(delivery: Delivery, count: int) -> tuple[Delivery, Delivery]:
+    topic, publisher, first_seq, bodies, headers, size = delivery
+    middle = first_seq + count
+    first_size = size * count // len(bodies)
+    return (
+        Delivery(topic, publisher, first_seq, bodies[:count], headers_of(headers, first_seq, middle), first_size),
+        Delivery(
+            topic,
+            publisher,
+            middle,
+            bodies[count:],
+            headers_of(headers, middle, first_seq + len(bodies)),
+            size - first_size,
+        ),
+    )

@@ -1,0 +1,194 @@
+"""A subscription's messages on their way to the application, in the shape that every consumer takes them in."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+from meshmsg.engine.buffer import Buffer, Clock
+from meshmsg.engine.inbox import Inbox
+from meshmsg.engine.lane import InLane
+from meshmsg.engine.subscription import Delivery, Subscription
+from meshmsg.engine.subscription import Gap as Missed
+from meshmsg.message import Arrival, Batch, Gap, Message
+from meshmsg.wire.codec import Undecodable
+from meshmsg.wire.frames import NACKED, REJECTED
+
+# Messages taken out of the subscription at once; what is still in it can be replaced by newer ones (``latest``).
+REFILL = 256
+
+
+class Publication:
+    """The ``Settler`` of messages that want no verdict: one publisher's topic, as one subscription gets it."""
+
+    __slots__ = ("buffer", "publisher", "queue", "sender", "topic")
+
+    # What a hand-off to threads asks of a lane.
+    alive = True
+    floor = 0
+    done: frozenset[int] = frozenset()
+    unsettled = 0
+
+    def __init__(self, buffer: TopicBuffer, topic: str, publisher: str, sender: str) -> None:
+        self.buffer = buffer
+        self.topic = topic
+        self.publisher = publisher
+        self.sender = sender
+        self.queue = buffer.queue
+
+    def message_id(self, number: int) -> str:
+        """``publisher/topic/number``."""
+        return f"{self.publisher[:12]}/{self.topic}/{number}"
+
+    def require_usable(self) -> None:
+        """Raises the exception that tells why this is the wrong thread."""
+        if self.buffer.guard is not None:
+            self.buffer.guard()
+
+    def ack(self, seq: int) -> None:
+        """Nobody waits for it."""
+
+    def ack_run(self, start: int, stop: int) -> None:
+        """Nobody waits for it."""
+
+    def nack(self, seq: int, delay: float | None, error: str) -> None:
+        """There is no second attempt, so that somebody must hear of it here."""
+        self.buffer.on_failed(self.message_id(seq), error)
+
+    def reject(self, seq: int, reason: str) -> None:
+        """There is no second attempt, so that somebody must hear of it here."""
+        self.buffer.on_failed(self.message_id(seq), reason)
+
+    def judge(self, seq: int, kind: int, delay: float | None, text: str) -> None:
+        """What a thread says of it; a message that nobody started is just forgotten."""
+        if kind in (NACKED, REJECTED):
+            self.buffer.on_failed(self.message_id(seq), text)
+
+    def extend(self, seq: int) -> None:
+        """Restarts the handler's timeout, if there is one."""
+        if self.buffer.extended is not None:
+            self.buffer.extended(self, seq)
+
+
+class TopicBuffer(Buffer):
+    """What one ``sub`` received and nobody has taken yet. Gaps are told where they are, between the messages."""
+
+    def __init__(self, subscription: Subscription, prefetch: int, name_of: Callable[[str], str]) -> None:
+        super().__init__()
+        self.queue = subscription.name
+        self.prefetch = prefetch
+        self.subscription = subscription
+        self.decode: Callable[[Any], Any] | None = None  # into the consumer's own types; raises to refuse
+        self.extended: Callable[[Any, int], None] | None = None
+        self.guard: Callable[[], None] | None = None
+        self.on_given_up: Callable[[InLane], None] = lambda lane: None
+        self.on_gap: Callable[[Gap], None] = lambda gap: None
+        self.on_failed: Callable[[str, str], None] = lambda message_id, error: None
+        self.closing = False
+        self.dirty = False
+        self._name_of = name_of
+        self._names: dict[str, str] = {}  # of publishers, which may be gone when their messages are read
+        self._taken: deque[Delivery | Missed] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that nobody has taken yet."""
+        taken = sum(len(item.bodies) for item in self._taken if isinstance(item, Delivery))
+        return super().waiting + taken + self.subscription.waiting
+
+    unsettled = waiting
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more can come before anything is taken."""
+        return self.subscription.room > 0
+
+    def tell_gaps(self) -> None:
+        """A gap with no message before it is told at once."""
+        self._refill(0)
+
+    def take_one(self, clock: Clock) -> Message | None:
+        """Hands out one message; None if there is none."""
+        if not self.opened and not self.arrivals:
+            self._refill(REFILL)
+        return super().take_one(clock)
+
+    def take(self, limit: int, now: float) -> Batch:
+        """Hands out up to ``limit`` messages at once."""
+        taken: list[Arrival] = []
+        while limit > 0:
+            if not self.opened and not self.arrivals:
+                self._refill(limit)
+            part = super().take(limit, now)
+            if not part:
+                break
+            limit -= len(part)
+            taken += part.arrivals
+        return Batch(arrivals=taken)
+
+    def take_back(self) -> deque[Arrival]:
+        """A burst of what waits, for threads; they ask again."""
+        if not self.opened and not self.arrivals:
+            self._refill(REFILL)
+        return super().take_back()
+
+    def return_unstarted(self) -> None:
+        """Nobody takes any more."""
+        self.closing = True
+        super().take_back()
+
+    def watch_extensions(self, extended: Callable[[Any, int], None]) -> None:
+        """Has ``extended`` called for each ``message.extend()``."""
+        self.extended = extended
+
+    def _refill(self, limit: int) -> None:
+        """Goes on until there are messages in hand, telling gaps on the way; with a limit of 0, only gaps."""
+        if self.subscription.latest:
+            limit = min(limit, 1)
+        while not self.arrivals:
+            if not self._taken:
+                self._taken.extend(self.subscription.take(limit))
+                if not self._taken:
+                    return
+            while self._taken:
+                item = self._taken[0]
+                if isinstance(item, Missed):
+                    if self.arrivals:
+                        return
+                    self._taken.popleft()
+                    name = self._name(item.publisher)
+                    self.on_gap(Gap(item.topic, name, item.missed, item.start, item.stop))
+                elif limit:
+                    self._taken.popleft()
+                    self.arrivals.extend(self._as_arrivals(item))
+                else:
+                    return
+
+    def _name(self, publisher: str) -> str:
+        name = self._names.get(publisher)
+        if name is None:
+            name = self._names[publisher] = self._name_of(publisher)
+        return name
+
+    def _as_arrivals(self, delivery: Delivery) -> Iterator[Arrival]:
+        topic, publisher, first_seq, bodies, headers, _ = delivery
+        settler = Publication(self, topic, publisher, self._name(publisher))
+        details = {"t": topic}
+        if self.decode is None and not headers and not any(type(body) is Undecodable for body in bodies):
+            yield Arrival(settler, first_seq, first_seq, bodies, details)
+            return
+        for seq, body in enumerate(bodies, first_seq):
+            try:
+                if type(body) is Undecodable:
+                    raise ValueError(f"the body cannot be decoded: {body.error}")
+                converted = self.decode(body) if self.decode is not None else body
+            except Exception as error:
+                self.on_failed(settler.message_id(seq), f"{error}")
+            else:
+                special = {**details, "h": headers[seq]} if headers and seq in headers else details
+                yield Arrival(settler, seq, seq, [converted], special)
+
+
+Source: TypeAlias = Inbox | TopicBuffer
+"""Where a consumer takes messages from."""

@@ -1,0 +1,248 @@
+"""One topic at its publisher: its numbering, and what is kept of it for repairs and late joiners."""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from meshmsg.wire.frames import MAX_SEQ
+
+Headers = dict[int, dict[str, Any]] | None  # by sequence number
+
+# Bytes of bodies in one frame: large enough to be cheap, small enough not to stall other topics behind it.
+MAX_FRAME_BYTES = 256 * 1024
+MAX_FRAME_MESSAGES = 4096
+# What a topic keeps for repairs when no history was asked for; it closes the gap of a full buffer or a short cut.
+REPAIR_MESSAGES = 1000
+REPAIR_BYTES = 2**20
+OVERHEAD_BYTES = 64  # of one message, about: with tiny bodies it is what counts
+
+
+@dataclass(frozen=True, slots=True)
+class TopicOptions:
+    """How a publisher treats the topics of one pattern.
+
+    Parameters
+    ----------
+    retain:
+        Keep each topic's last message for whoever joins later.
+    history:
+        Messages of each topic that late joiners may ask for; 0 for none.
+    history_bytes:
+        Bytes of bodies that the history of one topic takes at most.
+    history_s:
+        Age in seconds at which a message leaves the history; None for never.
+    window:
+        Messages that the slowest subscriber may be behind before sending waits; 0 to never wait.
+    """
+
+    retain: bool = False
+    history: int = 0
+    history_bytes: int = 64 * 2**20
+    history_s: float | None = None
+    window: int = 0
+
+
+class Entry(NamedTuple):
+    """Messages that left together. ``bytes_before`` counts the topic's bytes from its beginning."""
+
+    first_seq: int
+    bodies: list[bytes]
+    headers: Headers
+    at: float
+    size: int
+    bytes_before: int
+
+    @property
+    def stop(self) -> int:
+        """The number behind the last message."""
+        return self.first_seq + len(self.bodies)
+
+
+class TopicLog:
+    """The messages of one topic: staged, then numbered, then kept as long as the bounds say.
+
+    Kept is what lies within the repair window or within the history; both reach back from the newest message, which
+    is always kept. A batch goes when none of it is within either.
+    """
+
+    __slots__ = (
+        "behind_limit",
+        "cost",
+        "entries",
+        "next_seq",
+        "options",
+        "retained",
+        "size",
+        "staged",
+        "staged_headers",
+        "topic",
+    )
+
+    def __init__(self, topic: str, options: TopicOptions) -> None:
+        self.topic = topic
+        self.options = options
+        self.next_seq = 0
+        self.size = 0  # bytes of everything that was ever published
+        self.cost = 0  # bytes that the entries hold, overhead included
+        self.entries: deque[Entry] = deque()
+        self.retained: tuple[int, bytes, dict[str, Any] | None] | None = None
+        self.staged: list[bytes] = []
+        self.staged_headers: dict[int, tuple[dict[str, Any], int]] | None = None  # with their size
+        self.behind_limit = MAX_SEQ  # the sequence number at which sending waits for the slowest subscriber
+
+    # -- publishing ------------------------------------------------------------------------------------------
+
+    def stage(self, body: bytes, headers: dict[str, Any] | None, headers_size: int) -> int:
+        """Takes a message for this turn and returns its number."""
+        seq = self.next_seq + len(self.staged)
+        self.staged.append(body)
+        if headers:
+            if self.staged_headers is None:
+                self.staged_headers = {}
+            self.staged_headers[seq] = (headers, headers_size)
+        return seq
+
+    def absorb(self, now: float) -> list[Entry]:
+        """Numbers what was staged and cuts it into batches; a body over the cut goes alone."""
+        staged, self.staged = self.staged, []
+        given, self.staged_headers = self.staged_headers, None
+        made: list[Entry] = []
+        size = sum(map(len, staged))
+        if given is None and size <= MAX_FRAME_BYTES and len(staged) <= MAX_FRAME_MESSAGES:
+            made.append(self._append(staged, None, size, now))
+        else:
+            for bodies, headers, size in _cut(staged, given or {}, self.next_seq):
+                made.append(self._append(bodies, headers, size, now))
+        if self.options.retain:
+            seq = self.next_seq - 1
+            self.retained = (seq, staged[-1], given[seq][0] if given and seq in given else None)
+        self.trim(now)
+        return made
+
+    def _append(self, bodies: list[bytes], headers: Headers, size: int, now: float) -> Entry:
+        entry = Entry(self.next_seq, bodies, headers, now, size, self.size)
+        self.next_seq += len(bodies)
+        self.size += size
+        self.cost += size + OVERHEAD_BYTES * len(bodies)
+        self.entries.append(entry)
+        return entry
+
+    # -- keeping ---------------------------------------------------------------------------------------------
+
+    def trim(self, now: float) -> None:
+        """Lets go of what is outside of both windows."""
+        entries = self.entries
+        while len(entries) > 1 and not self._repairs(entries[0]) and not self._remembers(entries[0], now):
+            self._drop_oldest()
+
+    def shed(self, keep: int) -> int:
+        """Drops the oldest batches except ``keep`` of them, when memory over all topics runs out; returns the bytes."""
+        before = self.cost
+        while len(self.entries) > keep:
+            self._drop_oldest()
+        return before - self.cost
+
+    def _drop_oldest(self) -> None:
+        entry = self.entries.popleft()
+        self.cost -= entry.size + OVERHEAD_BYTES * len(entry.bodies)
+
+    def _repairs(self, entry: Entry) -> bool:
+        return self.next_seq - entry.stop < REPAIR_MESSAGES and self.size - entry.bytes_before <= REPAIR_BYTES
+
+    def _remembers(self, entry: Entry, now: float) -> bool:
+        options = self.options
+        return (
+            self.next_seq - entry.stop < options.history
+            and self.size - entry.bytes_before <= options.history_bytes
+            and (options.history_s is None or now - entry.at <= options.history_s)
+        )
+
+    @property
+    def kept_from(self) -> int:
+        """The oldest number that a repair can have; of the retained message there may be one older."""
+        return self.entries[0].first_seq if self.entries else self.next_seq
+
+    def history_from(self, now: float) -> int:
+        """The oldest number that a late joiner gets, by the history's own bounds."""
+        if not self.options.history or not self.entries:
+            return self.next_seq
+        # All bounds reach back from the end, so what is remembered is one stretch of the entries.
+        index = bisect.bisect_left(self.entries, True, key=lambda entry: self._remembers(entry, now))
+        if index == len(self.entries):
+            return self.next_seq
+        return max(self.entries[index].first_seq, self.next_seq - self.options.history)
+
+    # -- answering -------------------------------------------------------------------------------------------
+
+    def forgotten_up_to(self, start: int, stop: int) -> int:
+        """Below which number nothing of ``[start, stop)`` is kept; ``start`` if all of it is."""
+        kept_from = self.kept_from
+        if self.retained is not None and self.retained[0] < kept_from:
+            kept_from = self.retained[0]
+        return max(start, min(stop, kept_from))
+
+    def read(self, start: int, stop: int) -> Iterator[Entry]:
+        """The kept messages of ``[start, stop)``, in the batches that they left in."""
+        entries = self.entries
+        if self.retained is not None and start <= self.retained[0] < min(stop, self.kept_from):
+            seq, body, headers = self.retained
+            yield Entry(seq, [body], {seq: headers} if headers else None, 0.0, len(body), 0)
+        index = bisect.bisect_right(entries, start, key=lambda entry: entry.stop)
+        for position in range(index, len(entries)):
+            entry = entries[position]
+            if entry.first_seq >= stop:
+                return
+            yield part_of(entry, max(start, entry.first_seq), min(stop, entry.stop))
+
+    def check(self) -> None:
+        """The log's own invariants, for the simulator."""
+        expected = self.entries[0].first_seq if self.entries else self.next_seq
+        cost = 0
+        for entry in self.entries:
+            assert entry.first_seq == expected and entry.bodies, f"{self.topic}: a hole in the log at {expected}"
+            expected = entry.stop
+            cost += entry.size + OVERHEAD_BYTES * len(entry.bodies)
+        assert expected == self.next_seq and cost == self.cost, f"{self.topic}: {expected} of {self.next_seq}"
+        assert self.retained is None or self.retained[0] < self.next_seq
+
+
+def part_of(entry: Entry, start: int, stop: int) -> Entry:
+    """The messages ``[start, stop)`` of a batch; the whole of it without a copy."""
+    if start == entry.first_seq and stop == entry.stop:
+        return entry
+    bodies = entry.bodies[start - entry.first_seq : stop - entry.first_seq]
+    headers = headers_of(entry.headers, start, stop)
+    return Entry(start, bodies, headers, entry.at, sum(map(len, bodies)), entry.bytes_before)
+
+
+def headers_of(headers: Headers, start: int, stop: int) -> Headers:
+    """Those of ``[start, stop)``; None if there are none."""
+    if not headers:
+        return None
+    return {seq: each for seq, each in headers.items() if start <= seq < stop} or None
+
+
+def _cut(
+    staged: list[bytes], given: dict[int, tuple[dict[str, Any], int]], first_seq: int
+) -> Iterator[tuple[list[bytes], Headers, int]]:
+    """Batches within the limits of a frame; headers count like bodies."""
+    bodies: list[bytes] = []
+    headers: dict[int, dict[str, Any]] = {}
+    size = 0
+    for seq, body in enumerate(staged, first_seq):
+        more = len(body)
+        if seq in given:
+            more += given[seq][1]
+        if bodies and (size + more > MAX_FRAME_BYTES or len(bodies) == MAX_FRAME_MESSAGES):
+            yield bodies, headers or None, size
+            bodies, headers, size = [], {}, 0
+        bodies.append(body)
+        size += more
+        if seq in given:
+            headers[seq] = given[seq][0]
+    if bodies:
+        yield bodies, headers or None, size
