@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -21,16 +21,23 @@ from meshmsg.engine.effects import Outcome
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.peers import Identity
+from meshmsg.engine.subscription import Subscription
+from meshmsg.engine.topic_log import TopicOptions
+from meshmsg.engine.topics import require_pattern
 from meshmsg.errors import ConfigurationError, MeshError, NameClash, NodeClosed, WaitTimeout
 from meshmsg.loops import choose_loop, require_reader_loop
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventHub, EventStream
 from meshmsg.options import (
     LivenessOptions,
+    PubKeywords,
+    PubOptions,
     PullKeywords,
     PullOptions,
     PushKeywords,
     PushOptions,
+    SubKeywords,
+    SubOptions,
     make_options,
     refuse_unbuilt,
     require_bool,
@@ -43,6 +50,7 @@ from meshmsg.options import (
 from meshmsg.reach import choose_addresses, require_reach
 from meshmsg.sockets.bare import BarePull, BarePush
 from meshmsg.sockets.here import require_here
+from meshmsg.sockets.pub_sub import Pub, Sub, require_on_gap
 from meshmsg.sockets.push_pull import Pull, Push
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.transport.zmq import ZmqTransport
@@ -148,6 +156,9 @@ class Node:
         self._background: set[asyncio.Task[Any]] = set()
         self._pushes: dict[str, Push] = {}
         self._pulls: dict[str, Pull] = {}
+        self._subs: list[Sub] = []
+        self._sub_count = 0
+        self._unoffered: list[str] = []  # topics that are published, but there is no socket yet
         self._raws: RawSockets | None = None
         self._bare_pushes: dict[str, BarePush] = {}
         self._bare_pulls: dict[str, BarePull] = {}
@@ -209,13 +220,15 @@ class Node:
         for discovery in self._discoveries:
             self._spawn(self._discover(discovery))
         self._raws = RawSockets(self._driver, transport, self._interfaces)
+        if self._unoffered:
+            self._offer_pubs(self._unoffered)
         for bare_push in self._bare_pushes.values():
             bare_push.connect(self._raws)
         for bare_pull in self._bare_pulls.values():
             bare_pull.connect(self._raws)
             bare_pull.start()
-        for pull in self._pulls.values():
-            pull.start()
+        for consumer in (*self._pulls.values(), *self._subs):
+            consumer.start()
         return self
 
     async def _discover(self, discovery: Discovery) -> None:
@@ -286,7 +299,9 @@ class Node:
     async def _drain(self, drain: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + drain
-        await asyncio.gather(*(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values())))
+        await asyncio.gather(
+            *(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values(), *self._subs))
+        )
         left = max(0.0, deadline - loop.time())
         await self._driver.until(lambda: not any(box.pending for box in self._engine.outboxes.values()), left)
 
@@ -402,6 +417,54 @@ class Node:
         self._driver.wake()
         return pull
 
+    def pub(self, pattern: str, **options: Unpack[PubKeywords]) -> Pub:
+        """Topics to publish to: one (``"sensors.attic"``) or all that match (``"sensors.**"``).
+
+        Takes the options of ``PubOptions``: ``retain``, ``history``, ``history_bytes``, ``history_s``, ``block``,
+        ``window``. Raises ``UnknownOption``, ``ConfigurationError``, and ``NameClash`` if a topic has others already.
+        """
+        self._require_open()
+        require_pattern("pub(pattern)", pattern)
+        chosen = make_options(PubOptions, f"pub({pattern!r})", options)
+        window = chosen.window if chosen.block else 0
+        kept = TopicOptions(chosen.retain, chosen.history, chosen.history_bytes, chosen.history_s, window)
+        self._engine.publisher.declare(pattern, kept)
+        if self._transport is not None:
+            self._offer_pubs([pattern])
+        else:
+            self._unoffered.append(pattern)
+        return Pub(self._driver, pattern, chosen, self._max_message_bytes)
+
+    def _offer_pubs(self, patterns: Iterable[str]) -> None:
+        """Tells the mesh what is published here, and where it can be followed."""
+        if "broadcast" not in self._engine.identity.offers:
+            endpoints = list(self._driver.open_broadcast())
+            self._engine.offer("broadcast", "xpub", {"endpoints": endpoints})
+        for pattern in patterns:
+            self._engine.offer_pub(pattern)
+        self._driver.wake()
+
+    def sub(self, pattern: str, **options: Unpack[SubKeywords]) -> Sub:
+        """The messages of a topic, or of all that match: ``*`` is one segment, ``**`` any number (G6).
+
+        A decorator for a handler, or an async iterator. Takes the options of ``SubOptions``: ``latest``, ``replay``,
+        ``buffer``, ``prefetch``, ``concurrency``, ``timeout``, ``type``; and ``on_gap``, a function that is called with
+        each ``Gap``. Each call is a subscription of its own. Raises ``UnknownOption``, ``ConfigurationError``.
+        """
+        self._require_open()
+        require_pattern("sub(pattern)", pattern)
+        on_gap = options.pop("on_gap", None)
+        require_on_gap(on_gap)
+        chosen = make_options(SubOptions, f"sub({pattern!r})", options)
+        self._sub_count += 1
+        subscription = Subscription(pattern, latest=chosen.latest, replay=chosen.replay, buffer=chosen.buffer)
+        subscription.name = f"sub:{pattern}#{self._sub_count}"
+        sub = Sub(self._driver, subscription, chosen, on_gap)
+        self._engine.open_sub(subscription)
+        self._subs.append(sub)
+        self._driver.wake()
+        return sub
+
     def raw(self, kind: int, name: str) -> Any:
         """A plain pyzmq socket that discovery keeps connected, with no layer on top.
 
@@ -435,6 +498,7 @@ class Node:
         *,
         pull: str | None = None,
         push: str | None = None,
+        sub: str | None = None,
         peer: str | None = None,
         count: int = 1,
         timeout: float | None = None,
@@ -444,15 +508,17 @@ class Node:
         Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
         """
         self._driver.require_usable()
-        given = {"pull": pull, "push": push, "peer": peer}
+        given = {"pull": pull, "push": push, "sub": sub, "peer": peer}
         wanted = [(kind, name) for kind, name in given.items() if name is not None]
         if len(wanted) != 1:
-            raise ConfigurationError("wait_for takes exactly one of pull=, push= and peer=")
+            raise ConfigurationError("wait_for takes exactly one of pull=, push=, sub= and peer=")
         require_int("wait_for(count=)", count, at_least=0)
         kind, name = wanted[0]
         require_name(f"wait_for({kind}=)", name)
 
         def found() -> int:
+            if kind == "sub":
+                return len(self._engine.publisher.confirmed(name))
             if kind == "peer":
                 return sum(1 for each in self.peers() if each.name == name and each.state == "alive")
             return len(self._engine.offered(kind, name))

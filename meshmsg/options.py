@@ -144,6 +144,104 @@ class PullOptions:
         require_bool("reliable=", self.reliable)
 
 
+class PubKeywords(TypedDict, total=False):
+    """The keywords of ``node.pub``; ``PubOptions`` has their defaults."""
+
+    retain: bool
+    history: int
+    history_bytes: int
+    history_s: float | None
+    block: bool
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class PubOptions:
+    """Options of ``node.pub(pattern, ...)``: what a publisher keeps, and whether it waits (G6).
+
+    Parameters
+    ----------
+    retain:
+        Keep each topic's last message for whoever joins later.
+    history:
+        Messages of each topic that late joiners may ask for; 0 for none. A thousand, up to 1 MiB, are kept for repairs
+        in any case.
+    history_bytes:
+        Bytes of bodies that the history of one topic takes at most.
+    history_s:
+        Seconds after which a message leaves the history; None for never.
+    block:
+        Let ``send`` wait for a subscriber that is ``window`` messages behind, instead of having it lose some.
+    window:
+        Messages of a topic that the slowest subscriber may be behind; counts with ``block``.
+    """
+
+    retain: bool = False
+    history: int = 0
+    history_bytes: int = 64 * 2**20
+    history_s: float | None = None
+    block: bool = False
+    window: int = 10_000
+
+    def __post_init__(self) -> None:
+        require_bool("retain=", self.retain)
+        require_int("history=", self.history, at_least=0)
+        require_int("history_bytes=", self.history_bytes, at_least=1)
+        if self.history_s is not None:
+            require_number("history_s=", self.history_s, above=0)
+        require_bool("block=", self.block)
+        require_int("window=", self.window, at_least=1)
+
+
+Replay = Literal["none", "latest", "history"]
+
+
+class SubKeywords(TypedDict, total=False):
+    """The keywords of ``node.sub``; ``SubOptions`` has their defaults."""
+
+    latest: bool
+    replay: Replay
+    buffer: int
+    prefetch: int
+    concurrency: int
+    timeout: float | None
+    type: Any
+    on_gap: Callable[[Any], Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SubOptions:
+    """Options of ``node.sub(pattern, ...)``: how a subscriber takes messages (G6).
+
+    Parameters
+    ----------
+    latest:
+        Only the newest value of each topic waits; older ones that were not taken are passed over (conflation).
+    replay:
+        What of the past a new subscription gets: ``"none"``, each topic's ``"latest"`` retained value, or its
+        ``"history"``, as far as the publisher keeps them.
+    buffer:
+        Messages that wait here at most. What does not fit stays with its publisher, and is lost with a ``Gap`` when
+        that keeps it no longer.
+    prefetch, concurrency, timeout, type:
+        As for ``pull``.
+    """
+
+    latest: bool = False
+    replay: Replay = "none"
+    buffer: int = 65_536
+    prefetch: int = 256
+    concurrency: int = 1
+    timeout: float | None = None
+    type: Any = None
+
+    def __post_init__(self) -> None:
+        require_bool("latest=", self.latest)
+        require_choice("replay=", self.replay, ("none", "latest", "history"))
+        require_int("buffer=", self.buffer, at_least=1)
+        PullOptions(self.prefetch, self.concurrency, self.timeout)
+
+
 @dataclass(frozen=True, slots=True)
 class LivenessOptions:
     """How soon a silent peer is suspected, and how soon it is given up.

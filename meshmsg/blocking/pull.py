@@ -62,7 +62,7 @@ class Pull:
             return message
         if handoff.closed:
             self._driver.require_running()
-            raise NodeClosed(f"this pull of {self.queue!r} was closed: open another one")
+            raise NodeClosed(f"pull({self.queue!r}) was closed: open another one")
         raise WaitTimeout(f"no message of {self.queue!r} came within {timeout} s")
 
     def batches(self, max_size: int = 500, max_wait: float = 0.01) -> Iterator[Batch]:

@@ -98,6 +98,10 @@ class Engine:
     def open_pub(self, pattern: str, options: TopicOptions) -> None:
         """Topics to publish to; raises ``NameClash`` for ones that have other options already."""
         self.publisher.declare(pattern, options)
+        self.offer_pub(pattern)
+
+    def offer_pub(self, pattern: str) -> None:
+        """Tells every peer of topics that are declared already; not before there is an endpoint to follow."""
         self.offer("pub", pattern, self.publisher.offers()[pattern])
 
     def close_pub(self, pattern: str) -> None:

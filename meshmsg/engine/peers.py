@@ -485,6 +485,12 @@ class Peers:
         living = [peer for peer in self.by_id.values() if peer.state == "alive" and peer.link is not None]
         return [peer.offers[kind][name] for peer in living if name in peer.offers.get(kind, ())]
 
+    def name_of(self, key: str) -> str:
+        """A peer's name by its key; its id if it is gone."""
+        node_id = key.partition(".")[0]
+        peer = self.by_id.get(node_id)
+        return peer.name if peer is not None else node_id
+
     def reached_at(self, peer: PeerState) -> str | None:
         """The endpoint where our link found a peer."""
         prospect = self._by_link.get(peer.link) if peer.link is not None else None

@@ -129,6 +129,10 @@ class Consumer:
         """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5)."""
         return self._inbox.unsettled
 
+    async def close(self, drain: float = 0.0) -> None:
+        """Stops consuming; handlers get ``drain`` seconds to end (G10)."""
+        raise NotImplementedError
+
     async def _end(self, drain: float) -> None:
         """Hands out nothing any more, and gives handlers ``drain`` seconds."""
         self._inbox.return_unstarted()

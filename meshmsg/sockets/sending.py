@@ -88,10 +88,12 @@ def require_size(encoded: bytes, queue: str, limit: int) -> None:
         )
 
 
-def _freeze(pack: Pack, headers: dict[str, Any]) -> dict[str, Any]:
+def freeze_headers(pack: Pack, headers: Mapping[str, Any]) -> dict[str, Any]:
     """Headers as they are now: a copy that later changes cannot reach, and that is known to travel."""
+    if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
+        raise ConfigurationError(f"send(headers=) takes a dict with str keys, got {headers!r}")
     try:
-        packed = encode(pack, headers)
+        packed = encode(pack, dict(headers))
     except EncodeError as error:
         path = error.path.replace("body", "headers", 1)
         raise EncodeError(str(error).replace(error.path, path, 1), path) from None
@@ -120,9 +122,7 @@ def make_details(
         if seconds is not None:
             require_number(f"send({name}=)", seconds, at_least=0)
     if headers is not None:
-        if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
-            raise ConfigurationError(f"send(headers=) takes a dict with str keys, got {headers!r}")
-        headers = _freeze(pack, dict(headers))
+        headers = freeze_headers(pack, headers)
     return Details(
         key,
         priority,

@@ -134,6 +134,15 @@ def test_a_gap_is_asked_for_once_and_again_after_a_while() -> None:
     assert side.wants(9.0) == [] and side.subscriptions.wake_at(9.0) is None
 
 
+def test_what_was_asked_for_on_a_lost_link_is_asked_for_at_once_on_the_next() -> None:
+    side = Side(Subscription("a"))
+    side.start()
+    side.live("a", 3)
+    assert side.wants(0.0) == [("a", 0, 3)]
+    side.reception.up()
+    assert side.wants(0.1) == [("a", 0, 3)]
+
+
 def test_an_answer_that_brings_nothing_is_not_asked_for_at_once() -> None:
     side = Side(Subscription("a"))
     side.start(["a", 0, 0, False])
@@ -268,6 +277,28 @@ def test_what_does_not_fit_stays_with_the_publisher() -> None:
     assert side.wants(1.0) == [("a", 6, 8)]
     side.past("a", 6, 2)
     assert taken(subscription) == [6, 7] and subscription.missed == 0
+
+
+def test_no_more_is_asked_for_than_fits() -> None:
+    subscription = Subscription("a", replay="history", buffer=4)
+    side = Side(subscription)
+    side.start(["a", 100, 0, False])
+    assert side.wants() == [("a", 0, 4)]
+    side.past("a", 0, 3)
+    assert side.wants() == [("a", 3, 4)]
+
+
+def test_of_an_overlap_with_what_is_held_only_the_new_part_counts() -> None:
+    subscription = Subscription("a")
+    side = Side(subscription)
+    side.start()
+    side.live("a", 1, 3)
+    side.past("a", 2, 4)
+    side.past("a", 1, 1)
+    assert subscription.held == 5
+    assert side.wants() == [("a", 0, 1)]
+    side.live("a", 0)
+    assert taken(subscription) == [*range(6)]
 
 
 def test_bytes_are_bounded_too() -> None:

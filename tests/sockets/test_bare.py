@@ -260,7 +260,7 @@ async def test_what_was_closed_may_be_opened_again(reliable: bool) -> None:
             await push.send(2)
         with pytest.raises(NodeClosed, match="this push of 'work' was closed"):
             push.send_nowait(2)
-        with pytest.raises(NodeClosed, match="this pull of 'work' was closed"):
+        with pytest.raises(NodeClosed, match=r"pull\('work'\) was closed"):
             await pull.get(PATIENCE_S)
         options: Any = {"reliable": reliable}
         again, sender = consumer.pull("work", **options), producer.push("work", **options)
