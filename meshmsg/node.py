@@ -140,6 +140,7 @@ class Node:
         self._max_message_bytes = max_message_bytes
         liveness = LivenessOptions(heartbeat, suspect_after, gone_after, stall_after)
         identity = Identity(uuid.uuid4().hex, time.time_ns(), name, mesh)
+        identity.max_body_bytes = max(max_message_bytes, MAX_FRAME_BYTES)
         self._engine = Engine(
             identity,
             generator=random.Random(),

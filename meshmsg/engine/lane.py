@@ -38,6 +38,7 @@ class OutLane:
         "in_flight",
         "leaving",
         "limit",
+        "max_body_bytes",
         "next_seq",
         "number",
         "open",
@@ -66,7 +67,8 @@ class OutLane:
         self.suspects = 0  # how many of them were in a lost consumer's hands before
         self.open = True  # False while the peer is suspect: no new work
         self.leaving = False  # the consumer stopped; the lane ends when nothing is in flight any more
-        self.resent = (-1, 0.0)  # (from which message, when): guards against resending twice for one gap
+        self.max_body_bytes: int | None = None  # the consumer takes no larger ones; None if it takes all of ours
+        self.resent: tuple[int, float] = (-1, 0.0)  # (from which message, when): guards against resending twice for one gap
         self.stated_want = -1
 
     @property

@@ -436,21 +436,39 @@ class Outbox:
         )
         for lane, share in zip(lanes, shares, strict=True):
             if share:
-                runs = list(self._take(share, now))
+                runs = list(self._take(share, now, lane.max_body_bytes))
                 if runs:
                     out.append((lane, runs))
+        if any(lane.max_body_bytes is not None for lane in lanes):
+            out += self._dispatch_passed_over(lanes, out, now)
         return out
+
+    def _dispatch_passed_over(
+        self, lanes: list[OutLane], out: list[tuple[OutLane, list[Run]]], now: float
+    ) -> Iterator[tuple[OutLane, list[Run]]]:
+        """What was too large for the consumer whose share it was goes to whoever takes it and has credit left."""
+        given = {lane.number: sum(map(len, runs)) for lane, runs in out}
+        for lane in lanes:
+            credit = lane.credit - given.get(lane.number, 0)
+            if credit > 0 and self.waiting > len(self._suspects):
+                runs = list(self._take(credit, now, lane.max_body_bytes))
+                if runs:
+                    yield lane, runs
 
     def _dispatch_suspects(self, lanes: list[OutLane], now: float) -> list[tuple[OutLane, list[Run]]]:
         out: list[tuple[OutLane, list[Run]]] = []
         for lane in sorted(lanes, key=lambda lane: lane.in_flight):
             runs: list[Run] = []
+            passed: list[Run] = []  # too large for this consumer
             taken = 0
             while self._suspects and taken < lane.credit:
                 run = self._suspects[0]
                 if run.details is not None and run.details.settled:
                     self._suspects.popleft()
                     self.waiting -= 1
+                    continue
+                if lane.max_body_bytes is not None and run.bytes > lane.max_body_bytes:
+                    passed.append(self._suspects.popleft())
                     continue
                 room = self._suspect_room(run)
                 if lane.trial.suspects + taken >= room:
@@ -459,6 +477,7 @@ class Outbox:
                 runs.append(self._suspects.popleft())
                 self.waiting -= 1
                 taken += 1
+            self._suspects.extendleft(reversed(passed))
             if runs:
                 out.append((lane, runs))
         return out
@@ -474,23 +493,34 @@ class Outbox:
         alone = details.losses > 1 or details.attempts + 1 >= self.options.retry.max_attempts
         return 1 if alone else SUSPECT_WINDOW
 
-    def _take(self, count: int, now: float, *, lowest_first: bool = False) -> Iterator[Run]:
-        """Takes up to ``count`` ready messages, highest priority first, in the order they became ready."""
+    def _take(
+        self, count: int, now: float, max_body_bytes: int | None = None, *, lowest_first: bool = False
+    ) -> Iterator[Run]:
+        """Takes up to ``count`` ready messages, highest priority first, in the order they became ready.
+
+        Larger ones than ``max_body_bytes`` stay where they are.
+        """
         for priority in sorted(self._ready, reverse=not lowest_first):
             line = self._ready[priority]
+            passed: list[Run] = []
             while line and count:
                 run = line[0]
                 if run.details is not None and run.details.settled:
                     line.popleft()
                     self.waiting -= 1
                     continue
-                if len(run) <= count:
+                fitting = len(run) if max_body_bytes is None else run.count_fitting(max_body_bytes)
+                if not fitting:
+                    passed.append(line.popleft() if len(run) == 1 else run.split(1))
+                    continue
+                if len(run) <= min(fitting, count):
                     line.popleft()
                 else:
-                    run = run.split(count)
+                    run = run.split(min(fitting, count))
                 count -= len(run)
                 self.waiting -= len(run)
                 yield run
+            line.extendleft(reversed(passed))
             if not line and priority:
                 del self._ready[priority]
 

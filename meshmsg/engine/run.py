@@ -103,6 +103,13 @@ class Run:
         self.first_id += count
         return head
 
+    def count_fitting(self, max_body_bytes: int) -> int:
+        """How many bodies from the first on are no larger than this."""
+        if self.bytes <= max_body_bytes:
+            return len(self.bodies)
+        too_large = (index for index, body in enumerate(self.bodies) if len(body) > max_body_bytes)
+        return next(too_large, len(self.bodies))
+
     def measure(self) -> int:
         """Bytes in a frame, about."""
         return self.bytes + (self.details.size if self.details is not None else 0)
