@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from meshmsg.engine.effects import Follow
@@ -11,6 +11,7 @@ from meshmsg.engine.peers import LEFT, SELF_LINK, Identity, Peers, PeerState
 from meshmsg.engine.publisher import Publisher
 from meshmsg.engine.subscriber import Reception, Subscriptions
 from meshmsg.engine.subscription import Subscription
+from meshmsg.engine.topic_log import headers_of
 from meshmsg.engine.topics import overlaps
 from meshmsg.errors import ProtocolError
 from meshmsg.wire import frames
@@ -260,7 +261,13 @@ class Broadcaster:
 
     def _send(self, key: str, frame: frames.PubSubFrame, bodies: list[bytes]) -> None:
         peer = self._peers.by_id.get(key.partition(".")[0])
-        if peer is not None and peer.key == key and peer.link is not None:
+        if peer is None or peer.key != key or peer.link is None:
+            return
+        limit = self._peers.limit_of(peer)
+        if limit is not None and isinstance(frame, frames.Past):
+            for part, its_bodies in _leave_out(frame, bodies, limit):
+                self._output.effects.send.append((peer.link, frames.encode(part, its_bodies)))
+        else:
             self._output.effects.send.append((peer.link, frames.encode(frame, bodies)))
 
     def wake_at(self, soonest: float) -> float:
@@ -278,3 +285,20 @@ class Broadcaster:
         for key, number in self._numbers.items():
             assert self._followed[number] == key
             assert key in self.subscriptions.receptions
+
+
+def _leave_out(past: frames.Past, bodies: list[bytes], limit: int) -> Iterator[tuple[frames.PubSubFrame, list[bytes]]]:
+    """A repair for a subscriber that takes no bodies over ``limit``: for it they are as good as forgotten."""
+    start = 0
+    for index in [index for index, body in enumerate(bodies) if len(body) > limit]:
+        if index > start:
+            yield _part(past, start, index, more=True), bodies[start:index]
+        start = index + 1
+        yield frames.Forgotten(past.topic, past.first_seq + start, past.more or start < len(bodies)), []
+    if start < len(bodies):
+        yield _part(past, start, len(bodies), more=past.more), bodies[start:]
+
+
+def _part(past: frames.Past, start: int, stop: int, *, more: bool) -> frames.Past:
+    headers = headers_of(past.headers, past.first_seq + start, past.first_seq + stop)
+    return past._replace(first_seq=past.first_seq + start, total=stop - start, headers=headers, more=more)

@@ -68,7 +68,8 @@ class OutLane:
         self.open = True  # False while the peer is suspect: no new work
         self.leaving = False  # the consumer stopped; the lane ends when nothing is in flight any more
         self.max_body_bytes: int | None = None  # the consumer takes no larger ones; None if it takes all of ours
-        self.resent: tuple[int, float] = (-1, 0.0)  # (from which message, when): guards against resending twice for one gap
+        # From which message, and when: guards against resending twice for one gap.
+        self.resent: tuple[int, float] = (-1, 0.0)
         self.stated_want = -1
 
     @property

@@ -485,6 +485,11 @@ class Peers:
         living = [peer for peer in self.by_id.values() if peer.state == "alive" and peer.link is not None]
         return [peer.offers[kind][name] for peer in living if name in peer.offers.get(kind, ())]
 
+    def limit_of(self, peer: PeerState) -> int | None:
+        """The largest body that a peer takes, if this node may send a larger one."""
+        ours, theirs = self.identity.max_body_bytes, peer.max_body_bytes
+        return theirs if theirs is not None and (ours is None or theirs < ours) else None
+
     def name_of(self, key: str) -> str:
         """A peer's name by its key; its id if it is gone."""
         node_id = key.partition(".")[0]

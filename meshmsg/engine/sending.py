@@ -127,7 +127,7 @@ class Sender:
             if queue in pulls and lane is None:
                 trial = self._trials.setdefault(peer.key, Trial())
                 lane = OutLane(self._next_lane, peer.key, peer.name, trial)
-                lane.max_body_bytes = self._limit_of(peer)
+                lane.max_body_bytes = self._peers.limit_of(peer)
                 self._next_lane += 1
                 lane.open = peer.state == "alive"
                 outbox.open_lane(lane)
@@ -135,11 +135,6 @@ class Sender:
             elif queue not in pulls and lane is not None:
                 lane.leaving, lane.open = True, False
                 self._end_if_empty(peer, outbox, lane)
-
-    def _limit_of(self, peer: PeerState) -> int | None:
-        """The largest body that a consumer takes, if this node may send a larger one."""
-        ours, theirs = self._peers.identity.max_body_bytes, peer.max_body_bytes
-        return theirs if theirs is not None and (ours is None or theirs < ours) else None
 
     def pause_lanes(self, node_id: str) -> None:
         """A consumer is suspect: it gets no new work."""

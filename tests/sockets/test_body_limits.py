@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from meshmsg import Message, Node, WaitTimeout
+from meshmsg.message import Gap
 
 
 @pytest.mark.guarantee("G1", "G11")
@@ -36,3 +37,21 @@ async def test_a_consumer_gets_no_body_that_it_does_not_take() -> None:
                 await jobs.flush(timeout=10)
         assert done == [too_large]
         assert jobs.ledger().redelivered == 0
+
+
+@pytest.mark.guarantee("G6", "G11")
+async def test_a_subscriber_hears_of_what_it_does_not_take_as_a_gap() -> None:
+    mesh = uuid.uuid4().hex
+    async with Node("large", mesh=mesh, mdns=False, drain=0) as large:
+        pub = large.pub("news", history=100)
+        small = Node("small", mesh=mesh, mdns=False, seeds=[large.endpoints[0]], max_message_bytes=2**20)
+        gaps: list[Gap] = []
+        async with small:
+            sub = small.sub("news", on_gap=gaps.append)
+            await large.wait_for(sub="news", timeout=10)
+            for body in ("before", bytes(2**23), bytes(2**23), "after"):
+                await pub.send(body)
+            assert [(await sub.get(timeout=10)).body for _ in range(2)] == ["before", "after"]
+            assert {(gap.topic, gap.publisher) for gap in gaps} == {("news", "large")}
+            assert [number for gap in gaps for number in range(gap.start, gap.stop)] == [1, 2]
+            assert [peer.state for peer in large.peers()] == ["alive"]
