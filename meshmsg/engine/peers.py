@@ -31,6 +31,9 @@ MAX_PEERS = 2000
 SELF_LINK, SELF_ROUTE = 0, b"\0self"  # a node is a peer of its own: its frames never leave the process
 
 REDIAL_S = 0.25  # first pause before dialling a known but absent node again; doubles
+# The same after a connection broke. A process that is killed may lose its connections a moment before its port: then
+# the first dial fails without a clear refusal, and only the next one tells that it crashed.
+REDIAL_BROKEN_S = 0.01
 REDIAL_MAX_S = 5.0
 HELLO_TIMEOUT_S = 3.0  # a link that stands but brings no answer is hung up and tried again
 RECONNECT_GRACE_S = 0.4  # what a peer with a broken link gets to answer a new one, at least
@@ -199,6 +202,7 @@ class Peers:
             peer.link = None
             peer.broken_at = now
             self._suspect(peer, "its connection broke")
+            prospect.pause_s = REDIAL_BROKEN_S
             self._dial(prospect, now)
         elif not prospect.links:
             # If nobody listens where a peer was until now, its process is gone. What failed may be the way to it.

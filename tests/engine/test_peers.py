@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from meshmsg.engine.peers import FORGET_AFTER_S, HELLO_TIMEOUT_S, REDIAL_MAX_S, SELF_LINK, Identity, Peers
+from meshmsg.engine.peers import (
+    FORGET_AFTER_S,
+    HELLO_TIMEOUT_S,
+    REDIAL_BROKEN_S,
+    REDIAL_MAX_S,
+    SELF_LINK,
+    Identity,
+    Peers,
+)
 from meshmsg.options import LivenessOptions
 from meshmsg.wire.frames import Hello
 
@@ -220,6 +228,18 @@ def test_a_dial_that_leads_nowhere_is_no_crash() -> None:
     ((link, _),) = desk.dials()
     desk.link(link, "failed")
     assert desk.downs() == [] and "you" in desk.peers.by_id
+
+
+def test_a_process_that_lost_its_connections_before_its_port_is_dialled_again_at_once() -> None:
+    desk = Desk()
+    desk.connect()
+    desk.link(1, "down")
+    ((link, _),) = desk.dials()
+    desk.link(link, "failed")
+    desk.at(desk.now + 2 * REDIAL_BROKEN_S)
+    ((link, _),) = desk.dials()
+    desk.link(link, "refused")
+    assert desk.downs() == ["crashed"]
 
 
 def test_a_broken_link_that_is_mended_is_a_peer_again() -> None:
