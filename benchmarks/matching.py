@@ -1,6 +1,6 @@
 """What it costs to find the subscriptions of a topic: the index, with and without its cache, beside trying each pattern.
 
-    python benchmarks/matching.py
+python benchmarks/matching.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fills in docs/performance.md: ``python benchmarks/performance.py``. It wants some minutes of an idle machine.
 
 Runs every benchmark that has a budget, the comparison with other libraries and the profile, and puts their tables
-between the marks in the page. ``--only budgets`` (or ``comparison``, ``profile``) runs that part alone.
+between the marks in the page. ``--only budgets`` (or another part) runs that part alone.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from meshmsg.cli import bench_moments
+from meshmsg.cli.bench_beside import measure_beside
 from meshmsg.cli.bench_measures import Result, measure_latency, measure_push_pull
 from meshmsg.cli.bench_profile import profile_push_pull
+from meshmsg.cli.bench_pub_sub import measure_pub_sub, profile_pub_sub
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -66,16 +69,41 @@ BUDGETS = [
 ]
 
 
+PUB_SUB: list[tuple[str, dict[str, Any]]] = [
+    ("1 → 1, `send` and handler", {}),
+    ("1 → 1, the same under uvloop", {"uvloop": True}),
+    ("1 → 1, `send_many` and `batches()`", {"batches": True}),
+    ("1 → 1, `block=True`", {"block": True}),
+    ("1 → 8, `send` and handler", {"subscribers": 8}),
+    ("1 → 8, `send_many` and `batches()`", {"subscribers": 8, "batches": True}),
+    ("1 → 1, 100 topics in turns", {"topics": 100}),
+    ("1 → 1, 100 topics, `send_many` and `batches()`", {"topics": 100, "batches": True}),
+    ("1 → 1, 10 kB", {"size": 10_000}),
+    ("1 → 1, 100 kB", {"size": 100_000}),
+    ("1 → 1, 10 MB", {"size": 10_000_000}),
+    ("1 → 1, 10 MB in 10 frames", {"size": 10_000_000, "frames": 10}),
+    ("1 → 8, 1 MB", {"size": 1_000_000, "subscribers": 8}),
+]
+BESIDE = [("1 MB", 1_000_000), ("10 MB", 10_000_000)]
+
+
 def describe_load() -> str:
     """What else the machine does; beyond the number of its processors, everything waits for its turn."""
     return f", load average {os.getloadavg()[0]:.1f} before the run" if hasattr(os, "getloadavg") else ""
 
 
+def describe_machine() -> str:
+    """Where the numbers below are from."""
+    return (
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+        f"{describe_load()}. Medians."
+    )
+
+
 def make_budget_table() -> str:
     """Runs everything that has a budget."""
     lines = [
-        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} processors"
-        f"{describe_load()}. Medians.",
+        describe_machine(),
         "",
         "| what | ours | baseline | ratio | at least | aim | |",
         "|---|---:|---:|---:|---:|---:|---|",
@@ -105,7 +133,48 @@ def make_profile_tables() -> str:
     return profile_push_pull(size=100, count=1_000_000, top=12, prefetch=1024)
 
 
-PARTS = {"budgets": make_budget_table, "comparison": make_comparison_table, "profile": make_profile_tables}
+def make_pub_sub_tables() -> str:
+    """Runs PUB/SUB in all its ways, and small messages beside large ones."""
+    lines = [
+        describe_machine(),
+        "",
+        "| what | meshmsg | raw pyzmq | ratio | zenoh | ratio |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, ways in PUB_SUB:
+        print(f"pub-sub, {name}", file=sys.stderr)
+        result = measure_pub_sub(repeat=3, **ways)
+        assert result.baseline is not None and result.ratio is not None
+        zenoh = result.extra["zenoh"]
+        beside = "| | |" if zenoh is None else f"| {zenoh:,.7g} | {result.extra['zenoh_ratio']:.2f} × |"
+        lines.append(f"| {name} | {result.ours:,.7g} | {result.baseline:,.7g} | {result.ratio:.2f} × {beside}")
+    lines += ["", "| delay of 100 bytes | alone, p50 and p99 | beside large ones, p50 and p99 |", "|---|---:|---:|"]
+    for size, large in BESIDE:
+        print(f"beside {size}", file=sys.stderr)
+        result = measure_beside(large=large)
+        extra = result.extra
+        ours = (extra["alone_p50_us"], extra["alone_p99_us"], result.p50_us or 0.0, result.p99_us or 0.0)
+        bare = (extra["baseline_alone_p50_us"], extra["baseline_alone_p99_us"], result.baseline or 0.0)
+        for name, times_us in (("meshmsg", ours), ("raw pyzmq", (*bare, extra["baseline_p99_us"]))):
+            alone50, alone99, beside50, beside99 = (f"{each / 1000:.1f}" for each in times_us)
+            lines.append(f"| {name}, {size} every 200 ms | {alone50} and {alone99} ms | {beside50} and {beside99} ms |")
+    return "\n".join(lines)
+
+
+def make_pub_sub_profile() -> str:
+    """Runs the profile of the plain way of PUB/SUB."""
+    return profile_pub_sub(
+        size=100, count=1_000_000, topics=1, subscribers=1, top=8, frames=1, batches=False, block=False, uvloop=False
+    )
+
+
+PARTS = {
+    "budgets": make_budget_table,
+    "comparison": make_comparison_table,
+    "profile": make_profile_tables,
+    "pub-sub": make_pub_sub_tables,
+    "profile of pub-sub": make_pub_sub_profile,
+}
 
 
 def put_between_marks(text: str, name: str, content: str) -> str:

@@ -2,6 +2,7 @@
 
 A process holds a ``Node``. Nodes of one mesh find each other through mDNS and connect directly. ``node.push(queue)``
 sends work, ``node.pull(queue)`` takes it; every message that was accepted is processed or becomes a dead letter.
+``node.pub(topic)`` publishes, ``node.sub(pattern)`` subscribes; what is lost on the way is repaired, or told.
 The same without ``await``: ``meshmsg.blocking``. Test your service with ``meshmsg.testing``.
 
 >>> import asyncio
@@ -41,9 +42,10 @@ from meshmsg.errors import (
     WaitTimeout,
     WrongThread,
 )
-from meshmsg.message import Attempt, Batch, DeadLetter, Event, Ledger, Message, Peer
+from meshmsg.message import Attempt, Batch, DeadLetter, Event, Gap, Ledger, Message, Peer
 from meshmsg.node import Node
 from meshmsg.options import Retry
+from meshmsg.sockets.pub_sub import Pub, Sub
 from meshmsg.sockets.push_pull import Pull, Push
 
 # Applications decide what is printed; without this, Python prints a library's warnings to stderr.
@@ -64,6 +66,7 @@ __all__ = [
     "EncodeError",
     "Event",
     "ForkedProcess",
+    "Gap",
     "Ledger",
     "MeshError",
     "Message",
@@ -73,11 +76,13 @@ __all__ = [
     "NodeClosed",
     "OutboxFull",
     "Peer",
+    "Pub",
     "Pull",
     "Push",
     "ProtocolError",
     "Reject",
     "Retry",
+    "Sub",
     "TooManyLinks",
     "UnknownOption",
     "WaitTimeout",

@@ -263,6 +263,8 @@ class Driver:
             require_number("timeout=", timeout, at_least=0)
         if condition():
             return True
+        if self.closed:  # nothing will change any more
+            return False
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (condition, future)
         self._conditions.append(entry)

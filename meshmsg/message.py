@@ -333,6 +333,7 @@ class DeadLetter:
     attempts: tuple[Attempt, ...]
     accepted_at: float
     died_at: float
+    topic: str | None = None  # if it was published, and went to a group
 
 
 class Ledger(NamedTuple):

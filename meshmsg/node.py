@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -21,23 +19,19 @@ from meshmsg.engine.effects import Outcome
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.peers import Identity
-from meshmsg.engine.subscription import Subscription
-from meshmsg.engine.topic_log import TopicOptions
-from meshmsg.engine.topics import require_pattern
 from meshmsg.errors import ConfigurationError, MeshError, NameClash, NodeClosed, WaitTimeout
-from meshmsg.loops import choose_loop, require_reader_loop
+from meshmsg.loops import choose_loop, require_reader_loop, serve
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventHub, EventStream
 from meshmsg.options import (
+    GroupKeywords,
     LivenessOptions,
     PubKeywords,
-    PubOptions,
     PullKeywords,
     PullOptions,
     PushKeywords,
     PushOptions,
     SubKeywords,
-    SubOptions,
     make_options,
     refuse_unbuilt,
     require_bool,
@@ -45,14 +39,18 @@ from meshmsg.options import (
     require_items,
     require_name,
     require_number,
+    require_queue,
     require_strings,
 )
 from meshmsg.reach import choose_addresses, require_reach
 from meshmsg.sockets.bare import BarePull, BarePush
+from meshmsg.sockets.bare_pub_sub import BarePub
+from meshmsg.sockets.group_sub import GroupSub, open_group_sub
 from meshmsg.sockets.here import require_here
-from meshmsg.sockets.pub_sub import Pub, Sub, require_on_gap
+from meshmsg.sockets.pub_sub import Pub, Sub
 from meshmsg.sockets.push_pull import Pull, Push
 from meshmsg.sockets.raw import RawSockets
+from meshmsg.sockets.topics import Topics
 from meshmsg.transport.zmq import ZmqTransport
 from meshmsg.wire.frames import MAX_HEADER_BYTES
 
@@ -157,9 +155,7 @@ class Node:
         self._background: set[asyncio.Task[Any]] = set()
         self._pushes: dict[str, Push] = {}
         self._pulls: dict[str, Pull] = {}
-        self._subs: list[Sub] = []
-        self._sub_count = 0
-        self._unoffered: list[str] = []  # topics that are published, but there is no socket yet
+        self._topics = Topics(self._driver, max_message_bytes)
         self._raws: RawSockets | None = None
         self._bare_pushes: dict[str, BarePush] = {}
         self._bare_pulls: dict[str, BarePull] = {}
@@ -221,15 +217,14 @@ class Node:
         for discovery in self._discoveries:
             self._spawn(self._discover(discovery))
         self._raws = RawSockets(self._driver, transport, self._interfaces)
-        if self._unoffered:
-            self._offer_pubs(self._unoffered)
         for bare_push in self._bare_pushes.values():
             bare_push.connect(self._raws)
         for bare_pull in self._bare_pulls.values():
             bare_pull.connect(self._raws)
             bare_pull.start()
-        for consumer in (*self._pulls.values(), *self._subs):
-            consumer.start()
+        for pull in self._pulls.values():
+            pull.start()
+        self._topics.connect(self._raws)
         return self
 
     async def _discover(self, discovery: Discovery) -> None:
@@ -275,6 +270,7 @@ class Node:
         unannounced = asyncio.gather(*(each.close() for each in self._discoveries), return_exceptions=True)
         for bare in list(self._bare_pushes.values()):
             await bare.close()
+        self._topics.close()
         loop = asyncio.get_running_loop()
         patience = loop.time() + GOODBYE_S
         await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
@@ -301,7 +297,7 @@ class Node:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + drain
         await asyncio.gather(
-            *(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values(), *self._subs))
+            *(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values(), *self._topics.subs))
         )
         left = max(0.0, deadline - loop.time())
         await self._driver.until(lambda: not any(box.pending for box in self._engine.outboxes.values()), left)
@@ -318,37 +314,7 @@ class Node:
         ``uvloop=True`` insists on uvloop (extra ``speed``), False on asyncio; None takes uvloop if it is installed.
         A second signal closes at once.
         """
-        if threading.current_thread() is not threading.main_thread():
-            raise ConfigurationError(
-                "run() needs the main thread, which alone gets signals: in another one, use "
-                "asyncio.run with `async with node:`, or meshmsg.blocking.Node"
-            )
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise ConfigurationError("run() makes a loop of its own: inside a running one, use `async with node:`")
-        with asyncio.Runner(loop_factory=choose_loop(uvloop)) as runner:
-            return runner.run(self._serve())
-
-    async def _serve(self) -> dict[str, Ledger]:
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-
-        def on_signal() -> None:
-            if stop.is_set():
-                self.hurry()
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                loop.add_signal_handler(number, on_signal)
-            except (NotImplementedError, RuntimeError):  # Windows, or not the main thread
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
-        await self.start()
-        await stop.wait()
-        return await self.close()
+        return serve(self.start, self.hurry, self.close, choose_loop(uvloop))
 
     # -- sockets ---------------------------------------------------------------------------------------------
 
@@ -364,7 +330,7 @@ class Node:
         function or coroutine function. Raises ``UnknownOption``, ``ConfigurationError``, ``NameClash``.
         """
         self._require_open()
-        require_name("push(queue)", queue)
+        require_queue("push(queue)", queue)
         hook = options.pop("on_dead_letter", None)
         chosen = make_options(PushOptions, f"push({queue!r})", options)
         if not chosen.reliable:
@@ -395,7 +361,7 @@ class Node:
         may take), ``type``, ``reliable``. Raises ``UnknownOption``, ``ConfigurationError``, ``NameClash``.
         """
         self._require_open()
-        require_name("pull(queue)", queue)
+        require_queue("pull(queue)", queue)
         chosen = make_options(PullOptions, f"pull({queue!r})", options)
         if queue in self._engine.inboxes or queue in self._bare_pulls:
             raise NameClash(
@@ -418,53 +384,42 @@ class Node:
         self._driver.wake()
         return pull
 
-    def pub(self, pattern: str, **options: Unpack[PubKeywords]) -> Pub:
+    @overload
+    def pub(self, pattern: str, *, reliable: Literal[False]) -> BarePub: ...
+    @overload
+    def pub(self, pattern: str, **options: Unpack[PubKeywords]) -> Pub: ...
+    def pub(self, pattern: str, **options: Any) -> Pub | BarePub:
         """Topics to publish to: one (``"sensors.attic"``) or all that match (``"sensors.**"``).
 
-        Takes the options of ``PubOptions``: ``retain``, ``history``, ``history_bytes``, ``history_s``, ``block``,
-        ``window``. Raises ``UnknownOption``, ``ConfigurationError``, and ``NameClash`` if a topic has others already.
+        The same pattern with the same options is the same socket. Takes the options of ``PubOptions``: ``retain``,
+        ``history``, ``history_bytes``, ``history_s``, ``block``, ``window``, ``will``, ``reliable``; and, for groups,
+        some of ``push``. Raises ``UnknownOption``, ``ConfigurationError``, and ``NameClash`` if one of the topics has
+        other options already.
         """
         self._require_open()
-        require_pattern("pub(pattern)", pattern)
-        chosen = make_options(PubOptions, f"pub({pattern!r})", options)
-        window = chosen.window if chosen.block else 0
-        kept = TopicOptions(chosen.retain, chosen.history, chosen.history_bytes, chosen.history_s, window)
-        self._engine.publisher.declare(pattern, kept)
-        if self._transport is not None:
-            self._offer_pubs([pattern])
-        else:
-            self._unoffered.append(pattern)
-        return Pub(self._driver, pattern, chosen, self._max_message_bytes)
+        return self._topics.pub(pattern, options)
 
-    def _offer_pubs(self, patterns: Iterable[str]) -> None:
-        """Tells the mesh what is published here, and where it can be followed."""
-        if "broadcast" not in self._engine.identity.offers:
-            endpoints = list(self._driver.open_broadcast())
-            self._engine.offer("broadcast", "xpub", {"endpoints": endpoints})
-        for pattern in patterns:
-            self._engine.offer_pub(pattern)
-        self._driver.wake()
-
-    def sub(self, pattern: str, **options: Unpack[SubKeywords]) -> Sub:
+    @overload
+    def sub(self, pattern: str, *, group: str, **options: Unpack[GroupKeywords]) -> GroupSub: ...
+    @overload
+    def sub(self, pattern: str, *, group: None = None, **options: Unpack[SubKeywords]) -> Sub: ...
+    def sub(self, pattern: str, *, group: str | None = None, **options: Any) -> Sub | GroupSub:
         """The messages of a topic, or of all that match: ``*`` is one segment, ``**`` any number (G6).
 
         A decorator for a handler, or an async iterator. Takes the options of ``SubOptions``: ``latest``, ``replay``,
-        ``buffer``, ``prefetch``, ``concurrency``, ``timeout``, ``type``; and ``on_gap``, a function that is called with
-        each ``Gap``. Each call is a subscription of its own. Raises ``UnknownOption``, ``ConfigurationError``.
+        ``buffer``, ``prefetch``, ``concurrency``, ``timeout``, ``type``, ``where``, ``reliable``; and ``on_gap``, a
+        function that is called with each ``Gap``. Each call is a subscription of its own. Raises ``UnknownOption``,
+        ``ConfigurationError``.
+
+        With ``group=`` this node is a member of a group: one member processes each message, with acks, retries and
+        dead letters as in PUSH/PULL, and every group gets all (G7). ``GroupOptions`` has the options of that.
         """
         self._require_open()
-        require_pattern("sub(pattern)", pattern)
-        on_gap = options.pop("on_gap", None)
-        require_on_gap(on_gap)
-        chosen = make_options(SubOptions, f"sub({pattern!r})", options)
-        self._sub_count += 1
-        subscription = Subscription(pattern, latest=chosen.latest, replay=chosen.replay, buffer=chosen.buffer)
-        subscription.name = f"sub:{pattern}#{self._sub_count}"
-        sub = Sub(self._driver, subscription, chosen, on_gap)
-        self._engine.open_sub(subscription)
-        self._subs.append(sub)
-        self._driver.wake()
-        return sub
+        if group is not None:
+            member = open_group_sub(self._driver, pattern, {"group": group, **options})
+            self._pulls[member.queue] = member
+            return member
+        return self._topics.sub(pattern, options)
 
     def raw(self, kind: int, name: str) -> Any:
         """A plain pyzmq socket that discovery keeps connected, with no layer on top.
@@ -500,29 +455,29 @@ class Node:
         pull: str | None = None,
         push: str | None = None,
         sub: str | None = None,
+        group: str | None = None,
         peer: str | None = None,
         count: int = 1,
         timeout: float | None = None,
     ) -> None:
         """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
 
-        Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
+        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group. Use
+        it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
         """
         self._driver.require_usable()
-        given = {"pull": pull, "push": push, "sub": sub, "peer": peer}
+        given = {"pull": pull, "push": push, "sub": sub, "group": group, "peer": peer}
         wanted = [(kind, name) for kind, name in given.items() if name is not None]
         if len(wanted) != 1:
-            raise ConfigurationError("wait_for takes exactly one of pull=, push=, sub= and peer=")
+            raise ConfigurationError("wait_for takes exactly one of pull=, push=, sub=, group= and peer=")
         require_int("wait_for(count=)", count, at_least=0)
         kind, name = wanted[0]
         require_name(f"wait_for({kind}=)", name)
 
         def found() -> int:
-            if kind == "sub":
-                return len(self._engine.publisher.confirmed(name))
             if kind == "peer":
                 return sum(1 for each in self.peers() if each.name == name and each.state == "alive")
-            return len(self._engine.offered(kind, name))
+            return self._engine.count(kind, name)
 
         if not await self._driver.until(lambda: found() >= count, timeout):
             nobody = kind == "pull" and not found()

@@ -17,6 +17,9 @@ MAX_NAME_BYTES = 200
 MAX_NUMBER = 10**9  # in seconds about 32 years: what no clock can reach is a mistake
 MAX_FACTOR = 1000
 MAX_PREFETCH = 10**6  # credit has to fit into a frame
+GROUP_PREFIX = "group:"  # of the queues that groups of subscribers have
+MAX_GROUP_BYTES = 100
+MAX_QUEUE_NAME = 400  # characters of a group's queue: its name, condition and pattern
 OptionsT = TypeVar("OptionsT")
 
 
@@ -87,7 +90,7 @@ class PushOptions:
         if self.unroutable_after is not None:
             require_number("unroutable_after=", self.unroutable_after, at_least=0)
         if self.dead_letter_to is not None:
-            require_name("dead_letter_to=", self.dead_letter_to)
+            require_queue("dead_letter_to=", self.dead_letter_to)
         require_bool("reliable=", self.reliable)
 
 
@@ -153,6 +156,12 @@ class PubKeywords(TypedDict, total=False):
     history_s: float | None
     block: bool
     window: int
+    will: Any
+    reliable: Literal[True]
+    retry: Retry
+    max_pending: int
+    max_pending_bytes: int
+    dead_letter_to: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +183,14 @@ class PubOptions:
         Let ``send`` wait for a subscriber that is ``window`` messages behind, instead of having it lose some.
     window:
         Messages of a topic that the slowest subscriber may be behind; counts with ``block``.
+    will:
+        A body that every subscriber of the topic gets when this node is gone without a goodbye: crashed, killed, or out
+        of reach. It has the header ``will``. Needs one topic, and has 4 KiB at most.
+    reliable:
+        False for bare ZeroMQ PUB: no repair, no past, no ``Gap``. Its subscribers have to say so, too.
+    retry, max_pending, max_pending_bytes, dead_letter_to:
+        As for ``push``, for each group that subscribes here (G7). Of several pubs that a group overlaps, the one that
+        was opened first decides.
     """
 
     retain: bool = False
@@ -182,6 +199,12 @@ class PubOptions:
     history_s: float | None = None
     block: bool = False
     window: int = 10_000
+    will: Any = None
+    reliable: bool = True
+    retry: Retry = field(default_factory=Retry)
+    max_pending: int = 10_000
+    max_pending_bytes: int = 256 * 2**20
+    dead_letter_to: str | None = None
 
     def __post_init__(self) -> None:
         require_bool("retain=", self.retain)
@@ -191,6 +214,17 @@ class PubOptions:
             require_number("history_s=", self.history_s, above=0)
         require_bool("block=", self.block)
         require_int("window=", self.window, at_least=1)
+        require_bool("reliable=", self.reliable)
+        self.for_groups()
+
+    def for_groups(self) -> PushOptions:
+        """How a group's messages are kept and tried."""
+        return PushOptions(
+            retry=self.retry,
+            max_pending=self.max_pending,
+            max_pending_bytes=self.max_pending_bytes,
+            dead_letter_to=self.dead_letter_to,
+        )
 
 
 Replay = Literal["none", "latest", "history"]
@@ -206,6 +240,8 @@ class SubKeywords(TypedDict, total=False):
     concurrency: int
     timeout: float | None
     type: Any
+    reliable: bool
+    where: Mapping[str, str | int | float | bool] | None
     on_gap: Callable[[Any], Any] | None
 
 
@@ -225,6 +261,10 @@ class SubOptions:
         that keeps it no longer.
     prefetch, concurrency, timeout, type:
         As for ``pull``.
+    reliable:
+        False for bare ZeroMQ SUB, which hears publishers that are opened so: what does not fit is lost without a word.
+    where:
+        Only messages whose headers hold these values; looked at here, after the way.
     """
 
     latest: bool = False
@@ -234,12 +274,70 @@ class SubOptions:
     concurrency: int = 1
     timeout: float | None = None
     type: Any = None
+    reliable: bool = True
+    where: Mapping[str, str | int | float | bool] | None = None
 
     def __post_init__(self) -> None:
+        require_bool("reliable=", self.reliable)
+        require_where("where=", self.where)
+        if self.latest and self.where:
+            raise ConfigurationError(
+                "latest=True keeps the newest message of a topic, whatever its headers: "
+                "leave out where=, or publish what differs to topics of its own"
+            )
         require_bool("latest=", self.latest)
         require_choice("replay=", self.replay, ("none", "latest", "history"))
         require_int("buffer=", self.buffer, at_least=1)
         PullOptions(self.prefetch, self.concurrency, self.timeout)
+
+
+class GroupKeywords(TypedDict, total=False):
+    """The keywords of ``node.sub`` with ``group=``; ``GroupOptions`` has their defaults."""
+
+    durable: bool
+    where: Mapping[str, str | int | float | bool] | None
+    prefetch: int
+    concurrency: int
+    timeout: float | None
+    type: Any
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOptions:
+    """Options of ``node.sub(pattern, group=...)``: one member of each group processes each message (G7).
+
+    Parameters
+    ----------
+    group:
+        The members of one group share the work; every group gets all of it.
+    durable:
+        Publishers keep collecting for the group while it has no members, up to their ``max_pending``; then the oldest
+        become dead letters. What the last member said counts.
+    where:
+        Only messages whose headers hold these values; looked at by the publisher.
+    prefetch, concurrency, timeout, type:
+        As for ``pull``.
+    """
+
+    group: str
+    durable: bool = False
+    where: Mapping[str, str | int | float | bool] | None = None
+    prefetch: int = 256
+    concurrency: int = 1
+    timeout: float | None = None
+    type: Any = None
+
+    def __post_init__(self) -> None:
+        fault = find_group_fault(self.group)
+        if fault is not None:
+            raise ConfigurationError(f"group= takes a name, got {reprlib.repr(self.group)}: {fault}")
+        require_bool("durable=", self.durable)
+        require_where("where=", self.where)
+        self.for_pull()
+
+    def for_pull(self) -> PullOptions:
+        """How a member takes its work."""
+        return PullOptions(self.prefetch, self.concurrency, self.timeout, self.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +404,49 @@ def require_name(where: str, name: object) -> str:
     if not name.isprintable() or any(letter.isspace() for letter in name):
         raise ConfigurationError(f"{where} takes printable characters without white space, got {name!r}")
     return name
+
+
+def require_queue(where: str, name: object) -> str:
+    """A queue's name; those of groups are made by ``sub(group=)`` alone."""
+    queue = require_name(where, name)
+    if queue.startswith(GROUP_PREFIX):
+        raise ConfigurationError(
+            f"{where} takes no name that begins with {GROUP_PREFIX!r}, got {queue!r}: such queues belong to groups of "
+            "subscribers; node.sub(pattern, group=...) consumes one, node.pub(pattern) fills it"
+        )
+    return queue
+
+
+def find_group_fault(group: object) -> str | None:
+    """What is wrong with a group's name; None if nothing is."""
+    if not isinstance(group, str):
+        return f"it is a {type(group).__name__}, not a text"
+    if not 0 < len(group.encode("utf-8", "replace")) <= MAX_GROUP_BYTES:
+        return f"1 to {MAX_GROUP_BYTES} bytes are allowed"
+    if not group.isprintable() or any(letter.isspace() or letter in "@{" for letter in group):
+        return "it holds white space, '@', '{' or what cannot be printed"
+    return None
+
+
+def require_where(where: str, condition: object) -> None:
+    """Checks a condition on headers: names, each with the value that it must have."""
+    if condition is None:
+        return
+    if not isinstance(condition, Mapping) or not condition:
+        raise ConfigurationError(f'{where} takes a dict such as {{"region": "eu"}}, got {reprlib.repr(condition)}')
+    for name, value in condition.items():
+        if not isinstance(name, str) or not isinstance(value, (str, int, float)) or not _travels(name, value):
+            raise ConfigurationError(
+                f"{where} takes names of headers with a str, number or bool each, got {name!r}: {reprlib.repr(value)}"
+            )
+
+
+def _travels(name: str, value: str | int | float) -> bool:
+    try:
+        (name + value if isinstance(value, str) else name).encode()
+    except UnicodeEncodeError:
+        return False
+    return isinstance(value, str) or abs(value) < 2**63  # which no NaN is, either
 
 
 def require_items(where: str, items: object, hint: str) -> None:

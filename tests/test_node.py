@@ -178,11 +178,12 @@ async def feed():
     while not node._driver.usable:
         await asyncio.sleep(0)
     await jobs.send_many([1, 2])
-serve = node._serve
+start = node.start
 async def serve_and_feed():
+    global feeding
+    await start()
     feeding = asyncio.ensure_future(feed())
-    return await serve()
-node._serve = serve_and_feed
+node.start = serve_and_feed
 say(node.run(uvloop={loop == "uvloop"})["work"].processed)
 """
     )
@@ -207,11 +208,12 @@ async def watch():
     while node._draining is None:
         await asyncio.sleep(0)
     say("draining")
-serve = node._serve
+start = node.start
 async def serve_and_watch():
+    global watching
+    await start()
     watching = asyncio.ensure_future(watch())
-    return await serve()
-node._serve = serve_and_watch
+node.start = serve_and_watch
 say(node.run()["nobody"].pending)
 """
     )

@@ -7,7 +7,8 @@ camera []
 """
 
 from meshmsg.blocking.node import Events, Node
+from meshmsg.blocking.pub_sub import GroupMember, Pub, Sub
 from meshmsg.blocking.pull import Pull
 from meshmsg.blocking.push import Push
 
-__all__ = ["Events", "Node", "Pull", "Push"]
+__all__ = ["Events", "GroupMember", "Node", "Pub", "Pull", "Push", "Sub"]

@@ -11,23 +11,29 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from meshmsg import node as asynchronous
+from meshmsg.blocking.consumer import Consumer
 from meshmsg.blocking.hooks import Hooks
 from meshmsg.blocking.loop import LoopThread
 from meshmsg.blocking.outbox import SharedOutbox
+from meshmsg.blocking.pub_sub import GroupMember, Pub, Sub, UnreliablePub
 from meshmsg.blocking.pull import Pull
 from meshmsg.blocking.push import Push, UnreliablePush
 from meshmsg.errors import ConfigurationError, NodeClosed
 from meshmsg.loops import choose_loop
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventStream
-from meshmsg.options import PullKeywords, PushKeywords, require_number
-from meshmsg.sockets import push_pull
+from meshmsg.options import GroupKeywords, PubKeywords, PullKeywords, PushKeywords, SubKeywords, require_number
+from meshmsg.sockets import pub_sub, push_pull
 from meshmsg.sockets.bare import BarePush
+from meshmsg.sockets.bare_pub_sub import BarePub
+from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import INTERRUPTS_LOCKS, STEP_S
+from meshmsg.sockets.pub_sub import require_on_gap
 
 ParametersT = ParamSpec("ParametersT")
 ResultT = TypeVar("ResultT")
@@ -88,7 +94,8 @@ class Node:
         self._uvloop = uvloop
         self._loop: LoopThread | None = None
         self._hooks = Hooks(self._node.name)
-        self._sockets: list[Push | UnreliablePush | Pull] = []
+        self._sockets: list[Push | UnreliablePush | Consumer | Pub | UnreliablePub] = []
+        self._pubs: dict[str, Pub | UnreliablePub] = {}
         self._pushes: dict[str, Push | UnreliablePush] = {}
         self._lock = threading.RLock()
         self._books: dict[str, Ledger] | None = None
@@ -142,6 +149,7 @@ class Node:
         loop.on_failure = self._fail
         for socket in self._sockets:
             socket.connect(loop)
+        self._sockets.clear()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -166,6 +174,7 @@ class Node:
                 loop = self._loop = self._make_loop(None)
         if self._books is None:
             try:
+                loop.call(self._hand_over)
                 loop.wait(self._node.close(drain))
             except NodeClosed:
                 pass  # the loop has ended meanwhile, and the books are there all the same
@@ -179,16 +188,21 @@ class Node:
         with self._lock:
             if self._books is None:
                 # Only after the seal is it certain that no thread was given an id that the books don't have.
-                boxes = self._seal("is closed: make a new Node")
-                self._books = {queue: box.ledger() for queue, box in boxes.items()}
+                self._seal("is closed: make a new Node")
+                self._books = self._node.count_books()
         _open_nodes.discard(self)
 
-    def _seal(self, why: str) -> dict[str, SharedOutbox]:
-        boxes = self._node.outboxes
-        for box in boxes.values():
+    def _hand_over(self) -> None:
+        """What ``send`` of topics took leaves before the node does."""
+        if self._node.driver.usable:
+            for pub in self._pubs.values():
+                if isinstance(pub, Pub):
+                    pub.hand_over()
+
+    def _seal(self, why: str) -> None:
+        for box in self._node.outboxes.values():
             box.seal(f"node {self.name!r} {why}")
             box.now = time.monotonic  # the loop's clock may be gone
-        return boxes
 
     def _fail(self) -> None:
         """The loop died: nobody may wait for it in vain."""
@@ -264,9 +278,51 @@ class Node:
             self._add(pull)
         return pull
 
-    def _add(self, socket: Push | UnreliablePush | Pull) -> None:
-        self._sockets.append(socket)
-        if self._loop is not None:
+    @overload
+    def pub(self, pattern: str, *, reliable: Literal[False]) -> UnreliablePub: ...
+    @overload
+    def pub(self, pattern: str, **options: Unpack[PubKeywords]) -> Pub: ...
+    def pub(self, pattern: str, **options: Any) -> Pub | UnreliablePub:
+        """Topics to publish to: one (``"sensors.attic"``) or all that match (``"sensors.**"``).
+
+        Takes the options of ``meshmsg.Node.pub``.
+        """
+        self._node.driver.require_process()
+        with self._lock:
+            inner: pub_sub.Pub | BarePub = self._call(self._node.pub, pattern, **options)  # type: ignore[arg-type]  # overloaded
+            pub = self._pubs.get(pattern)
+            if pub is None or not pub.is_of(inner):
+                driver = self._node.driver
+                pub = UnreliablePub(inner, driver) if isinstance(inner, BarePub) else Pub(inner, driver)
+                self._pubs[pattern] = pub
+                self._add(pub)
+        return pub
+
+    @overload
+    def sub(self, pattern: str, *, group: str, **options: Unpack[GroupKeywords]) -> GroupMember: ...
+    @overload
+    def sub(self, pattern: str, *, group: None = None, **options: Unpack[SubKeywords]) -> Sub: ...
+    def sub(self, pattern: str, *, group: str | None = None, **options: Any) -> Sub | GroupMember:
+        """The messages of a topic, or of all that match: a decorator for a plain function, or an iterator (G6, G7).
+
+        Takes the options of ``meshmsg.Node.sub``; ``on_gap`` is called in a thread of its own.
+        """
+        self._node.driver.require_process()
+        on_gap = options.get("on_gap")
+        require_on_gap(on_gap)
+        if on_gap is not None:
+            options["on_gap"] = partial(self._hooks.put, on_gap)
+        with self._lock:
+            inner: pub_sub.Sub | GroupSub = self._call(self._node.sub, pattern, group=group, **options)  # type: ignore[arg-type]  # overloaded
+            driver = self._node.driver
+            sub = GroupMember(inner, driver) if isinstance(inner, GroupSub) else Sub(inner, driver)
+            self._add(sub)
+        return sub
+
+    def _add(self, socket: Push | UnreliablePush | Consumer | Pub | UnreliablePub) -> None:
+        if self._loop is None:
+            self._sockets.append(socket)  # until the start
+        else:
             socket.connect(self._loop)
 
     # -- looking ---------------------------------------------------------------------------------------------
@@ -276,15 +332,20 @@ class Node:
         *,
         pull: str | None = None,
         push: str | None = None,
+        sub: str | None = None,
+        group: str | None = None,
         peer: str | None = None,
         count: int = 1,
         timeout: float | None = None,
     ) -> None:
         """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
 
-        Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
+        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group. Use
+        it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
         """
-        waiting = self._node.wait_for(pull=pull, push=push, peer=peer, count=count, timeout=timeout)
+        waiting = self._node.wait_for(
+            pull=pull, push=push, sub=sub, group=group, peer=peer, count=count, timeout=timeout
+        )
         try:
             self._node.driver.require_running()
         except BaseException:
@@ -364,15 +425,19 @@ class _SharedNode(asynchronous.Node):
 
     @property
     def outboxes(self) -> dict[str, SharedOutbox]:
-        """By queue; all of the shared kind."""
+        """By queue, those that threads send to; groups have theirs from what is published."""
         return {queue: box for queue, box in self._engine.outboxes.items() if isinstance(box, SharedOutbox)}
+
+    def count_books(self) -> dict[str, Ledger]:
+        """Of every queue, once no thread can change them any more."""
+        return {queue: box.ledger() for queue, box in self._engine.outboxes.items()}
 
     def abandon(self) -> None:
         """The loop ended unasked: nothing turns any more, and whoever waits for messages waits no more."""
         self._driver.closed = True
         self._driver.owner = 0
-        for pull in (*self._pulls.values(), *self._bare_pulls.values()):
-            pull.abandon()
+        for consumer in (*self._pulls.values(), *self._bare_pulls.values(), *self._topics.subs):
+            consumer.abandon()
         if self._transport is not None:
             self._transport.close(linger_ms=0)
 

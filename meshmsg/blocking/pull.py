@@ -2,103 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
-
-from meshmsg.blocking.loop import LoopThread
+from meshmsg.blocking.consumer import Consumer
 from meshmsg.driver import Driver
-from meshmsg.errors import ConfigurationError, NodeClosed, WaitTimeout
-from meshmsg.message import Batch, Message
-from meshmsg.options import require_int, require_number
 from meshmsg.sockets import push_pull
-from meshmsg.sockets.handoff import Handoff
-from meshmsg.sockets.workers import is_async
 
 
-class Pull:
+class Pull(Consumer):
     """The consumer's end of a queue. ``node.pull(queue, ...)`` makes it; iterate it, or decorate a handler with it.
 
     Any number of threads may iterate it, each message goes to one of them. The iteration ends when the pull or its
-    node is closed; Ctrl-C interrupts it in the main thread.
+    node is closed; Ctrl-C interrupts it in the main thread. Closing gives unstarted messages back at no cost (G4).
     """
 
     def __init__(self, asynchronous: push_pull.Pull, driver: Driver) -> None:
+        super().__init__(asynchronous, driver)
         self.queue = asynchronous.queue
         self.options = asynchronous.options
-        self._async = asynchronous
-        self._driver = driver
-        self._loop: LoopThread | None = None
-        self._handoff: Handoff | None = None
-
-    def connect(self, loop: LoopThread) -> None:
-        """The node has started."""
-        self._loop = loop
-
-    def __call__(self, handler: Callable[[Message], Any]) -> Callable[[Message], Any]:
-        """Registers the handler: acked when it returns, nacked when it raises, rejected on ``Reject``.
-
-        It runs in ``concurrency`` threads.
-        """
-        if is_async(handler):
-            raise ConfigurationError(f"pull({self.queue!r}) takes a plain function here; meshmsg.Node runs coroutines")
-        self._driver.require_process()
-        return self._async(handler) if self._loop is None else self._loop.call(self._async, handler)
-
-    def __iter__(self) -> Iterator[Message]:
-        """Messages one by one; each wants its verdict (``with message:``)."""
-        yield from self._open()
-        self._require_no_failure()
-
-    def get(self, timeout: float | None = None) -> Message:
-        """One message; raises ``WaitTimeout`` when none came within ``timeout`` seconds, ``NodeClosed`` at the end."""
-        deadline = None
-        if timeout is not None:
-            require_number("get(timeout=)", timeout, at_least=0)
-            deadline = time.monotonic() + timeout
-        handoff = self._open()
-        message = handoff.take(deadline)
-        if message is not None:
-            return message
-        if handoff.closed:
-            self._driver.require_running()
-            raise NodeClosed(f"pull({self.queue!r}) was closed: open another one")
-        raise WaitTimeout(f"no message of {self.queue!r} came within {timeout} s")
-
-    def batches(self, max_size: int = 500, max_wait: float = 0.01) -> Iterator[Batch]:
-        """Messages in batches of up to ``max_size``; waits up to ``max_wait`` seconds for a batch to fill.
-
-        It does not wait for messages that the prefetch keeps from coming.
-        """
-        require_int("batches(max_size=)", max_size, at_least=1)
-        require_number("batches(max_wait=)", max_wait, at_least=0)
-        handoff = self._open()
-        while messages := handoff.take_many(max_size, max_wait):
-            yield Batch(messages)
-        self._require_no_failure()
-
-    @property
-    def unsettled(self) -> int:
-        """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5)."""
-        self._driver.require_process()
-        return self._async.unsettled if self._loop is None else self._loop.call(lambda: self._async.unsettled)
-
-    def close(self, drain: float = 0.0) -> None:
-        """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10)."""
-        self._driver.require_process()
-        if self._loop is None:
-            raise NodeClosed(f"the node of pull({self.queue!r}) is not started, so there is nothing to close")
-        if not self._loop.ended.is_set():
-            self._loop.wait(self._async.close(drain))
-
-    def _open(self) -> Handoff:
-        if self._handoff is None or not self._driver.owner:
-            self._driver.require_running()
-            assert self._loop is not None, "a running node has a loop"
-            self._handoff = self._loop.call(self._async.open_handoff)
-        return self._handoff
-
-    def _require_no_failure(self) -> None:
-        """An iteration that ends because the loop died must not look like one that is done."""
-        if self._loop is not None and self._loop.failure is not None:
-            self._driver.require_running()

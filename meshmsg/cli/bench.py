@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from meshmsg.cli import bench_measures, bench_moments, bench_profile
+from meshmsg.cli import bench_beside, bench_measures, bench_moments, bench_profile, bench_pub_sub
 from meshmsg.cli.bench_measures import Result
 from meshmsg.cli.bench_processes import BenchmarkFailed
 
@@ -86,11 +86,50 @@ def push_pull(profile: bool, as_json: bool, repeat: int, **options: Any) -> None
     if profile:
         if options.pop("blocking") or as_json:
             raise click.UsageError("--profile goes with neither --blocking (it sees one thread only) nor --json")
-        if not hasattr(signal, "setitimer"):
-            raise click.UsageError("--profile needs a system with setitimer, which Windows is not")
+        require_profiler()
         click.echo(bench_profile.profile_push_pull(**options))
         return
     run(lambda: bench_measures.measure_push_pull(repeat=repeat, **options), as_json)
+
+
+def require_profiler() -> None:
+    """Raises ``click.UsageError`` where there is none."""
+    if not hasattr(signal, "setitimer"):
+        raise click.UsageError("--profile needs a system with setitimer, which Windows is not")
+
+
+@bench.command("pub-sub")
+@shared_options(repeat=5)
+@click.option("--count", type=click.IntRange(1), help="Messages a round.  [default: 200000, fewer of large ones]")
+@click.option("--subscribers", default=1, show_default=True, type=click.IntRange(1), help="Processes that subscribe.")
+@click.option("--topics", default=1, show_default=True, type=click.IntRange(1), help="Topics, published to in turns.")
+@click.option("--frames", default=1, show_default=True, type=click.IntRange(1),
+              help="Byte strings in a body; pyzmq sends each as a frame.")  # fmt: skip
+@click.option("--batches", is_flag=True, help="send_many and batches() instead of send and a handler.")
+@click.option("--block", is_flag=True, help="The publisher waits for slow subscribers.")
+@click.option("--uvloop", is_flag=True, help="Run meshmsg's processes in uvloop.")
+@click.option("--profile", is_flag=True, help="Instead of rates: tables of where the time goes.")
+def pub_sub(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:
+    """Messages a second from a publisher to all subscribers, without a gap, beside bare pyzmq PUB/SUB and zenoh."""
+    if not profile:
+        run(lambda: bench_pub_sub.measure_pub_sub(repeat=repeat, **options), as_json)
+        return
+    if as_json:
+        raise click.UsageError("--profile goes not with --json")
+    require_profiler()
+    click.echo(bench_pub_sub.profile_pub_sub(**options))
+
+
+@bench.command("beside")
+@shared_options(repeat=3, count=400)
+@click.option("--large", default=10_000_000, show_default=True, type=click.IntRange(1), help="Bytes of a large body.")
+@click.option("--every", default=40, show_default=True, type=click.IntRange(1), help="Small messages for a large one.")
+@click.option("--interval", default=5.0, show_default=True, type=click.FloatRange(0, min_open=True),
+              metavar="MS", help="Between two small messages.")  # fmt: skip
+@click.option("--uvloop", is_flag=True, help="Run meshmsg's processes in uvloop.")
+def beside(as_json: bool, interval: float, **options: Any) -> None:
+    """Delay of small messages while large ones of another topic go the same way, beside bare pyzmq PUB/SUB."""
+    run(lambda: bench_beside.measure_beside(interval_s=interval / 1000, **options), as_json)
 
 
 @bench.command("latency")

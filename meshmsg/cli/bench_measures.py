@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from meshmsg.cli.bench_processes import BenchmarkFailed, Process
@@ -30,12 +30,14 @@ class Result:
     p99_us: float | None = None
     p999_us: float | None = None
     notes: tuple[str, ...] = ()  # for people only
+    extra: dict[str, Any] = field(default_factory=dict)  # further fields of one benchmark
 
     def as_dict(self) -> dict[str, Any]:
         """For ``json.dumps``."""
-        fields = asdict(self)
+        fields: dict[str, Any] = asdict(self)
         del fields["notes"]
-        return fields
+        extra = fields.pop("extra")
+        return {**fields, **extra}
 
 
 def ratio_of(ours: float, baseline: float) -> float:

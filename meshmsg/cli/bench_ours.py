@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import meshmsg
@@ -270,7 +270,7 @@ ROLES: dict[str, Callable[[Options], Awaitable[None]]] = {
 }
 
 
-def main() -> None:
+def run_role(roles: Mapping[str, Callable[[Options], Awaitable[None]]]) -> None:
     """Runs the role that the command line names."""
     role, options = sys.argv[1], json.loads(sys.argv[2])
     logging.getLogger("meshmsg").setLevel(logging.ERROR)  # that a consumer died is no news here
@@ -281,11 +281,11 @@ def main() -> None:
         factory = uvloop.new_event_loop
 
     async def run() -> None:
-        await ROLES[role](options)
+        await roles[role](options)
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(run())
 
 
 if __name__ == "__main__":
-    main()
+    run_role(ROLES)

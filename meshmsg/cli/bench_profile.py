@@ -1,8 +1,9 @@
-"""Where the time goes: samples of a producer and a consumer, as tables of their most expensive functions."""
+"""Where the time goes: samples of both ends, as tables of their most expensive functions."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ def profile_push_pull(*, size: int, count: int, top: int = 20, **options: Any) -
         Process(OURS, "produce", **options, **consumer.hear()) as producer,
     ):
         producer.hear()
-        flow = Flow(producer, consumer)
-        flow.run(max(1, count // 10))
         processes = {"producer": producer, "consumer": consumer}
-        for process in processes.values():
-            process.ask(profile="start")
-        flow.run(count)
-        reports = {role: process.ask(profile="end") for role, process in processes.items()}
+        return profile_processes(Flow(producer, consumer).run, processes, count, top)
+
+
+def profile_processes(run: Callable[[int], float], processes: Mapping[str, Process], count: int, top: int) -> str:
+    """A table for each process of a round of ``count`` messages, after a warm-up."""
+    run(max(1, count // 10))
+    for process in processes.values():
+        process.ask(profile="start")
+    run(count)
+    reports = {role: process.ask(profile="end") for role, process in processes.items()}
     return "\n\n".join(make_table(role, report, count, top) for role, report in reports.items())
 
 

@@ -65,6 +65,23 @@ def describe_message(message: Message) -> dict[str, Any]:
     }
 
 
+def describe_publication(message: Message) -> dict[str, Any]:
+    """A published message as ``sub --json`` and ``tap --json`` print it."""
+    return {
+        "id": message.id,
+        "topic": message.topic,
+        "sender": message.sender,
+        "number": number_of(message),
+        "headers": dict(message.headers),
+        "body": message.body,
+    }
+
+
+def number_of(message: Message) -> int:
+    """Its number among those of its sender and queue or topic, which is the end of its id."""
+    return int(message.id.rpartition("/")[2])
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {_plain_key(key): _plain(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""What ``nodes`` and ``queues`` share: waiting for a mesh to show itself, printing it once or whenever it changes."""
+"""What ``nodes``, ``queues`` and ``topics`` share: waiting for a mesh to show itself, and printing it."""
 
 from __future__ import annotations
 
@@ -59,11 +59,13 @@ class Listing:
         columns: Sequence[str],
         describe: Callable[[Node], dict[str, Any]],
         tabulate: Callable[[dict[str, Any]], Rows],
+        things: str = "queues",
     ) -> None:
         self._session = session
         self._columns = columns
         self._describe = describe
         self._tabulate = tabulate
+        self._things = things  # what there may be none of, although there are nodes
         self._is_terminal = sys.stdout.isatty()
 
     async def show(self, stop: Stop, *, watch: bool, timeout_s: float) -> int:
@@ -84,7 +86,7 @@ class Listing:
 
     def _complain_nothing(self, node: Node) -> int:
         count = len(node.peers())
-        seen = f"nodes found: {count}, but no queues" if count else "no nodes found"
+        seen = f"nodes found: {count}, but no {self._things}" if count else "no nodes found"
         return complain(
             f"{seen} in mesh {node.mesh!r}; another mesh is --mesh NAME, more time is --timeout SECONDS",
             exits.NOTHING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,10 +12,11 @@ import click
 
 from meshmsg import Message
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import describe_message, to_json, to_line
+from meshmsg.cli.bodies import describe_message, number_of, to_json, to_line
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
+from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.push_pull import Pull
 
 PREFETCH = 256
@@ -38,10 +39,15 @@ class Wanted:
     render: Render
 
 
-def make_render(template: str | None, as_json: bool) -> Render:
+def make_render(
+    template: str | None,
+    as_json: bool,
+    fields: Sequence[str] = FIELDS,
+    describe: Callable[[Message], dict[str, Any]] = describe_message,
+) -> Render:
     """How a message becomes a line; raises ``BadFormat`` for a format that no message fits."""
     if as_json:
-        return lambda message: to_json(describe_message(message)).encode()
+        return lambda message: to_json(describe(message)).encode()
     if template is None:
         return lambda message: to_line(message.body)
     template = template.replace("\\t", "\t").replace("\\n", "\n")
@@ -50,9 +56,9 @@ def make_render(template: str | None, as_json: bool) -> Render:
     except ValueError as error:
         raise BadFormat(f"--format {template!r}: {error}") from None
     for name in names:
-        if name.partition(".")[0].partition("[")[0] not in FIELDS:
-            raise BadFormat(f"--format has no {{{name}}}; there are {', '.join(f'{{{each}}}' for each in FIELDS)}")
-    return lambda message: _fill(template, message)
+        if name.partition(".")[0].partition("[")[0] not in fields:
+            raise BadFormat(f"--format has no {{{name}}}; there are {', '.join(f'{{{each}}}' for each in fields)}")
+    return lambda message: _fill(template, message, {name: read_field(message, name) for name in fields})
 
 
 class LineFormatter(string.Formatter):
@@ -65,9 +71,14 @@ class LineFormatter(string.Formatter):
         return format(to_line(value).decode(errors="replace"), spec)
 
 
-def _fill(template: str, message: Message) -> bytes:
+def read_field(message: Message, name: str) -> Any:
+    """A field by the name that formats call it."""
+    return number_of(message) if name == "number" else getattr(message, name)
+
+
+def _fill(template: str, message: Message, values: dict[str, Any]) -> bytes:
     try:
-        line = LineFormatter().format(template, **{name: getattr(message, name) for name in FIELDS})
+        line = LineFormatter().format(template, **values)
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise BadFormat(f"--format does not fit message {message.id}: {type(error).__name__}: {error}") from None
     return line.encode(errors="replace")
@@ -87,7 +98,7 @@ async def pull_lines(pull: Pull, wanted: Wanted, stop: Stop) -> int:
     """Prints messages until there are enough, time runs out, the reader leaves, or somebody says stop."""
     output = LinesOut(stop)
     output.start()
-    closing = asyncio.ensure_future(_close_on(stop, pull))
+    closing = asyncio.ensure_future(close_on(stop, pull))
     messages = aiter(pull)
     taken = 0
     try:
@@ -111,7 +122,7 @@ async def pull_lines(pull: Pull, wanted: Wanted, stop: Stop) -> int:
     return exits.OK if enough or not stop.by_signal else exits.INTERRUPTED
 
 
-async def _close_on(stop: Stop, pull: Pull) -> None:
+async def close_on(stop: Stop, pull: Consumer) -> None:
     """Ends the iteration; what was not started goes back at no cost (G4)."""
     await stop.wait()
     await pull.close()

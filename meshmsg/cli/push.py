@@ -19,6 +19,7 @@ from meshmsg.cli.bodies import parse_json, parse_text, to_json
 from meshmsg.cli.lines_in import LinesIn
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
+from meshmsg.sockets.pub_sub import Pub
 from meshmsg.sockets.push_pull import Push
 
 # After this long without an end, people are told what is waited for.
@@ -44,6 +45,7 @@ class Job:
     wait: bool
     letters: list[DeadLetter] = field(default_factory=list)
     bad: BadBody | None = None
+    sent: int = 0
 
     async def read(self) -> AsyncIterator[Any]:
         """The bodies: arguments, in turns if there must be more of them, or lines of standard input."""
@@ -71,24 +73,23 @@ class Job:
             raise BadBody(f"{where} is not JSON: {why}; without --json lines are sent as text") from None
 
 
-async def feed(job: Job, push: Push) -> None:
+async def feed(job: Job, push: Push | Pub) -> None:
     """Sends everything, at the rate that was asked for."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
-    sent = 0
     try:
         async for body in job.read():
             if job.rate:
-                await asyncio.sleep(max(0.0, started_at + sent / job.rate - loop.time()))
+                await asyncio.sleep(max(0.0, started_at + job.sent / job.rate - loop.time()))
             async with asyncio.timeout(job.timeout_s):
                 await push.send(body, **job.details)
-            sent += 1
+            job.sent += 1
     except BadBody as error:
         job.bad = error
-    except TimeoutError:  # the outbox is full and nothing moves: the ledger will say so
+    except TimeoutError:  # nothing moves, and there is no room: the report will say so
         pass
     except MeshError as error:  # too large, nested too deep, no valid text
-        job.bad = BadBody(f"message {sent + 1}: {error}")
+        job.bad = BadBody(f"message {job.sent + 1}: {error}")
 
 
 async def settle(job: Job, push: Push) -> None:
@@ -150,7 +151,8 @@ def describe_books(queue: str, books: Ledger) -> str:
     return f"meshmsg: push {queue!r}: {', '.join(parts)}, {books.pending} pending{held}"
 
 
-def _read_headers(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def read_headers(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=VALUE`` options as a dict; raises ``click.BadParameter``."""
     headers = {}
     for each in given:
         name, equals, value = each.partition("=")
@@ -168,7 +170,7 @@ def _read_headers(context: click.Context, parameter: click.Parameter, given: tup
 @click.option("--priority", type=click.IntRange(0, 255), default=0, show_default=True, help="Higher goes first.")
 @click.option("--ttl", type=click.FloatRange(min=0), metavar="SECONDS", help="Unprocessed by then, it is dead.")
 @click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Not handed out before.")
-@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", callback=_read_headers, help="Repeatable.")
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", callback=read_headers, help="Repeatable.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N messages a second.")
 @click.option("--attempts", type=click.IntRange(min=1), default=5, show_default=True, help="Then it is a dead letter.")
 @click.option(

@@ -25,6 +25,10 @@ VERBS = {
     "queues": Verb("meshmsg.cli.queues", "queues", "List the queues of a mesh, with who produces and who consumes."),
     "push": Verb("meshmsg.cli.push", "push", "Send messages to a queue, and wait until they are processed."),
     "pull": Verb("meshmsg.cli.pull", "pull", "Take messages from a queue and print each as a line."),
+    "topics": Verb("meshmsg.cli.topics", "topics", "List the topics of a mesh, with who publishes and who subscribes."),
+    "pub": Verb("meshmsg.cli.pub", "pub", "Publish messages to a topic, and wait until its subscribers have them."),
+    "sub": Verb("meshmsg.cli.sub", "sub", "Subscribe to topics and print each message as a line."),
+    "tap": Verb("meshmsg.cli.tap", "tap", "Watch topics from the side: every message with its number, every gap."),
     "bench": Verb(
         "meshmsg.cli.bench", "bench", "Measure meshmsg on this machine, each time beside a baseline in the same run."
     ),

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import base64
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from meshmsg.engine.effects import Follow
 from meshmsg.engine.output import Output
 from meshmsg.engine.peers import LEFT, SELF_LINK, Identity, Peers, PeerState
-from meshmsg.engine.publisher import Publisher
+from meshmsg.engine.publisher import Broadcast, Publisher
 from meshmsg.engine.subscriber import Reception, Subscriptions
-from meshmsg.engine.subscription import Subscription
+from meshmsg.engine.subscription import Delivery, Subscription
 from meshmsg.engine.topic_log import headers_of
-from meshmsg.engine.topics import overlaps
+from meshmsg.engine.topics import find_fault, overlaps
 from meshmsg.errors import ProtocolError
 from meshmsg.wire import frames
+from meshmsg.wire.codec import decode_body
 
 KEEP_S = 120.0  # a publisher that fell silent is waited for; then what is known to be missing becomes gaps
 MAX_COMPARISONS = 10_000  # of patterns; with more, a publisher is followed unseen, and its filters decide
+
+WILL = "will"  # the kind of offer
+WILL_HEADER = "will"  # a header of messages that a publisher's last will is: nobody sent them
+MAX_WILL_BYTES = 4096  # every peer keeps all wills of all others
+MAX_WILL_TEXT = 200
 
 # Why a peer is gone, when it is certain that this life of it does not come back.
 FINAL = (LEFT, "crashed", "restarted")
@@ -33,12 +40,14 @@ class Broadcaster:
         self.publisher = Publisher()
         self.subscriptions = Subscriptions(identity.node_id, identity.incarnation)
         self.refused = 0  # broadcast messages that could not be read
+        self.on_collected: Callable[[list[Broadcast]], None] = lambda broadcasts: None
         self._identity = identity
         self._myself = f"{identity.node_id}.{identity.incarnation}"
         self._peers = peers
         self._output = output
         self._numbers: dict[str, int] = {}  # by peer that is followed
         self._followed: dict[int, str] = {}
+        self._reasons: dict[str, set[str]] = {}  # by peer: patterns of ours that it published to at any time
         self._next_number = 1
         self._away: dict[str, float] = {}  # publishers that fell silent, and when
         self._changed = False  # whether filters may have to
@@ -93,33 +102,70 @@ class Broadcaster:
         """A peer is gone. Unless it is certain that it does not come back, it gets some time to."""
         self.publisher.on_down(peer.key)
         self._unfollow(peer.key)
+        reception = self.subscriptions.receptions.get(peer.key)
+        if reception is None:
+            return
+        wills = peer.offers.get(WILL, {}) if why != LEFT else {}
+        stood = {topic: reception.topics[topic].position or 0 for topic in wills if topic in reception.topics}
         if why in FINAL:
             self._end(peer.key)
-        elif peer.key in self.subscriptions.receptions:
+        else:
             self._away[peer.key] = self._output.now
+        for topic, details in wills.items():
+            self._execute(peer, topic, details, stood.get(topic, 0))
+
+    def _execute(self, peer: PeerState, topic: str, details: dict[str, Any], seq: int) -> None:
+        """The last will of a publisher that is gone without a goodbye: every subscriber publishes it to itself."""
+        try:
+            encoded = unwrap_will(details)
+            decode_body(encoded)
+            if find_fault(topic) is not None:
+                raise ProtocolError("a last will for what is no topic")
+        except (ProtocolError, ValueError):
+            self.refused += 1
+            return
+        for subscription in self.subscriptions.match(topic):
+            body = decode_body(encoded)  # to each its own
+            headers = {seq: {WILL_HEADER: True}}
+            if subscription.latest:
+                delivery = Delivery(topic, peer.key, seq, [body], headers, len(encoded))
+                subscription.put_latest(delivery)
+            elif not subscription.put(topic, peer.key, seq, [body], headers, len(encoded)):
+                subscription.miss(topic, peer.key, seq, seq + 1)
 
     def _end(self, key: str) -> None:
         self._unfollow(key)
         self._away.pop(key, None)
+        self._reasons.pop(key, None)
         self.subscriptions.end(key)
 
     def _follow_or_not(self, peer: PeerState) -> None:
         if peer.link is None:
             return
-        if not self._is_wanted(peer):
+        reasons = self._find_reasons(peer)
+        if not reasons:
             if peer.key in self._numbers:
-                self._unfollow(peer.key)
-                self.subscriptions.end(peer.key)
+                self._end(peer.key)
         elif peer.key not in self._numbers:
             endpoint = self._choose_endpoint(peer)
             if endpoint is not None:
                 self._follow(peer, endpoint)
+        else:
+            self.subscriptions.receptions[peer.key].report_every = self._window_of(peer)
 
-    def _is_wanted(self, peer: PeerState) -> bool:
-        published, wanted = peer.offers.get("pub", ()), self.subscriptions.offers()
+    def _find_reasons(self, peer: PeerState) -> set[str]:
+        """Patterns for which a peer is followed, also when it publishes no more to them: what it did is on its way."""
+        published, wanted = peer.offers.get("pub", ()), self.subscriptions.offers().keys()
+        reasons = self._reasons.get(peer.key, set()) & wanted
         if len(published) * len(wanted) > MAX_COMPARISONS:
-            return True
-        return any(overlaps(theirs, ours) for theirs in published for ours in wanted)
+            reasons |= wanted
+        else:
+            reasons |= {ours for ours in wanted - reasons if any(overlaps(theirs, ours) for theirs in published)}
+        if reasons:
+            self._reasons[peer.key] = reasons
+        else:
+            self._reasons.pop(peer.key, None)
+        return reasons
 
     def _choose_endpoint(self, peer: PeerState) -> str | None:
         """Where its XPUB is: at the address that its link reached, if it says so."""
@@ -234,7 +280,7 @@ class Broadcaster:
 
     def tick(self) -> None:
         """Gives up publishers that have been silent for long."""
-        for key in [key for key, since in self._away.items() if self._output.now - since >= KEEP_S]:
+        for key in [key for key, since in self._away.items() if self._output.now >= since + KEEP_S]:
             self._end(key)
 
     def dispatch(self) -> None:
@@ -242,7 +288,9 @@ class Broadcaster:
         now = self._output.now
         publisher, subscriptions = self.publisher, self.subscriptions
         own = subscriptions.receptions.get(self._myself) if self._myself in self._numbers else None
-        for topic, first_seq, bodies, headers in publisher.collect(now):
+        broadcasts = publisher.collect(now)
+        self.on_collected(broadcasts)
+        for topic, first_seq, bodies, headers in broadcasts:
             node_id, incarnation = self._identity.node_id, self._identity.incarnation
             published = frames.Published(topic, node_id, incarnation, first_seq, len(bodies), headers, b"")
             parts = frames.encode_published(published, bodies)
@@ -285,6 +333,23 @@ class Broadcaster:
         for key, number in self._numbers.items():
             assert self._followed[number] == key
             assert key in self.subscriptions.receptions
+
+
+def wrap_will(encoded: bytes) -> dict[str, Any]:
+    """An encoded body as details of an offer, which are texts."""
+    text = base64.b64encode(encoded).decode()
+    return {"body": [text[start : start + MAX_WILL_TEXT] for start in range(0, len(text), MAX_WILL_TEXT)]}
+
+
+def unwrap_will(details: dict[str, Any]) -> bytes:
+    """The encoded body again; raises ``ValueError`` if that is not what a peer offered (G11)."""
+    parts = details.get("body")
+    if type(parts) is not list or not all(type(part) is str for part in parts):
+        raise ValueError("a last will is a list of texts")
+    encoded = base64.b64decode("".join(parts), validate=True)
+    if len(encoded) > MAX_WILL_BYTES:
+        raise ValueError(f"a last will of {len(encoded)} bytes")
+    return encoded
 
 
 def _leave_out(past: frames.Past, bodies: list[bytes], limit: int) -> Iterator[tuple[frames.PubSubFrame, list[bytes]]]:

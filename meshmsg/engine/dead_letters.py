@@ -38,6 +38,7 @@ def make_letter(
         attempts=tuple(details.history),
         accepted_at=run.accepted_at + wall_offset,
         died_at=now + wall_offset,
+        topic=run.topic,
     )
 
 
@@ -50,6 +51,8 @@ def headers_of(letter: DeadLetter) -> dict[str, Any]:
         "error": letter.error,
         "attempts": [list(attempt) for attempt in letter.attempts[-TOLD_ATTEMPTS:]],
     }
+    if letter.topic is not None:
+        told["topic"] = letter.topic
     return {**letter.headers, TOLD: told}
 
 

@@ -10,9 +10,11 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from meshmsg.engine.binding import Binding
 from meshmsg.engine.broadcasting import Broadcaster
 from meshmsg.engine.dead_letters import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, DeadLetterBox
 from meshmsg.engine.effects import Effects
+from meshmsg.engine.groups import Groups
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.outbox import Outbox
 from meshmsg.engine.output import Output
@@ -25,7 +27,7 @@ from meshmsg.engine.subscription import Subscription
 from meshmsg.engine.topic_log import TopicOptions
 from meshmsg.errors import ProtocolError
 from meshmsg.message import Ledger, Peer
-from meshmsg.options import LivenessOptions, PushOptions
+from meshmsg.options import GROUP_PREFIX, LivenessOptions, PushOptions
 from meshmsg.wire import frames
 
 
@@ -56,6 +58,9 @@ class Engine:
             self.peers, output, generator, self.dead_letters, lambda queue: self.offer("push", queue, {})
         )
         self._broadcaster = Broadcaster(identity, self.peers, output)
+        self.groups = Groups(self.peers, self._sender, output)
+        self._broadcaster.on_collected = self.groups.take
+        self.subscriptions.wake = lambda: self.wake()
         self._receiver = Receiver(self.peers, output, lambda: self.wake())
         self.outboxes = self._sender.outboxes
         self.inboxes = self._receiver.inboxes
@@ -93,12 +98,27 @@ class Engine:
     def close_pull(self, queue: str) -> None:
         """Stops consuming: returns what was not started, and what still arrives; verdicts go on being heard."""
         if self._receiver.close(queue):
-            self.withdraw("pull", queue)
+            self.withdraw_pull(queue)
 
-    def open_pub(self, pattern: str, options: TopicOptions) -> None:
+    def withdraw_pull(self, queue: str) -> None:
+        """Tells every peer that this queue gets no more work here."""
+        self.withdraw("group" if queue.startswith(GROUP_PREFIX) else "pull", queue)
+
+    def open_group(self, binding: Binding, prefetch: int, *, durable: bool = False) -> Inbox:
+        """This node is a member of a group from now on; ``close_pull`` ends that."""
+        inbox = self._receiver.open(binding.queue, prefetch)
+        self.offer("group", binding.queue, binding.describe(durable=durable))
+        return inbox
+
+    def open_pub(self, pattern: str, options: TopicOptions, group_options: PushOptions | None = None) -> None:
         """Topics to publish to; raises ``NameClash`` for ones that have other options already."""
-        self.publisher.declare(pattern, options)
+        self.declare_pub(pattern, options, group_options)
         self.offer_pub(pattern)
+
+    def declare_pub(self, pattern: str, options: TopicOptions, group_options: PushOptions | None = None) -> None:
+        """As ``open_pub``, but tells nobody yet."""
+        self.publisher.declare(pattern, options)
+        self.groups.declare(pattern, group_options or PushOptions())
 
     def offer_pub(self, pattern: str) -> None:
         """Tells every peer of topics that are declared already; not before there is an endpoint to follow."""
@@ -107,6 +127,7 @@ class Engine:
     def close_pub(self, pattern: str) -> None:
         """Publishes no more to these topics; what was published can still be had."""
         self.publisher.withdraw(pattern)
+        self.groups.withdraw(pattern)
         if pattern not in self.publisher.offers():
             self.withdraw("pub", pattern)
 
@@ -286,6 +307,7 @@ class Engine:
 
     def _sync(self, peer: PeerState) -> None:
         """A peer's offers may be new."""
+        self.groups.sync(peer)
         self._sender.sync_lanes(peer)
         self._broadcaster.sync(peer)
 
@@ -314,6 +336,7 @@ class Engine:
             self._sender.end_lanes(peer, why)
             self._receiver.end_lanes(peer)
             self._broadcaster.end(peer, why)
+            self.groups.end(peer, why)
         peers.downs.clear()
         for peer, new in peers.ups:
             if peers.by_id.get(peer.node_id) is peer:
@@ -325,6 +348,7 @@ class Engine:
         """Both sides of every lane tell where they are; what a broken link lost is found out by comparing."""
         if peer.link is not None:  # what changed since our HELLO left was told to linked peers only
             self._output.send(peer.link, frames.Offers(self.identity.offers_version, self.identity.offers))
+        self.groups.sync(peer)
         self._sender.resume_lanes(peer)
         self._receiver.resume_lanes(peer)
         self._broadcaster.resume(peer)
@@ -359,6 +383,7 @@ class Engine:
         self.peers.tick(now)
         self._apply_peer_news(now)
         self._peers_wake_at = None
+        self.groups.tick()
         self._sender.tick()
         self._broadcaster.tick()
 
@@ -367,9 +392,9 @@ class Engine:
         self._output.now = now
         self._apply_peer_news(now)
         if not self._closed:
+            self._broadcaster.dispatch()  # first, because it fills the outboxes of groups
             self._sender.dispatch()
             self._receiver.flush()
-            self._broadcaster.dispatch()
         effects = self._output.take()
         peers = self.peers
         if peers.dial:
@@ -401,6 +426,14 @@ class Engine:
         """What living nodes, this one included, say about an offer."""
         return self.peers.offered(kind, name)
 
+    def count(self, kind: str, name: str) -> int:
+        """How many living nodes pull or push a queue, or get what is published here as ``sub`` or ``group``."""
+        if kind == "sub":
+            return len(self.publisher.confirmed(name))
+        if kind == "group":
+            return self.groups.count_members(name)
+        return len(self.offered(kind, name))
+
     def list_peers(self, now: float) -> list[Peer]:
         """Everybody whose both directions are proven."""
         return self.peers.listed(now)
@@ -411,3 +444,4 @@ class Engine:
         self._sender.check()
         self._receiver.check()
         self._broadcaster.check()
+        self.groups.check()

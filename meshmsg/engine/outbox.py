@@ -24,6 +24,8 @@ from meshmsg.wire import frames
 MAX_RUN = 1024
 # Bytes of bodies in one frame: large enough to be cheap, small enough not to stall heartbeats behind it.
 MAX_FRAME_BYTES = 256 * 1024
+# Settled messages that may wait in a heap until they are due; more only if as many are pending.
+MAX_SETTLED = 256
 # Suspects with one consumer at a time, see ``_suspect_room``.
 SUSPECT_WINDOW = 16
 
@@ -125,21 +127,6 @@ class Outbox:
             heapq.heappush(self._expiring, (details.expires_at, run.first_id, run))
         self._admit(run, now)
         return run.first_id
-
-    def push_published(self, topic: str, bodies: list[bytes], headers: dict[str, Any] | None, now: float) -> None:
-        """Accepts messages that were published to one topic, and that this queue's group gets a copy of (G7)."""
-        if headers or self.options.ttl is not None:
-            ttl = self.options.ttl
-            for body in bodies:
-                details = Details(headers=headers, expires_at=None if ttl is None else now + ttl)
-                self.push_detailed(body, details, now, topic)
-            return
-        self.absorb(now)
-        run = Run(self.next_id, bodies, now, topic=topic)
-        self.next_id += len(bodies)
-        self._room -= len(bodies)
-        self._room_bytes -= run.bytes
-        self._enqueue(run)
 
     def revive(self, run: Run, now: float) -> None:
         """Takes a dead letter back: a new life with all its attempts and no time to live, under its old id."""
@@ -264,10 +251,18 @@ class Outbox:
         self._processed([run for _, run in lane.settle_ranges(ack.ranges)])
         if ack.floor > lane.floor:
             self._processed(lane.settle(0, ack.floor))
+        self._forget_settled()
         lane.received = max(lane.received, ack.received)
         if lane.grant(ack.limit, ack.returns):
             self.dirty = True
         return news
+
+    def _forget_settled(self) -> None:
+        """Settled messages leave the heaps early: a long time to live must not keep them in memory (G5)."""
+        for heap in (self._expiring, self._scheduled):
+            if len(heap) > MAX_SETTLED + 2 * self.pending:
+                heap[:] = [entry for entry in heap if not entry[2].require_details().settled]
+                heapq.heapify(heap)
 
     def _take_back(self, runs: list[tuple[Run, float]], now: float) -> None:
         """What was never started costs no attempt (G4); but it was on the way once. Each goes again after a delay."""
@@ -394,13 +389,16 @@ class Outbox:
     def _bury_unroutable(self, now: float) -> None:
         patience = self.options.unroutable_after
         assert patience is not None
-        error = f"no node pulled {self.queue!r} for {patience:g} s; start one, or raise unroutable_after="
+        error = self._explain_unroutable(patience)
         for line in (*self._ready.values(), self._suspects):  # more of a key may become ready meanwhile
             while line and max(line[0].accepted_at, self._routable_at) + patience <= now:
                 run = line.popleft()
                 self.waiting -= len(run)
                 if not (run.details and run.details.settled):
                     self._die(run, "unroutable", error, now)
+
+    def _explain_unroutable(self, patience: float) -> str:
+        return f"no node pulled {self.queue!r} for {patience:g} s; start one, or raise unroutable_after="
 
     def wake_at(self) -> float | None:
         """When ``tick`` next has something to do."""

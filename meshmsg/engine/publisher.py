@@ -169,7 +169,7 @@ class Publisher:
                 broadcasts.append(Broadcast(log.topic, entry.first_seq, entry.bodies, entry.headers))
             self.published += log.next_seq - before
             self._touched[log.topic] = None
-            if not log.options.history:
+            if not log.options.history and not log.options.window:
                 self._repairs[log.topic] = log
                 self._repairs.move_to_end(log.topic)
                 self._repairs_cost += log.cost - cost
@@ -192,7 +192,7 @@ class Publisher:
         if self._repairs.pop(log.topic, None) is not None:
             self._repairs_cost -= log.cost
         log.options = options
-        if log.entries and not options.history:
+        if log.entries and not options.history and not options.window:
             self._repairs[log.topic] = log
             self._repairs_cost += log.cost
         _put(self._windowed, log, bool(options.window))
@@ -243,17 +243,19 @@ class Publisher:
         if version <= follower.offers_version:
             return
         follower.offers_version = version
+        new = [pattern for pattern in wanted if pattern not in follower.patterns]
+        known = {log.topic for log in self._followed(follower)} if new else set()
         for pattern in follower.patterns.keys() - set(wanted):
             del follower.patterns[pattern]
             self._index.remove(pattern, follower)
-        for pattern in wanted:
-            if pattern not in follower.patterns:
-                follower.patterns[pattern] = version
-                self._index.add(pattern, follower)
+        for pattern in new:
+            follower.patterns[pattern] = version
+            self._index.add(pattern, follower)
         for topic in [topic for topic in follower.positions if follower not in self._index.match(topic)]:
             del follower.positions[topic]
-        for log in self._followed(follower):
-            follower.positions.setdefault(log.topic, log.next_seq)  # until it says more
+        for log in self._followed(follower) if new else ():
+            if log.topic not in known:  # else it may miss all of a topic that began since
+                follower.positions.setdefault(log.topic, log.next_seq)  # until it says more
         self._confirm(follower, again=False)
         self._set_limits()
 
@@ -424,7 +426,7 @@ class Publisher:
         answers: list[Answer] = []
         for follower in self.followers.values():
             if follower.start is not None and (
-                follower.start_sent_at is None or now - follower.start_sent_at >= START_AGAIN_S
+                follower.start_sent_at is None or now >= follower.start_sent_at + START_AGAIN_S
             ):
                 follower.start_sent_at = now
                 answers += self._starts(follower, now)

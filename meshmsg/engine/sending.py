@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 
 from meshmsg.engine.dead_letters import TOLD, DeadLetterBox, headers_of, make_letter
 from meshmsg.engine.effects import Outcome
+from meshmsg.engine.group_outbox import GroupOutbox
 from meshmsg.engine.lane import OutLane, Trial
 from meshmsg.engine.outbox import Outbox, cut_frames, describe_runs
 from meshmsg.engine.output import Output
 from meshmsg.engine.peers import LEFT, Peers, PeerState
 from meshmsg.engine.run import Details, Run
 from meshmsg.message import DeadLetter, Reason
-from meshmsg.options import PushOptions
+from meshmsg.options import GROUP_PREFIX, PushOptions
 from meshmsg.wire import frames
 
 RESEND_AFTER_S = 0.5  # a gap at the same place is answered again after this
@@ -63,6 +64,19 @@ class Sender:
             outbox.adopt(options)
         self._ownerless.discard(queue)
         return outbox
+
+    def open_group(self, queue: str, group: str, options: PushOptions, first_id: int) -> GroupOutbox:
+        """The queue of a group that subscribes here; it is no offer, and only its members get anything from it."""
+        offset = self._output.wall_offset
+        outbox = GroupOutbox(queue, options, self._generator, self._bury, offset, group=group, first_id=first_id)
+        self.outboxes[queue] = outbox
+        for peer in self._peers.by_id.values():
+            self.sync_lanes(peer)
+        return outbox
+
+    def close_group(self, queue: str) -> int:
+        """Forgets the queue of a group that is over; returns the first id that it never used."""
+        return self.outboxes.pop(queue).next_id
 
     def redrive(self, ids: Iterable[str]) -> list[str]:
         """Sends dead letters again, as far as their outboxes have room (G5); returns the ids of those that went."""
@@ -120,7 +134,12 @@ class Sender:
         if peer.link is None:
             return
         # Who pulls with reliable=False speaks bare ZeroMQ and knows no lanes.
-        pulls = {name for name, offer in peer.offers.get("pull", {}).items() if offer.get("reliable", True)}
+        pulls = {
+            name
+            for name, offer in peer.offers.get("pull", {}).items()
+            if offer.get("reliable", True) and not name.startswith(GROUP_PREFIX)
+        }
+        pulls.update(peer.offers.get("group", ()))
         for queue, outbox in list(self.outboxes.items()):
             lanes = (lane for lane in outbox.lanes.values() if lane.peer == peer.key and not lane.leaving)
             lane = next(lanes, None)

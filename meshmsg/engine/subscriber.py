@@ -5,7 +5,7 @@ Peers are keyed ``<node id>.<incarnation>``, as everywhere in the engine. A publ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from meshmsg.engine.publisher import make_marker
@@ -35,6 +35,7 @@ class Subscriptions:
         self.generation = 0  # changes with every change: topics look up anew whom they go to
         self.receptions: dict[str, Reception] = {}
         self.room_made = False
+        self.wake: Callable[[], None] = lambda: None  # asks for a ``collect``: an application took something
         self._index = PatternIndex[Subscription]()
         self._subscriptions: dict[Subscription, None] = {}
 
@@ -57,6 +58,7 @@ class Subscriptions:
 
     def _on_room(self) -> None:
         self.room_made = True
+        self.wake()
 
     def match(self, topic: str) -> tuple[Subscription, ...]:
         """Those that get the messages of a topic."""
@@ -173,6 +175,7 @@ class Reception:
         self.topics: dict[str, FollowedTopic] = {}
         self.version = 0  # of the last START that came completely
         self.marked = 0  # version of the marker that is set
+        self._marked_before = 0  # the highest one that was ever set
         self.report_every: int | None = None  # messages, where the publisher waits for the slowest
         self.report_due = False
         self.unwanted = 0  # messages that only a filter matched
@@ -221,6 +224,7 @@ class Reception:
     def forget_filters(self) -> None:
         """The SUB socket is another one: it has no filters yet."""
         self._filters = []
+        self._marked_before = max(self._marked_before, self.marked)
         self.marked = 0
 
     def up(self) -> None:
@@ -280,6 +284,8 @@ class Reception:
     def on_start(self, start: frames.Start, now: float) -> None:
         """The publisher saw the marker of this version, and where its topics stood then."""
         if start.version > self.marked:
+            if start.version <= self._marked_before:
+                return  # of a SUB socket that is gone
             raise ProtocolError("a START for a marker that was never set")
         if start.version != self._arriving_version:
             self._arriving, self._arriving_version = {}, start.version

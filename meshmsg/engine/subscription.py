@@ -151,11 +151,11 @@ class Subscription:
     # -- taking ----------------------------------------------------------------------------------------------
 
     def take(self, limit: int) -> list[Delivery | Gap]:
-        """Hands out up to ``limit`` messages, with the gaps between them."""
+        """Hands out up to ``limit`` messages, with the gaps between and behind them; with a limit of 0, gaps only."""
         self._told = False
         taken: list[Delivery | Gap] = []
         items = self._items
-        while items and limit > 0:
+        while items and (limit > 0 or isinstance(items[0], Gap)):
             item = items.popleft()
             if isinstance(item, Gap):
                 if self._gaps.get((item.publisher, item.topic)) is item:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
+from meshmsg.engine.binding import Where, fulfils
 from meshmsg.engine.buffer import Buffer, Clock
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
@@ -35,7 +36,7 @@ class Publication:
         self.topic = topic
         self.publisher = publisher
         self.sender = sender
-        self.queue = buffer.queue
+        self.queue = buffer.subscription.pattern
 
     def message_id(self, number: int) -> str:
         """``publisher/topic/number``."""
@@ -80,6 +81,7 @@ class TopicBuffer(Buffer):
         self.prefetch = prefetch
         self.subscription = subscription
         self.decode: Callable[[Any], Any] | None = None  # into the consumer's own types; raises to refuse
+        self.where: Where = ()  # headers that messages must have
         self.extended: Callable[[Any, int], None] | None = None
         self.guard: Callable[[], None] | None = None
         self.on_given_up: Callable[[InLane], None] = lambda lane: None
@@ -110,6 +112,8 @@ class TopicBuffer(Buffer):
 
     def take_one(self, clock: Clock) -> Message | None:
         """Hands out one message; None if there is none."""
+        if self.closing:
+            return None
         if not self.opened and not self.arrivals:
             self._refill(REFILL)
         return super().take_one(clock)
@@ -127,16 +131,18 @@ class TopicBuffer(Buffer):
             taken += part.arrivals
         return Batch(arrivals=taken)
 
-    def take_back(self) -> deque[Arrival]:
-        """A burst of what waits, for threads; they ask again."""
+    def lend(self, limit: int) -> deque[Arrival]:
+        """About ``limit`` messages for threads, which ask again when they have too few."""
+        if limit <= 0 or self.closing:
+            return deque()
         if not self.opened and not self.arrivals:
-            self._refill(REFILL)
-        return super().take_back()
+            self._refill(limit)
+        return self.take_back()
 
     def return_unstarted(self) -> None:
         """Nobody takes any more."""
         self.closing = True
-        super().take_back()
+        self.take_back()
 
     def watch_extensions(self, extended: Callable[[Any, int], None]) -> None:
         """Has ``extended`` called for each ``message.extend()``."""
@@ -175,10 +181,14 @@ class TopicBuffer(Buffer):
         topic, publisher, first_seq, bodies, headers, _ = delivery
         settler = Publication(self, topic, publisher, self._name(publisher))
         details = {"t": topic}
+        if self.where and not headers:
+            return
         if self.decode is None and not headers and not any(type(body) is Undecodable for body in bodies):
             yield Arrival(settler, first_seq, first_seq, bodies, details)
             return
         for seq, body in enumerate(bodies, first_seq):
+            if self.where and not fulfils(headers.get(seq) if headers else None, self.where):
+                continue
             try:
                 if type(body) is Undecodable:
                     raise ValueError(f"the body cannot be decoded: {body.error}")

@@ -66,7 +66,8 @@ class TopicLog:
     """The messages of one topic: staged, then numbered, then kept as long as the bounds say.
 
     Kept is what lies within the repair window or within the history; both reach back from the newest message, which
-    is always kept. A batch goes when none of it is within either.
+    is always kept; and where sending waits for the slowest subscriber, what that one does not have yet. A batch goes
+    when none of it is within any.
     """
 
     __slots__ = (
@@ -151,6 +152,8 @@ class TopicLog:
         self.cost -= entry.size + OVERHEAD_BYTES * len(entry.bodies)
 
     def _repairs(self, entry: Entry) -> bool:
+        if self.options.window and entry.stop > self.behind_limit - self.options.window:
+            return True  # a subscriber's buffer is full: sending waits for it, so nothing may be lost meanwhile
         return self.next_seq - entry.stop < REPAIR_MESSAGES and self.size - entry.bytes_before <= REPAIR_BYTES
 
     def _remembers(self, entry: Entry, now: float) -> bool:

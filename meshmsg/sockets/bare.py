@@ -209,11 +209,8 @@ class BarePull(Pull):
             lane.heard(lane.floor)
         self._room.set()
 
-    async def close(self, drain: float = 0.0) -> None:
-        """Stops consuming; what ZeroMQ or this socket still holds is lost, as that is what bare means."""
-        if self._closed:
-            return  # the name may be another pull's by now
-        require_here(self._driver)
+    def _withdraw(self) -> None:
+        """What ZeroMQ or this socket still holds is lost, as that is what bare means."""
         if self._untold:
             self._tell_refused(at_once=True)
         if self._reader is not None:
@@ -223,5 +220,7 @@ class BarePull(Pull):
             self._pump.close()
             self._raws.close(self._raw)
             self._driver.engine.withdraw("pull", self.queue)
-        await super().close(drain)
+
+    def _leave(self) -> None:
+        super()._leave()
         self._forget()

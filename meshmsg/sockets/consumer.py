@@ -27,6 +27,7 @@ class Consumer:
 
     def __init__(self, driver: Driver, inbox: Source, options: PullOptions, label: str) -> None:
         self.queue = inbox.queue
+        self.name = inbox.queue  # as the application calls it
         self.label = label
         self.options = options
         self._driver = driver
@@ -35,8 +36,9 @@ class Consumer:
         self._handoff: Handoff | None = None
         self._arrival: asyncio.Event | None = None
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
         if options.type is not None:
-            inbox.decode = make_converter(options.type, self.queue)
+            inbox.decode = make_converter(options.type, label)
         inbox.guard = self._require_owner
         driver.on_arrival[self.queue] = self._arrived
 
@@ -45,7 +47,7 @@ class Consumer:
 
         A coroutine function runs in the loop, a plain function in ``concurrency`` threads.
         """
-        require_handler(self.queue, handler)
+        require_handler(self.label, handler)
         require_here(self._driver)
         if self._workers is not None:
             raise ConfigurationError(f"{self.label} already has a handler; use concurrency= for more of it")
@@ -88,7 +90,7 @@ class Consumer:
                     await self._wait()
                     message = self._inbox.take_one(self._driver)
         except TimeoutError:
-            raise WaitTimeout(f"no message of {self.queue!r} came within {timeout} s") from None
+            raise WaitTimeout(f"no message of {self.name!r} came within {timeout} s") from None
         if message is None:
             self._driver.require_usable()
             raise NodeClosed(f"{self.label} was closed: open another one")
@@ -130,8 +132,24 @@ class Consumer:
         return self._inbox.unsettled
 
     async def close(self, drain: float = 0.0) -> None:
-        """Stops consuming; handlers get ``drain`` seconds to end (G10)."""
-        raise NotImplementedError
+        """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10).
+
+        Who is cancelled here, such as a handler that closes its own pull, does not undo it. A second call waits for the
+        first, but no longer than its own ``drain``.
+        """
+        require_number("close(drain=)", drain, at_least=0)
+        require_here(self._driver)
+        if self._closing is None:
+            self._closed = True
+            if self._handoff is not None:
+                self._handoff.close()
+            self._withdraw()
+            self._closing = asyncio.ensure_future(self._end(drain))
+            await asyncio.shield(self._closing)
+            return
+        await asyncio.wait({self._closing}, timeout=drain)
+        if not self._closing.done() and self._workers is not None:
+            await self._workers.stop(0.0)
 
     async def _end(self, drain: float) -> None:
         """Hands out nothing any more, and gives handlers ``drain`` seconds."""
@@ -140,6 +158,15 @@ class Consumer:
         if self._workers is not None:
             await self._workers.stop(drain)
         self._driver.on_arrival.pop(self.queue, None)
+        self._leave()
+        self._driver.wake()
+
+    def _withdraw(self) -> None:
+        """Whoever sends here is told that this consumer takes no more."""
+
+    def _leave(self) -> None:
+        """No handler runs any more."""
+        raise NotImplementedError
 
     def start(self) -> None:
         """The node has started."""

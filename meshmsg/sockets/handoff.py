@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from meshmsg.driver import Driver
 from meshmsg.engine.lane import InLane
-from meshmsg.engine.topic_buffer import Source
+from meshmsg.engine.topic_buffer import Source, TopicBuffer
 from meshmsg.message import Arrival, Message, describe_error
 from meshmsg.wire import frames
 
@@ -23,6 +23,8 @@ EXTENDED = -1  # beside the kinds of verdicts in ``wire.frames``
 # Where Ctrl-C cannot interrupt waiting for a lock, waiting is done in steps of this many seconds.
 INTERRUPTS_LOCKS = sys.platform != "win32"
 STEP_S = 0.25
+# Messages of topics that are lent ahead of the threads' asking. The others stay where newer ones can replace them.
+AHEAD = 256
 
 
 class Bell:
@@ -57,7 +59,8 @@ class Handoff:
     """One queue's messages, on loan to threads: whatever the inbox receives may be taken by any of them.
 
     A message is started when a thread takes it (G4). What nobody took goes back to the inbox when the pull is
-    closed. Verdicts collect until the loop has its next turn. ``deque``'s ``append`` and ``popleft`` are atomic,
+    closed. Of topics only so much is lent as the threads take soon; whoever finds too little asks for more.
+    Verdicts collect until the loop has its next turn. ``deque``'s ``append`` and ``popleft`` are atomic,
     so no lock is on this path. A thread that waits does so on a lock of its own, its ticket: nothing that Ctrl-C
     may interrupt it in could leave a lock taken that the loop needs.
     """
@@ -66,12 +69,16 @@ class Handoff:
         self.driver = driver
         self.closed = False
         self.room = True  # whether producers may send more before anything is settled
+        self.more = False  # whether something waits that is not lent
         self._inbox = inbox
+        self._topics = inbox if isinstance(inbox, TopicBuffer) else None
+        self._wanted = 0  # messages that a thread waits for
         self._lent: deque[Message] = deque()
         self.verdicts: deque[Verdict] = deque()
         self._given_up: set[InLane] = set()  # by their producers, who send what has not started elsewhere
         self._tickets: deque[threading.Lock] = deque()  # of the threads that wait; to release one wakes its thread
         self.bell = Bell(loop, self._answer)
+        self._make_lane = ThreadLane if self._topics is None else ThreadPublication
         inbox.on_given_up = self._give_up
 
     # -- for any thread --------------------------------------------------------------------------------------
@@ -175,6 +182,9 @@ class Handoff:
             ticket = threading.Lock()
             ticket.acquire()
             self._tickets.append(ticket)
+            self._wanted = max(count, self._wanted)
+            if self.more:
+                self.bell.ring()
             try:
                 # Once more, because what came before there was a ticket has woken nobody.
                 if len(self._lent) < count and not self.closed and (self.room or not while_room):
@@ -210,15 +220,30 @@ class Handoff:
             # Some loops' clocks stand still while they wait, so threads get deadlines on a clock that does not.
             offset = time.monotonic() - self.driver.now()
             shared: ThreadLane | None = None
-            for arrival in self._inbox.take_back():
+            for arrival in self._take_back():
                 if shared is None or arrival.lane is not shared.lane:
-                    shared = ThreadLane(self, arrival.lane)
+                    shared = self._make_lane(self, arrival.lane)
                 arrival.lane = shared
                 if arrival.expires_at is not None:
                     arrival.expires_at += offset
                 self._lent.extend(arrival.open())
         self._look_for_room()
         self._wake(min(len(self._tickets), len(self._lent)))
+
+    def _take_back(self) -> Iterable[Arrival]:
+        topics = self._topics
+        if topics is None:
+            return self._inbox.take_back()
+        # Before the look at who waits: who comes to wait after it sees this, and asks.
+        self.more = topics.waiting > 0
+        waiting, wanted = len(self._tickets), self._wanted
+        self._wanted = 0
+        # With the newest values alone wanted, one that lies here would only grow old.
+        ahead = 0 if topics.subscription.latest else AHEAD
+        target = max(ahead, waiting, wanted if waiting else 0)
+        lent = topics.lend(target - len(self._lent))
+        self.more = topics.waiting > 0
+        return lent
 
     def apply(self) -> None:
         """Passes the verdicts on to their lanes. The first one on a message counts, whoever gave it."""
@@ -270,7 +295,10 @@ class Handoff:
     def _answer(self) -> None:
         self.apply()
         self.driver.turn()  # the verdicts leave now, and credit goes with them
-        self._look_for_room()
+        if self._topics is not None:
+            self.lend()
+        else:
+            self._look_for_room()
 
     def _give_up(self, lane: InLane) -> None:
         self._given_up.add(lane)
@@ -319,6 +347,19 @@ class ThreadLane:
 
     def extend(self, seq: int) -> None:
         self._handoff.settle(self.lane, seq, EXTENDED)
+
+
+class ThreadPublication(ThreadLane):
+    """For messages that nobody waits to hear of: only what went wrong with them does."""
+
+    __slots__ = ()
+
+    def ack(self, seq: int) -> None:
+        if not self._handoff.driver.owner:
+            self._handoff.driver.require_process()
+
+    def ack_run(self, start: int, stop: int) -> None:
+        self.ack(start)
 
 
 def acquire(ticket: threading.Lock, timeout_s: float | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import time
@@ -11,15 +12,18 @@ from itertools import islice
 from typing import Any
 
 from meshmsg.driver import Driver
+from meshmsg.engine.binding import freeze_where
+from meshmsg.engine.broadcasting import MAX_WILL_BYTES, WILL, wrap_will
+from meshmsg.engine.run import Details
 from meshmsg.engine.subscription import Subscription
 from meshmsg.engine.topic_buffer import TopicBuffer
-from meshmsg.engine.topics import is_pattern, matches, require_topic
+from meshmsg.engine.topics import is_pattern, matches, require_pattern, require_topic
 from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull
 from meshmsg.message import Event, Gap
-from meshmsg.options import PubOptions, PullOptions, SubOptions, require_items, require_number
+from meshmsg.options import PubOptions, PullOptions, SubOptions, make_options, require_items
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
-from meshmsg.sockets.sending import encode, encode_all, freeze_headers, require_size
+from meshmsg.sockets.sending import encode, encode_all, make_details, require_size
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
@@ -48,21 +52,41 @@ class Pub:
     sensors.kitchen.temperature 21.5
     """
 
-    def __init__(self, driver: Driver, pattern: str, options: PubOptions, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        pattern: str,
+        options: PubOptions,
+        max_message_bytes: int,
+        forget: Callable[[], object] = lambda: None,
+    ) -> None:
         self.pattern = pattern
         self.options = options
+        self.max_bytes = max_message_bytes
         self._driver = driver
         self._publisher = driver.engine.publisher
+        self._groups = driver.engine.groups
+        self._line = asyncio.Lock()  # of those who wait until a group has room
         self._pack = make_packer()
-        self._max_bytes = max_message_bytes
+        self._blocks = options.block
+        self._forget = forget  # called at the close: the pattern is free for other options
         self._topic = None if is_pattern(pattern) else pattern
         self._known = set() if self._topic is None else {self._topic}
         self._burst = 0
         self._burst_bytes = 0
         self._closed = False
 
-    async def send(self, body: Any, topic: str | None = None, headers: Mapping[str, Any] | None = None) -> None:
+    async def send(
+        self,
+        body: Any,
+        topic: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        priority: int = 0,
+    ) -> None:
         """Publishes one message to everybody who subscribes now; waits for slow subscribers if ``block=True`` (G6).
+
+        It waits for groups, too: until each that has members has room for a copy (G5, G7).
 
         Parameters
         ----------
@@ -72,6 +96,8 @@ class Pub:
             Which topic, if this publishes to a pattern of them.
         headers:
             Small values beside the body, with str keys.
+        key, priority:
+            As for ``push``, within each group; other subscribers do not see them.
 
         Raises ``EncodeError``, ``BodyTooLarge``, ``ConfigurationError`` for a topic that does not fit, ``NodeClosed``.
         """
@@ -79,31 +105,53 @@ class Pub:
             encoded = self._pack(body)
         except Exception as error:
             raise explain_encode_error(body, error) from None
-        name = self._topic if topic is None else topic
-        if name not in self._known:
-            name = self._require_fitting(topic)
-        assert name is not None
+        if topic is None:
+            name = self._topic or self.require_fitting(None)
+        else:
+            name = topic if type(topic) is str and topic in self._known else self.require_fitting(topic)
         size = len(encoded)
         if not self._burst or self._burst_bytes < size or get_ident() != self._driver.owner:
             await self._begin_burst(encoded)
         self._burst -= 1
         self._burst_bytes -= size
-        publisher = self._publisher
-        if self.options.block:
+        if self._blocks and self._publisher.blocked(name):
             await self._wait_for(name)
-        publisher.publish(name, encoded, None if headers is None else freeze_headers(self._pack, headers))
+        if headers is None and key is None and not priority:
+            if self._groups.busy and not self._groups.promise(name, size):
+                await self._wait_for_groups(name, size, None)
+            self._publisher.publish(name, encoded)
+        else:
+            details = make_details(self._pack, key, priority, None, None, headers, 0.0)
+            if self._groups.busy and not self._groups.promise(name, size, details.headers):
+                await self._wait_for_groups(name, size, details.headers)
+            self._publish_special(name, encoded, details)
         if not self._driver.scheduled:
             self._driver.wake()
 
-    def send_nowait(self, body: Any, topic: str | None = None, headers: Mapping[str, Any] | None = None) -> None:
-        """Like ``send``; raises ``OutboxFull`` where that would wait for a slow subscriber."""
+    def send_nowait(
+        self,
+        body: Any,
+        topic: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Like ``send``; raises ``OutboxFull`` where that would wait for a slow subscriber or group."""
         encoded = encode(self._pack, body)
-        name = self._require_fitting(topic)
+        name = self.require_fitting(topic)
         self._check(encoded)
-        if self._publisher.blocked(name):
-            raise OutboxFull(f"a subscriber of {name!r} is {self.options.window} messages behind: await send()")
-        self._publisher.publish(name, encoded, None if headers is None else freeze_headers(self._pack, headers))
+        if self._blocks and self._publisher.blocked(name):
+            raise OutboxFull(self.describe_no_room(name))
+        details = make_details(self._pack, key, priority, None, None, headers, 0.0)
+        if self._groups.busy and not self._groups.promise(name, len(encoded), details.headers):
+            raise OutboxFull(self.describe_no_room(name))
+        self._publish_special(name, encoded, details)
         self._driver.wake()
+
+    def _publish_special(self, name: str, encoded: bytes, details: Details) -> None:
+        number = self._publisher.publish(name, encoded, details.headers)
+        if details.key is not None or details.priority:
+            self._groups.mark(name, number, details.key, details.priority)
 
     async def send_many(self, bodies: Iterable[Any], topic: str | None = None) -> None:
         """Publishes many messages to one topic; faster than one ``send`` each.
@@ -113,7 +161,7 @@ class Pub:
         """
         self._require_open()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
-        name = self._require_fitting(topic)
+        name = self.require_fitting(topic)
         encoded_all = encode_all(self._pack, bodies, 0) if isinstance(bodies, (list, tuple)) else None
         source = iter(bodies if encoded_all is None else ())
         published = 0
@@ -128,20 +176,29 @@ class Pub:
             await self._publish_part(name, part)
 
     async def _publish_part(self, name: str, part: list[bytes]) -> None:
-        if sum(map(len, part)) > self._max_bytes:
+        if sum(map(len, part)) > self.max_bytes:
             self._check(max(part, key=len))
-        for start in _cut(part):
+        for stretch in _cut(part, self.options.window if self._blocks else SEND_BURST):
             await yield_turn()
-            if self.options.block:
+            if self._blocks:
                 await self._wait_for(name)
             self._require_open()
-            self._publisher.publish_many(name, part[start])
-            self._driver.wake()
+            rest = part[stretch]
+            while rest:
+                count = len(rest)
+                if self._groups.busy:
+                    count = self._groups.promise_many(name, rest)
+                    if not count:
+                        await self._wait_for_groups(name, len(rest[0]), None)
+                        count = 1
+                self._publisher.publish_many(name, rest[:count])
+                rest = rest[count:]
+                self._driver.wake()
 
     def delete_retained(self, topic: str | None = None) -> bool:
         """Takes a topic's retained value back: late joiners get none. Says whether there was one."""
         self._require_open()
-        return self._publisher.delete_retained(self._require_fitting(topic))
+        return self._publisher.delete_retained(self.require_fitting(topic))
 
     def lag(self) -> dict[str, dict[str, int]]:
         """By subscribing node and topic, how many messages it has yet to receive, as far as it said."""
@@ -160,8 +217,56 @@ class Pub:
         require_here(self._driver)
         if not self._closed:
             self._closed = True
+            self._burst = 0
+            self._forget()
             self._driver.engine.close_pub(self.pattern)
-            self._driver.wake()
+            if self.options.will is not None:
+                self._driver.engine.withdraw(WILL, self.pattern)
+            self._driver.wake()  # whoever waits in send hears of it
+
+    # -- for another face ------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it publishes no more; any thread may ask."""
+        return self._closed
+
+    def pass_on(self, name: str, bodies: list[bytes], details: Details | None, *, heedless: bool = False) -> int:
+        """Publishes as many as there is room for now, and says how many; all of them if ``heedless``.
+
+        With ``details`` there is one body. Everything has been checked.
+        """
+        count = len(bodies)
+        headers = details.headers if details is not None else None
+        if not heedless and not self._has_room(name, len(bodies[0]), headers):
+            return 0
+        if self._groups.busy:
+            if details is not None:
+                self._groups.promise(name, len(bodies[0]), headers)
+            else:
+                promised = self._groups.promise_many(name, bodies)
+                count = count if heedless else promised
+        if details is not None:
+            self._publish_special(name, bodies[0], details)
+        else:
+            self._publisher.publish_many(name, bodies[:count])
+        self._driver.wake()
+        return count
+
+    async def wait_for_room(self, name: str, size: int, headers: dict[str, Any] | None) -> None:
+        """Until a message can be published, or this is closed."""
+        await self._driver.until(lambda: self._closed or self._has_room(name, size, headers))
+
+    def describe_no_room(self, name: str) -> str:
+        """Why a message cannot be published now."""
+        if self._blocks and self._publisher.blocked(name):
+            return f"a subscriber of {name!r} is {self.options.window} messages behind: await send(), or widen window="
+        return self._groups.describe_full(name)
+
+    def _has_room(self, name: str, size: int, headers: dict[str, Any] | None) -> bool:
+        if self._blocks and self._publisher.blocked(name):
+            return False
+        return not self._groups.busy or self._groups.takes(name, size, headers)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -172,15 +277,15 @@ class Pub:
 
     def _check(self, encoded: bytes) -> None:
         self._require_open()
-        require_size(encoded, self.pattern, self._max_bytes)
+        require_size(encoded, self.pattern, self.max_bytes)
 
-    def _require_fitting(self, topic: str | None) -> str:
+    def require_fitting(self, topic: str | None) -> str:
         """The topic to publish to, once it is known to be one of these."""
         if topic is None:
             if self._topic is None:
                 raise ConfigurationError(f"pub({self.pattern!r}) has many topics: say which, send(body, topic=...)")
             return self._topic
-        if topic not in self._known:
+        if not isinstance(topic, str) or topic not in self._known:
             require_topic("send(topic=)", topic)
             if not matches(self.pattern, topic):
                 raise ConfigurationError(
@@ -194,14 +299,23 @@ class Pub:
         self._check(encoded)
         await yield_turn()
         self._require_open()
-        self._burst, self._burst_bytes = SEND_BURST, max(TURN_BYTES, len(encoded))
+        # Never more than a body may have: so one that is too large always comes here to be refused.
+        self._burst, self._burst_bytes = SEND_BURST, max(min(TURN_BYTES, self.max_bytes), len(encoded))
 
     async def _wait_for(self, name: str) -> None:
         """Until no subscriber of a topic is too far behind."""
         while self._publisher.blocked(name):
-            self._burst = 0
-            await self._driver.until(lambda: not self._publisher.blocked(name))
+            await self._driver.until(lambda: self._closed or not self._publisher.blocked(name))
             self._require_open()
+
+    async def _wait_for_groups(self, name: str, size: int, headers: dict[str, Any] | None) -> None:
+        """Until every group has room, which is taken then: the message must be published without another wait."""
+        groups = self._groups
+        # One after another: otherwise every free place would wake everybody who waits for one.
+        async with self._line:
+            while not groups.promise(name, size, headers):
+                await self._driver.until(lambda: self._closed or groups.takes(name, size, headers))
+                self._require_open()
 
 
 class Sub(Consumer):
@@ -217,29 +331,29 @@ class Sub(Consumer):
         subscription: Subscription,
         options: SubOptions,
         on_gap: Callable[[Gap], Any] | None,
+        forget: Callable[[Sub], object] = lambda sub: None,
     ) -> None:
         self.pattern = subscription.pattern
-        self.gaps = 0  # messages that could not be had any more
+        self.gaps = 0  # messages that were lost, each told by a ``Gap``
         self._subscription = subscription
         self._on_gap = on_gap
+        self._forget = forget  # called when it is closed
         self._topics = TopicBuffer(subscription, options.prefetch, driver.engine.peers.name_of)
+        self._topics.where = freeze_where(options.where)
         self._topics.on_gap = self._note_gap
         self._topics.on_failed = self._note_failure
         taking = PullOptions(options.prefetch, options.concurrency, options.timeout, options.type)
         super().__init__(driver, self._topics, taking, f"sub({subscription.pattern!r})")
+        self.name = subscription.pattern
 
-    async def close(self, drain: float = 0.0) -> None:
-        """Hears of these topics no more; what was not taken is gone. Handlers get ``drain`` seconds to end."""
-        require_number("close(drain=)", drain, at_least=0)
-        require_here(self._driver)
-        if self._closed:
-            return
-        self._closed = True
-        if self._handoff is not None:
-            self._handoff.close()
-        await self._end(drain)
+    @property
+    def conflated(self) -> int:
+        """Messages that a newer value of their topic made needless (``latest=True``)."""
+        return self._subscription.conflated
+
+    def _leave(self) -> None:
         self._driver.engine.close_sub(self._subscription)
-        self._driver.wake()
+        self._forget(self)
 
     def _arrived(self) -> None:
         self._topics.tell_gaps()
@@ -263,18 +377,47 @@ class Sub(Consumer):
         )
 
 
+def open_sub(
+    driver: Driver, pattern: str, options: Mapping[str, Any], number: int, forget: Callable[[Sub], object]
+) -> Sub:
+    """A subscription, named by its number; raises ``UnknownOption``, ``ConfigurationError``."""
+    require_pattern("sub(pattern)", pattern)
+    chosen = dict(options)
+    on_gap = chosen.pop("on_gap", None)
+    require_on_gap(on_gap)
+    checked = make_options(SubOptions, f"sub({pattern!r})", chosen)
+    subscription = Subscription(pattern, latest=checked.latest, replay=checked.replay, buffer=checked.buffer)
+    subscription.name = f"sub:{pattern}#{number}"
+    sub = Sub(driver, subscription, checked, on_gap, forget)
+    driver.engine.open_sub(subscription)
+    driver.wake()
+    return sub
+
+
 def require_on_gap(on_gap: Callable[[Gap], Any] | None) -> None:
     """Raises ``ConfigurationError`` for what cannot be called with a ``Gap``."""
     if on_gap is not None and (not callable(on_gap) or inspect.iscoroutinefunction(on_gap)):
         raise ConfigurationError(f"sub(on_gap=) takes a plain function, not {on_gap!r}: it is called in the loop")
 
 
-def _cut(part: Sequence[bytes]) -> list[slice]:
-    """Stretches of about ``TURN_BYTES``."""
+def require_will(pattern: str, will: Any) -> dict[str, Any]:
+    """What to offer as a last will: the encoded body, as the texts that offers can have."""
+    if is_pattern(pattern):
+        raise ConfigurationError(f"pub({pattern!r}, will=...) needs one topic: open a pub of its own for it")
+    encoded = encode(make_packer(), will)
+    if len(encoded) > MAX_WILL_BYTES:
+        raise ConfigurationError(
+            f"pub({pattern!r}, will=...) has {len(encoded)} bytes; at most {MAX_WILL_BYTES}, for every peer keeps it"
+        )
+    return wrap_will(encoded)
+
+
+def _cut(part: Sequence[bytes], most: int) -> list[slice]:
+    """Stretches of about ``TURN_BYTES``, and ``most`` messages."""
     cuts: list[slice] = []
     start = size = 0
     for index, body in enumerate(part):
-        if size and size + len(body) > TURN_BYTES:
+        if index - start >= most or (size and size + len(body) > TURN_BYTES):
             cuts.append(slice(start, index))
             start, size = index, 0
         size += len(body)

@@ -359,17 +359,9 @@ class Pull(Consumer):
     def __init__(self, driver: Driver, inbox: Inbox, options: PullOptions) -> None:
         super().__init__(driver, inbox, options, f"pull({inbox.queue!r})")
 
-    async def close(self, drain: float = 0.0) -> None:
-        """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10)."""
-        require_number("close(drain=)", drain, at_least=0)
-        require_here(self._driver)
-        if self._closed:
-            return
-        self._closed = True
-        if self._handoff is not None:
-            self._handoff.close()
+    def _withdraw(self) -> None:
         # First, or a producer that hears of the end of its lane opens another one, and gives this one up.
-        self._driver.engine.withdraw("pull", self.queue)
-        await self._end(drain)
+        self._driver.engine.withdraw_pull(self.queue)
+
+    def _leave(self) -> None:
         self._driver.engine.close_pull(self.queue)
-        self._driver.wake()

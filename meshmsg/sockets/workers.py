@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshmsg.driver import Driver
+from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.topic_buffer import Source
 from meshmsg.errors import ConfigurationError, NodeClosed, Reject
@@ -45,15 +46,14 @@ def is_async(handler: Handler) -> bool:
     )
 
 
-def require_handler(queue: str, handler: Handler) -> None:
+def require_handler(label: str, handler: Handler) -> None:
     """Refuses what can be called and yet would run nothing, so that no message is acked for it."""
     if not callable(handler):
-        raise ConfigurationError(f"the handler of pull({queue!r}) is not callable: {handler!r}")
+        raise ConfigurationError(f"the handler of {label} is not callable: {handler!r}")
     for function in (handler, getattr(handler, "__call__", None)):  # noqa: B004 -- an object whose __call__ yields
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(
-                f"the handler of pull({queue!r}) is a generator function, and calling it runs nothing: "
-                "write it without yield"
+                f"the handler of {label} is a generator function, and calling it runs nothing: write it without yield"
             )
 
 
@@ -122,6 +122,7 @@ class Workers:
     async def _work(self, worker: Worker) -> None:
         inbox, driver, handler = self._inbox, self._driver, self._handler
         opened = inbox.opened
+        acks = isinstance(inbox, Inbox)  # nobody waits for verdicts on what was just published
         timed = self._options.timeout is not None
         # Acks leave, and credit comes back, before the prefetch is used up.
         burst = max(1, min(BURST, inbox.prefetch // 2))
@@ -149,8 +150,9 @@ class Workers:
                 else:
                     if not message.settled:
                         message.settled = True
-                        arrival = message._arrival
-                        arrival.lane.ack(arrival.first_seq + message._index)
+                        if acks:
+                            arrival = message._arrival
+                            arrival.lane.ack(arrival.first_seq + message._index)
             count += 1
             if count % burst == 0:
                 await yield_turn()
@@ -202,7 +204,7 @@ class Workers:
                 return asyncio.current_task() is not worker.task
             except RuntimeError:
                 return True  # no loop runs: Python takes down what was left of it
-        return not isinstance(error, (Exception, Reject))
+        return isinstance(error, (KeyboardInterrupt, SystemExit))
 
     # -- the timeout -----------------------------------------------------------------------------------------
 

@@ -8,12 +8,15 @@ from meshmsg.testing.cluster import Cluster
 from meshmsg.testing.messages import make_message
 from meshmsg.testing.network import Network
 from meshmsg.testing.nodes import ClusterNode, ClusterPull, ClusterPush
+from meshmsg.testing.topics import ClusterPub, ClusterSub
 
 __all__ = [
     "Cluster",
     "ClusterNode",
+    "ClusterPub",
     "ClusterPull",
     "ClusterPush",
+    "ClusterSub",
     "GuaranteeBroken",
     "Network",
     "VirtualClock",

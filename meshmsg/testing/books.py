@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.outbox import Outbox
 from meshmsg.message import DeadLetter, Event, Message
+from meshmsg.testing.broken import GuaranteeBroken
+from meshmsg.testing.topic_books import TopicBooks
 
 if TYPE_CHECKING:
     from meshmsg.testing.nodes import ClusterNode, ClusterPull, ClusterPush
 
 
-class GuaranteeBroken(AssertionError):
-    """A promise of ``docs/guarantees.md`` did not hold; ``number`` says which, as ``"G2"``."""
-
-    def __init__(self, number: str, text: str) -> None:
-        super().__init__(f"{number}: {text}")
-        self.number = number
+__all__ = ["Account", "Books", "GuaranteeBroken"]
 
 
 class Account:
@@ -67,6 +64,7 @@ class Books:
 
     def __init__(self) -> None:
         self.accounts: dict[tuple[str, str], Account] = {}
+        self.topics = TopicBooks()
         self.strict_attempts = False  # True while nothing but verdicts may cost an attempt
         self.only_nodes_speak = True  # False when somebody throws garbage
         self.travel_s: float | None = None  # how long a frame is under way at most; None if nobody knows
@@ -109,6 +107,11 @@ class Books:
         if account is None:
             account = self.accounts[node.key, outbox.queue] = Account(node, outbox)
         return account
+
+    def on_groups(self, node: ClusterNode) -> None:
+        """What was published in a turn has its numbers in the queues of the groups that wanted it."""
+        for group in node.engine.groups.by_queue.values():
+            self._account(node, group.outbox).accepted = group.outbox.ledger().accepted
 
     def on_processed(self, node: ClusterNode, queue: str, number: int) -> None:
         """The producer learned that a watched message was processed."""

@@ -162,7 +162,8 @@ class Cluster:
 
     def _run_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         end = self.clock.now + seconds
-        next_audit = self.clock.steps + AUDIT_EVERY
+        audit_every = max(AUDIT_EVERY, len(self.nodes) ** 2 // 2)  # it grows with the square of a large mesh
+        next_audit = self.clock.steps + audit_every
         while not condition():
             if not self.clock.step(end):
                 self.clock.run_until(end)
@@ -170,7 +171,7 @@ class Cluster:
                 return condition()
             if self.clock.steps >= next_audit:
                 self.audit()
-                next_audit = self.clock.steps + AUDIT_EVERY
+                next_audit = self.clock.steps + audit_every
         self.audit()
         return True
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from meshmsg.errors import NodeClosed
+from meshmsg.testing.broadcasts import Broadcasts, SimulatedBroadcast
 from meshmsg.testing.clock import ProcessLoop, VirtualClock
 from meshmsg.transport.interface import LinkEvent
 
@@ -61,6 +62,7 @@ class SimulatedTransport:
         self.incoming: dict[SimulatedLink, None] = {}
         self.inbox: deque[tuple[bytes, list[bytes]]] = deque()
         self.events: list[tuple[int, LinkEvent]] = []
+        self.broadcast = SimulatedBroadcast(network.broadcasts, self)
         self.frozen = False
         self.closed = False
 
@@ -150,6 +152,7 @@ class Network:
         self.frames = 0
         self.on_frame: Callable[[SimulatedLink, list[bytes]], Any] | None = None  # sees each frame that is sent
         self._random = generator.random
+        self.broadcasts = Broadcasts(self, generator)
         self._listeners: dict[str, SimulatedTransport] = {}
         self._hosts: dict[str, str] = {}  # by endpoint, also of the dead
         self._cuts: set[tuple[str, str]] = set()
@@ -168,6 +171,7 @@ class Network:
         """The process ends. ``keep`` is the share of what it sent that still arrives; None draws it."""
         transport.closed = True
         self._listeners.pop(transport.endpoint, None)
+        self.broadcasts.close(transport.broadcast)
         for link in list(transport.links.values()):
             self.end(link, keep=keep)
         for link in list(transport.incoming):
@@ -215,6 +219,7 @@ class Network:
         for link in list(self._links()):
             if link.source.host == source and link.target is not None and link.target.host == target:
                 self._reset_soon(link)
+        self.broadcasts.reset(source, target)
 
     def hang_up(self, link: SimulatedLink, *, lingers: bool) -> None:
         """Its own side ends a connection."""
@@ -235,10 +240,12 @@ class Network:
         for link in list(self._links()):
             if link.target is not None and {link.source.host, link.target.host} == {source, target}:
                 self._look_at(link)
+        self.broadcasts.look_at_hosts(source, target)
 
     def _look_at_all(self, transport: SimulatedTransport) -> None:
         for link in (*transport.links.values(), *transport.incoming):
             self._look_at(link)
+        self.broadcasts.look_at(transport.broadcast)
 
     # -- links -----------------------------------------------------------------------------------------------
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from meshmsg.driver import Driver
+from meshmsg.engine.binding import Binding, freeze_where
 from meshmsg.engine.effects import Outcome
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.outbox import Outbox
 from meshmsg.engine.peers import Identity
 from meshmsg.engine.run import Details
+from meshmsg.engine.topics import require_pattern
 from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull, Reject
 from meshmsg.message import Batch, DeadLetter, Event, Ledger, Message, describe_error
-from meshmsg.options import PushOptions, make_options, require_name
+from meshmsg.options import PubOptions, PushOptions, Replay, SubOptions, make_options, require_name
 from meshmsg.testing.clock import ProcessLoop
 from meshmsg.testing.network import SimulatedTransport
+from meshmsg.testing.topics import ClusterPub, ClusterSub
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
 if TYPE_CHECKING:
@@ -104,8 +108,12 @@ class ClusterPull:
         concurrency: int,
         takes: float | Callable[[], float],
         batch: int | None,
+        binding: Binding | None = None,
+        durable: bool = False,
     ) -> None:
         self.node = node
+        self.binding = binding  # of a member of a group
+        self.durable = durable
         self.queue = queue
         self.prefetch = prefetch
         self.concurrency = concurrency
@@ -124,7 +132,10 @@ class ClusterPull:
         self.closed = False
         self.hands = []
         self._busy = 0
-        self.inbox = node.engine.open_pull(self.queue, self.prefetch)
+        if self.binding is not None:
+            self.inbox = node.engine.open_group(self.binding, self.prefetch, durable=self.durable)
+        else:
+            self.inbox = node.engine.open_pull(self.queue, self.prefetch)
         node.driver.on_arrival[self.queue] = self._pump
         node.driver.wake()
 
@@ -221,6 +232,9 @@ class ClusterNode:
         self.leaving = False
         self.pushes: dict[str, ClusterPush] = {}
         self.pulls: dict[str, ClusterPull] = {}
+        self.pubs: list[ClusterPub] = []
+        self.subs: list[ClusterSub] = []
+        self.sub_count = 0
         self.events: list[Event] = []
         self.letters: list[DeadLetter] = []
         self.engine: Engine
@@ -262,6 +276,70 @@ class ClusterNode:
         pull = ClusterPull(self, queue, handler, prefetch=prefetch, concurrency=concurrency, takes=takes, batch=batch)
         self.pulls[queue] = pull
         return pull
+
+    def pub(self, pattern: str, **options: Any) -> ClusterPub:
+        """Topics to publish to; takes the options of ``Node.pub``."""
+        self.require_alive()
+        require_pattern("pub(pattern)", pattern)
+        pub = ClusterPub(self, pattern, make_options(PubOptions, f"pub({pattern!r})", options))
+        self.pubs.append(pub)
+        return pub
+
+    def sub(
+        self,
+        pattern: str,
+        handler: Handler | None = None,
+        *,
+        latest: bool = False,
+        replay: Replay = "none",
+        buffer: int = 65_536,
+        prefetch: int = 256,
+        takes: float | Callable[[], float] = 0.0,
+    ) -> ClusterSub:
+        """Hears of topics, as ``Node.sub`` does; its application takes a message every ``takes`` seconds.
+
+        The handler, if there is one, is a plain function that is called with each message.
+        """
+        self.require_alive()
+        require_pattern("sub(pattern)", pattern)
+        options = {"latest": latest, "replay": replay, "buffer": buffer, "prefetch": prefetch}
+        self.sub_count += 1
+        chosen = make_options(SubOptions, f"sub({pattern!r})", options)
+        sub = ClusterSub(self, self.sub_count, pattern, handler, chosen, takes)
+        self.subs.append(sub)
+        return sub
+
+    def group(
+        self,
+        pattern: str,
+        group: str,
+        handler: Handler | None = None,
+        *,
+        durable: bool = False,
+        where: Mapping[str, Any] | None = None,
+        prefetch: int = 256,
+        concurrency: int = 1,
+        takes: float | Callable[[], float] = 0.0,
+    ) -> ClusterPull:
+        """Subscribes as a member of a group, as ``Node.sub(pattern, group=...)`` does; else as ``pull``."""
+        self.require_alive()
+        require_pattern("group(pattern)", pattern)
+        binding = Binding(group, pattern, freeze_where(where))
+        if binding.queue in self.pulls:
+            raise ConfigurationError(f"node {self.name!r} is a member of {binding.queue!r} already; close that first")
+        member = ClusterPull(
+            self,
+            binding.queue,
+            handler,
+            prefetch=prefetch,
+            concurrency=concurrency,
+            takes=takes,
+            batch=None,
+            binding=binding,
+            durable=durable,
+        )
+        self.pulls[binding.queue] = member
+        return member
 
     def ledger(self) -> dict[str, Ledger]:
         """The books of every queue that this node sends to."""
@@ -316,12 +394,17 @@ class ClusterNode:
         self.driver.on_outcome = self._on_outcome
         self.driver.on_dead = self._on_dead
         self.driver.on_events = self._on_events
+        self.engine.groups.on_taken = partial(cluster.books.on_groups, self)
         self.transport.wake = self.driver.wake
         self.driver.start(self.loop, self.transport)
         for push in self.pushes.values():
             push.outbox = self.engine.open_push(push.queue, push.options)
         for pull in self.pulls.values():
             pull.open()
+        for pub in self.pubs:
+            pub.open()
+        for sub in self.subs:
+            sub.open()
 
     def end(self) -> None:
         """Its process is no more."""

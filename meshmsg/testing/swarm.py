@@ -19,11 +19,13 @@ from meshmsg.testing.cluster import Cluster
 from meshmsg.testing.garbage import Garbage
 from meshmsg.testing.network import SimulatedLink
 from meshmsg.testing.nodes import ClusterNode
+from meshmsg.testing.topic_swarm import TopicSwarm
 from meshmsg.wire import frames
 
 WORK_S = 6.0  # work is sent and faults happen in this time
 NOTICE_S = 8.0  # and every death is noticed by everybody, whatever it interrupted
 SETTLE_S = 200.0  # after the heal, everything must have its end within this time
+TOPICS_EVERY = 3  # every third seed publishes and subscribes, too
 MAX_STEPS = 100_000  # more than ten times what a run takes: something goes round in circles
 FAULTS = tuple(
     "crash freeze stall disconnect partition one_way delay lost_acks duplicates crowding slow failing poison jump "
@@ -76,6 +78,7 @@ class Swarm:
         self.behaviours: dict[str, str] = {}
         self.serial = 0
         self.cluster.network.on_frame = self._on_frame
+        self.topics = TopicSwarm(seed, self.cluster, self.faults) if seed % TOPICS_EVERY == 0 else None
 
     # -- the cast --------------------------------------------------------------------------------------------
 
@@ -84,10 +87,14 @@ class Swarm:
         self._cast()
         self._plan_work()
         self._plan_faults()
+        if self.topics is not None:
+            self.topics.cast([*self.producers, *self.consumers], WORK_S)
         self.cluster.run(WORK_S)
         self._heal()
         self.cluster.run(0.1)  # what was held up is sent now
         self.cluster.settle(SETTLE_S)
+        if self.topics is not None:
+            self.topics.check_rest()
         self._check_rest()
 
     def _cast(self) -> None:
@@ -370,6 +377,8 @@ class Swarm:
         self.acks_to_lose = 0
         cluster.network.duplicates = cluster.network.crowding = 0.0
         cluster.heal()
+        if self.topics is not None:
+            self.topics.heal()
         for node in cluster.nodes:
             if not node.alive and node in self.consumers:
                 self._restart(node)

@@ -19,6 +19,9 @@ SEND_HIGH_WATER = 10_000
 # Nobody has to send anything to a DEALER of ours; heartbeats and handshakes are small.
 MAX_UNWANTED_BYTES = 4096
 
+# Computed once: the operators of enum flags take as long as a small send.
+LAST, MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+
 _ENDED = (
     zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED  # how a refused connection ends when libzmq may not reconnect
@@ -128,8 +131,8 @@ class DialledLink:
     def _try_send(self, frames: Sequence[bytes]) -> bool:
         try:
             for frame in frames[:-1]:
-                self._send_frame(frame, zmq.DONTWAIT | zmq.SNDMORE)
-            self._send_frame(frames[-1], zmq.DONTWAIT)
+                self._send_frame(frame, MORE)
+            self._send_frame(frames[-1], LAST)
         except zmq.Again:
             return False
         return True
@@ -144,5 +147,5 @@ class DialledLink:
             return
         segments = split_frame(frame)
         for segment in segments[:-1]:
-            send(segment, flags | zmq.SNDMORE)
+            send(segment, MORE)
         send(segments[-1], flags)

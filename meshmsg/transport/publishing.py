@@ -23,6 +23,8 @@ BACKLOG = 1024
 # A subscriber that has taken nothing for this long, although something waits for it, loses its connection, and what
 # waits for it is let go. Only the kernel can tell: ZeroMQ's heartbeats queue behind what the subscriber does not take.
 STUCK_S = 30.0
+# Computed once: the operators of enum flags take as long as a small send.
+LAST, MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 # How soon a host that vanished while nothing was published is noticed; in seconds.
 KEEP_ALIVE_IDLE, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_COUNT = 10, 5, 4
 
@@ -133,8 +135,8 @@ class PublishingSocket:
         send = self._socket.send
         try:
             for part in parts[:-1]:
-                send(part, zmq.DONTWAIT | zmq.SNDMORE)
-            send(parts[-1], zmq.DONTWAIT)
+                send(part, MORE)
+            send(parts[-1], LAST)
         except zmq.Again:
             return False
         return True

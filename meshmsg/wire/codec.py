@@ -68,7 +68,7 @@ def encode_batch(bodies: Sequence[bytes]) -> bytes:
         header = b"\xdc" + count.to_bytes(2, "big")
     else:
         header = b"\xdd" + count.to_bytes(4, "big")
-    return header + b"".join(bodies)
+    return b"".join((header, *bodies))
 
 
 def decode_batch(payload: bytes, count: int) -> list[Any]:

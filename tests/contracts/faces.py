@@ -140,7 +140,11 @@ class Proxy:
 
     def _wrap(self, result: Any) -> Any:
         kinds = (meshmsg.Message, meshmsg.Batch)
-        if isinstance(result, kinds) or hasattr(result, "__aiter__") or type(result).__name__ in ("Push", "BarePush"):
+        if (
+            isinstance(result, kinds)
+            or hasattr(result, "__aiter__")
+            or type(result).__name__ in ("Push", "BarePush", "Pub", "BarePub")
+        ):
             return Proxy(self._loop, result)
         return result
 

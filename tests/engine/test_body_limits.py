@@ -1,4 +1,4 @@
-"""A consumer that takes smaller bodies than its producer sends gets none that it could not take."""
+"""What an outbox holds, and for whom: bodies that a consumer does not take, memory after messages are settled."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import random
 import pytest
 
 from meshmsg.engine.lane import OutLane
-from meshmsg.engine.outbox import Outbox
-from meshmsg.engine.run import Run
+from meshmsg.engine.outbox import MAX_SETTLED, Outbox
+from meshmsg.engine.run import Details, Run
 from meshmsg.options import PushOptions, Retry
 from meshmsg.wire import frames
 
@@ -103,3 +103,19 @@ def test_suspects_are_passed_over_too() -> None:
 def test_a_run_counts_what_fits_from_its_beginning() -> None:
     run = Run(0, [bytes(3), bytes(9), bytes(4)], 0.0)
     assert [run.count_fitting(limit) for limit in (2, 3, 8, 9, 100)] == [0, 1, 1, 3, 3]
+
+
+@pytest.mark.guarantee("G5")
+@pytest.mark.parametrize("times", [{"expires_at": 3600.0}, {"due_at": 3600.0, "expires_at": 0.5}])
+def test_a_settled_message_is_not_kept_until_it_is_due(times: dict[str, float]) -> None:
+    desk = Desk()
+    desk.small.max_body_bytes = None
+    for number in range(5000):
+        desk.box.push_detailed(b"x", Details(**times), desk.now)
+        desk.box.tick(1.0)  # what was to wait for an hour has expired by now
+        desk.small.limit = number + 100
+        desk.dispatch()
+        seq = desk.small.next_seq
+        desk.box.on_ack(desk.small, frames.Ack(1, seq, 0, 0, seq, [], [], 0), desk.now)
+    assert len(desk.box._expiring) + len(desk.box._scheduled) <= 2 * MAX_SETTLED
+    assert desk.box.pending == 0

@@ -21,7 +21,9 @@ named = pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for pa
 
 
 def test_the_patterns_are_there() -> None:
-    assert {path.stem for path in FILES} >= {"work_queue", "pipeline", "fan_out_fan_in", "batch_consumer"}
+    work = {"work_queue", "pipeline", "fan_out_fan_in", "batch_consumer"}
+    topics = {"publish_subscribe", "last_value_cache", "consumer_group", "presence", "event_log_replay"}
+    assert {path.stem for path in FILES} >= work | topics
 
 
 @named

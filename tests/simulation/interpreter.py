@@ -4,7 +4,8 @@ A file is a row of blocks. A block is a few commands, a line ``----``, and the l
 them; a blank line ends it. Lines that start with ``#`` are for the reader. With ``MESHMSG_REWRITE_SCENARIOS=1`` the
 tests write what happened into the files instead of comparing, so that a change can be read as a diff.
 
-Commands, with names of nodes in small letters and queues in capitals:
+Commands, with names of nodes in small letters, queues and topics in capitals; ``drop`` loses that share of what is
+published on its way to each subscriber:
 
     node a [endpoint=E] [name=N]           a push Q [attempts= backoff= jitter= ttl= balance= ...]
     a send Q BODY... [key= priority= ttl= delay=]
@@ -12,6 +13,8 @@ Commands, with names of nodes in small letters and queues in capitals:
     run SECONDS    settle    crash b    restart b [same_id=yes] [endpoint=E]    leave b [drain=]
     freeze b    thaw b    stall b SECONDS    jump b SECONDS    cut a b [one_way=yes]    disconnect a b    heal
     ledger a    dead a    redrive a    peers a
+    a pub T [retain=yes history=N history_s= block=yes window=]    a publish T BODY... [size=BYTES]    lag a
+    b sub T [latest=yes replay=latest|history buffer= takes=]      drop SHARE
 
 A handler does what the body says: ``bad`` fails, ``reject`` rejects, ``poison`` kills its process, all else is acked.
 Every link takes one millisecond and discovery 50, so that times are round.
@@ -28,8 +31,13 @@ from meshmsg.message import Message
 from meshmsg.options import Retry
 from meshmsg.testing import Cluster, ClusterNode
 
-NUMBERS = {"prefetch", "concurrency", "batch", "priority", "max_pending", "attempts"}
-SECONDS = {"takes", "ttl", "delay", "backoff", "unroutable_after", "drain"}
+NUMBERS = {"prefetch", "concurrency", "batch", "priority", "max_pending", "attempts"} | {
+    "history",
+    "window",
+    "buffer",
+    "size",
+}
+SECONDS = {"takes", "ttl", "delay", "backoff", "unroutable_after", "drain", "history_s"}
 
 
 class Scenario:
@@ -98,6 +106,27 @@ class Scenario:
 
     def do_close(self, label: str, queue: str) -> None:
         self.nodes[label].pulls[queue].close()
+
+    # -- topics ----------------------------------------------------------------------------------------------
+
+    def do_pub(self, label: str, pattern: str, retain: str = "", block: str = "", **options: Any) -> None:
+        self.nodes[label].pub(pattern, retain=bool(retain), block=bool(block), **options)
+
+    def do_publish(self, label: str, topic: str, *bodies: str, size: int = 0) -> None:
+        pub = next(pub for pub in self.nodes[label].pubs if pub.fits(topic))
+        for body in bodies:
+            pub.send(body.ljust(size, "."), topic)
+
+    def do_sub(self, label: str, pattern: str, latest: str = "", **options: Any) -> None:
+        self.nodes[label].sub(pattern, latest=bool(latest), **options)
+
+    def do_drop(self, share: str) -> None:
+        self.cluster.network.broadcasts.drops = float(share)
+
+    def do_lag(self, label: str) -> Iterator[str]:
+        publisher = self.nodes[label].engine.publisher
+        for peer in publisher.followers:
+            yield f"{peer}: {publisher.lags(peer) or 'nothing'}"
 
     # -- time and faults -------------------------------------------------------------------------------------
 

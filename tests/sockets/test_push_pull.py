@@ -247,6 +247,9 @@ async def test_every_balance_reaches_every_consumer(balance: Any) -> None:
 
         await producer.wait_for(pull="work", count=2, timeout=PATIENCE_S)
         jobs = producer.push("work", balance=balance)
+        while len(shares) < 2:  # until both have given credit
+            await jobs.deliver("first", timeout=PATIENCE_S)
+        shares.clear()
         for _ in range(20):
             await jobs.send_many(range(10))
             await jobs.flush(timeout=PATIENCE_S)

@@ -115,13 +115,13 @@ async def test_without_msgspec(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> 
     with pytest.raises(
         MissingExtra, match=r'pull\(\'work\', type=\.\.\.\) needs msgspec: pip install "meshmsg\[typed\]"'
     ):
-        make_converter(wanted, "work")
+        make_converter(wanted, "pull('work')")
 
 
 @pytest.mark.parametrize("wanted", ["Picture", 7, {"a": int}])
 def test_what_is_no_type(wanted: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"pull\('work', type=.*no type to decode into"):
-        make_converter(wanted, "work")
+        make_converter(wanted, "pull('work')")
 
 
 @pytest.mark.parametrize("reliable", [True, False])

@@ -33,7 +33,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from meshmsg import Message, Node, Retry
+from meshmsg import Gap, Message, Node, Retry
 
 LOOK_AGAIN_S = 0.01
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -69,10 +69,111 @@ class Journal:
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 
-class Member:
+class Heard:
+    """What a subscription got: runs of consecutive numbers in the order of their arrival, and gaps."""
+
+    def __init__(self) -> None:
+        self.runs: dict[tuple[str, str], list[list[int]]] = {}  # by publisher's id and topic
+        self.gaps: list[Gap] = []
+        self.bodies: list[Any] = []  # of messages without a number, such as last wills
+        self.count = 0
+        self.changed = asyncio.Event()
+
+    def note(self, message: Message) -> None:
+        """One message."""
+        if not isinstance(message.body, dict):
+            self.bodies.append([message.sender, message.topic, message.body, dict(message.headers)])
+        publisher, _, rest = message.id.partition("/")
+        topic, _, number = rest.rpartition("/")
+        runs = self.runs.setdefault((publisher, topic), [])
+        if runs and runs[-1][1] == int(number):
+            runs[-1][1] += 1
+        else:
+            runs.append([int(number), int(number) + 1])
+        self.count += 1
+        self.changed.set()
+
+    def note_gap(self, gap: Gap) -> None:
+        """Messages that will not come."""
+        self.gaps.append(gap)
+        self.count += gap.missed
+        self.changed.set()
+
+
+class TopicCommands:
+    """Commands of a member about publishing and subscribing."""
+
+    node: Node
+
+    def __init__(self) -> None:
+        self._pubs: dict[str, Any] = {}
+        self._heard: dict[str, Heard] = {}
+
+    async def open_pub(self, pattern: str, **options: Any) -> dict[str, Any]:
+        """Opens topics to publish to."""
+        self._pubs[pattern] = self.node.pub(pattern, **options)
+        return {}
+
+    async def publish_numbers(
+        self,
+        pattern: str,
+        count: int,
+        topic: str | None = None,
+        first: int = 0,
+        pause: float | None = None,
+        burst: int = 10,
+        padding: int = 0,
+    ) -> dict[str, Any]:
+        """Publishes numbers, with a pause after each burst; one of no seconds is a turn of the loop."""
+        body = {"padding": "x" * padding} if padding else {}
+        for number in range(first, first + count):
+            await self._pubs[pattern].send({"n": number, **body}, topic=topic)
+            if pause is not None and number % burst == 0:
+                await asyncio.sleep(pause)
+        return {}
+
+    async def lag(self, pattern: str) -> dict[str, Any]:
+        """As the publisher sees its subscribers."""
+        return {"lag": self._pubs[pattern].lag()}
+
+    async def open_sub(self, pattern: str, **options: Any) -> dict[str, Any]:
+        """Subscribes, and notes what comes."""
+        heard = self._heard[pattern] = Heard()
+
+        async def note(message: Message) -> None:
+            heard.note(message)
+
+        self.node.sub(pattern, on_gap=heard.note_gap, **options)(note)
+        return {}
+
+    async def heard(self, pattern: str, count: int = 0) -> dict[str, Any]:
+        """What a subscription got, once that is ``count`` messages, lost ones included."""
+        heard = self._heard[pattern]
+        while heard.count < count:
+            heard.changed.clear()
+            await heard.changed.wait()
+        return {
+            "runs": [[publisher, topic, runs] for (publisher, topic), runs in heard.runs.items()],
+            "gaps": [[gap.publisher, gap.topic, gap.start, gap.stop] for gap in heard.gaps],
+            "bodies": heard.bodies,
+        }
+
+    async def broadcasts(self) -> dict[str, Any]:
+        """Where the other nodes can be heard, by name."""
+        return {
+            "endpoints": {
+                peer.name: peer.offers["broadcast"]["xpub"]["endpoints"]
+                for peer in self.node.peers()
+                if "broadcast" in peer.offers
+            }
+        }
+
+
+class Member(TopicCommands):
     """The node, and the commands it knows: every public method with the command's arguments as its own."""
 
     def __init__(self, name: str, journal: str, **settings: Any) -> None:
+        super().__init__()
         self.node = Node(name, **settings)
         self._journal = Journal(journal, name)
         self._gate = asyncio.Event()
@@ -102,6 +203,33 @@ class Member:
             if pause and len(ids) % burst == 0:
                 await asyncio.sleep(pause)
         return {"ids": ids}
+
+    async def group(self, group: str, pattern: str = "orders.**", **options: Any) -> dict[str, Any]:
+        """Consumes what is published to these topics from now on, as a member of a group."""
+        self.node.sub(pattern, group=group, **options)(self._handle)
+        return {}
+
+    async def pub(self, pattern: str, retry: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        """Opens topics to publish to."""
+        self._pubs[pattern] = self.node.pub(pattern, retry=Retry(**(retry or {})), **options)
+        return {}
+
+    async def publish_work(
+        self, pattern: str, topics: list[str], count: int, first: int = 0, seconds: float = 0, pause: float = 0
+    ) -> dict[str, Any]:
+        """Publishes ``count`` bodies that take ``seconds`` each, to one topic after the other, ten between pauses."""
+        for number in range(first, first + count):
+            body = {"n": number, "do": "work", "seconds": seconds}
+            await self._pubs[pattern].send(body, topic=topics[number % len(topics)])
+            if pause and number % 10 == 0:
+                await asyncio.sleep(pause)
+        return {}
+
+    async def settle(self) -> dict[str, Any]:
+        """Waits until nothing is pending in any queue, and tells all books."""
+        while any(books.pending for books in self.node.ledger().values()):
+            await asyncio.sleep(LOOK_AGAIN_S)
+        return {"ledgers": {queue: books._asdict() for queue, books in self.node.ledger().items()}}
 
     async def open_gate(self) -> dict[str, Any]:
         """Lets every handler pass that waits, now or later."""

@@ -1,0 +1,339 @@
+"""Topics, for threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from meshmsg.blocking.consumer import Consumer
+from meshmsg.blocking.loop import LoopThread
+from meshmsg.driver import Driver
+from meshmsg.engine.run import Details
+from meshmsg.errors import NodeClosed, OutboxFull
+from meshmsg.options import require_items
+from meshmsg.sockets import pub_sub
+from meshmsg.sockets.bare_pub_sub import BarePub
+from meshmsg.sockets.group_sub import GroupSub
+from meshmsg.sockets.handoff import Bell
+from meshmsg.sockets.sending import Pack, encode, encode_all, make_details, require_size
+from meshmsg.wire.codec import make_packer
+
+BURST = 256  # bodies of an iterator encoded at a time
+PART = 1024  # messages put down at a time
+# What threads may have put down that the loop has not published yet.
+MAX_PUT = 4096
+MAX_PUT_BYTES = 8 * 2**20
+
+ResultT = TypeVar("ResultT")
+Put = tuple[str, list[bytes], Details | None]  # a topic and what goes there; with details, one body
+
+
+class Pub:
+    """A topic, or a pattern of topics, to publish to. ``node.pub(pattern, ...)`` makes it; any thread may use it.
+
+    ``send`` encodes in the caller's thread and puts the message down for the loop, which takes along whatever has
+    come together by its next turn. With ``block=True`` up to ``window`` messages more than the window, but no more
+    than a few thousand, can lie there before ``send`` waits.
+
+    Examples
+    --------
+    >>> from meshmsg.blocking import Node
+    >>> with Node("kitchen") as node:
+    ...     temperature = node.pub("sensors.kitchen.temperature", retain=True)
+    ...     temperature.send(21.5)
+    ...     message = node.sub("sensors.*.temperature", replay="latest").get(timeout=5)
+    ...     print(message.topic, message.body)
+    sensors.kitchen.temperature 21.5
+    """
+
+    def __init__(self, asynchronous: pub_sub.Pub, driver: Driver) -> None:
+        self.pattern = asynchronous.pattern
+        self.options = asynchronous.options
+        self._async = asynchronous
+        self._driver = driver
+        self._local = threading.local()  # a packer each thread
+        self._lock = threading.Lock()  # of what is put down and its counts
+        self._put: deque[Put] = deque()
+        self._count = 0
+        self._bytes = 0
+        self._limit = min(MAX_PUT, self.options.window) if self.options.block else MAX_PUT
+        self._loop: LoopThread | None = None
+        self._waiting: asyncio.Future[None] | None = None  # for a slow subscriber, with what was put down
+        self._bell: Bell
+
+    def connect(self, loop: LoopThread) -> None:
+        """The node has started."""
+        self._bell = Bell(loop.loop, self._take_in)
+        self._loop = loop
+
+    def is_of(self, asynchronous: object) -> bool:
+        """Whether this is the face of that one, which may be a new one of the same name."""
+        return self._async is asynchronous
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        body: Any,
+        topic: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Publishes one message to everybody who subscribes now; waits for slow subscribers if ``block=True`` (G6).
+
+        The parameters and what it raises are those of ``meshmsg.Pub.send``.
+        """
+        name, encoded, details = self._prepare(body, topic, headers, key, priority)
+        while not self._put_down(name, [encoded], len(encoded), details):
+            self._wait_for_room()
+
+    def send_nowait(
+        self,
+        body: Any,
+        topic: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Like ``send``; raises ``OutboxFull`` where that would wait for a slow subscriber or group."""
+        name, encoded, details = self._prepare(body, topic, headers, key, priority)
+        self._running_loop().call(self._send_now, name, encoded, details)
+
+    def send_many(self, bodies: Iterable[Any], topic: str | None = None) -> None:
+        """Publishes many messages to one topic; faster than one ``send`` each.
+
+        A body that cannot be sent raises ``EncodeError``; of a list or tuple nothing is published then, of an
+        iterator what came more than a burst before it.
+        """
+        self._require_open()
+        require_items("send_many(bodies)", bodies, "send() takes a single body")
+        name = self._async.require_fitting(topic)
+        if isinstance(bodies, (list, tuple)):
+            self._put_many(name, encode_all(self._packer(), bodies, 0))
+            return
+        source = iter(bodies)
+        count = 0
+        while part := list(islice(source, BURST)):
+            self._put_many(name, encode_all(self._packer(), part, count))
+            count += len(part)
+
+    def delete_retained(self, topic: str | None = None) -> bool:
+        """Takes a topic's retained value back: late joiners get none. Says whether there was one."""
+        delete = partial(self._async.delete_retained, topic)
+        return self._running_loop().call(lambda: self._after_others(delete))
+
+    def lag(self) -> dict[str, dict[str, int]]:
+        """By subscribing node and topic, how many messages it has yet to receive, as far as it said."""
+        return self._running_loop().call(lambda: self._after_others(self._async.lag))
+
+    def close(self) -> None:
+        """Publishes no more to these topics. What was published can still be repaired while the node is open."""
+        self._driver.require_process()
+        if self._loop is None or self._loop.ended.is_set():
+            self._async.close()
+        else:
+            self._loop.call(self._close)
+
+    def hand_over(self) -> None:
+        """In the loop: publishes whatever was put down, whoever is slow."""
+        self._publish(heedless=True)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self, body: Any, topic: str | None, headers: Mapping[str, Any] | None, key: str | None, priority: int
+    ) -> tuple[str, bytes, Details | None]:
+        pack = self._packer()
+        encoded = encode(pack, body)
+        name = self._async.require_fitting(topic)
+        self._require_open()
+        require_size(encoded, self.pattern, self._async.max_bytes)
+        if headers is None and key is None and not priority:
+            return name, encoded, None
+        return name, encoded, make_details(pack, key, priority, None, None, headers, 0.0)
+
+    def _packer(self) -> Pack:
+        pack: Pack | None = getattr(self._local, "pack", None)
+        if pack is None:
+            pack = self._local.pack = make_packer()
+        return pack
+
+    def _require_open(self) -> None:
+        if not self._driver.owner:
+            self._driver.require_running()
+        if self._async.closed:
+            raise NodeClosed(f"pub({self.pattern!r}) is closed: open another one")
+
+    def _put_down(self, name: str, bodies: list[bytes], size: int, details: Details | None) -> bool:
+        """Whether there was room for them."""
+        with self._lock:
+            if self._count and (self._count + len(bodies) > self._limit or self._bytes + size > MAX_PUT_BYTES):
+                return False
+            self._count += len(bodies)
+            self._bytes += size
+            self._put.append((name, bodies, details))
+        if not self._bell.rung:
+            self._bell.ring()
+        return True
+
+    def _put_many(self, name: str, encoded: list[bytes]) -> None:
+        require_size(max(encoded, key=len, default=b""), self.pattern, self._async.max_bytes)
+        step = min(PART, self._limit)
+        for start in range(0, len(encoded), step):
+            part = encoded[start : start + step]
+            self._require_open()
+            while not self._put_down(name, part, sum(map(len, part)), None):
+                self._wait_for_room()
+
+    def _wait_for_room(self) -> None:
+        self._running_loop().wait(self._until_room())
+        self._require_open()
+
+    async def _until_room(self) -> None:
+        # Half of it: what is gained by waiting is fewer and larger bursts.
+        await self._driver.until(lambda: self._async.closed or self._count * 2 <= self._limit)
+
+    def _running_loop(self) -> LoopThread:
+        self._driver.require_running()
+        assert self._loop is not None, "a running node has a loop"
+        return self._loop
+
+    # -- in the loop -----------------------------------------------------------------------------------------
+
+    def _take_in(self) -> None:
+        if not self._async.closed:
+            self._publish()
+            self._driver.turn()
+
+    def _after_others(self, function: Callable[[], ResultT]) -> ResultT:
+        """Does something after what threads put down before, as far as that can be published."""
+        self._publish()
+        return function()
+
+    def _close(self) -> None:
+        self.hand_over()
+        self._async.close()
+
+    def _send_now(self, name: str, encoded: bytes, details: Details | None) -> None:
+        self._publish()
+        if self._put or not self._async.pass_on(name, [encoded], details):
+            held_up = self._put[0][0] if self._put else name
+            raise OutboxFull(self._async.describe_no_room(held_up))
+
+    def _publish(self, *, heedless: bool = False) -> None:
+        """Passes on what threads put down; what a slow subscriber or group holds up waits, and all behind it."""
+        taken = size = 0
+        try:
+            while self._put:
+                name, bodies, details = self._put[0]
+                count = self._async.pass_on(name, bodies, details, heedless=heedless)
+                taken += count
+                size += sum(map(len, bodies[:count]))
+                if count < len(bodies):
+                    self._put[0] = name, bodies[count:], details
+                    self._wait_for_subscribers(name, len(bodies[count]), details)
+                    break
+                self._put.popleft()
+        finally:
+            with self._lock:
+                self._count -= taken
+                self._bytes -= size
+
+    def _wait_for_subscribers(self, name: str, size: int, details: Details | None) -> None:
+        if self._waiting is None or self._waiting.done():
+            headers = details.headers if details is not None else None
+            self._waiting = asyncio.ensure_future(self._async.wait_for_room(name, size, headers))
+            self._waiting.add_done_callback(self._go_on)
+
+    def _go_on(self, waiting: asyncio.Future[None]) -> None:
+        self._waiting = None
+        if self._driver.usable:
+            self._take_in()
+
+
+class UnreliablePub:
+    """``node.pub(pattern, reliable=False)``: hands topics and bodies to ZeroMQ, and that is all; any thread may."""
+
+    def __init__(self, asynchronous: BarePub, driver: Driver) -> None:
+        self.pattern = asynchronous.pattern
+        self._async = asynchronous
+        self._driver = driver
+        self._loop: LoopThread | None = None
+
+    def connect(self, loop: LoopThread) -> None:
+        """The node has started."""
+        self._loop = loop
+
+    def is_of(self, asynchronous: object) -> bool:
+        """Whether this is the face of that one, which may be a new one of the same name."""
+        return self._async is asynchronous
+
+    def send(self, body: Any, topic: str | None = None) -> None:
+        """Hands one message to ZeroMQ, which drops it for whoever has no room."""
+        self._running_loop().call(self._async.send_nowait, body, topic)
+
+    def send_nowait(self, body: Any, topic: str | None = None) -> None:
+        """The same: it never waits."""
+        self.send(body, topic)
+
+    def send_many(self, bodies: Iterable[Any], topic: str | None = None) -> None:
+        """``send`` for each, with one hand-over."""
+        require_items("send_many(bodies)", bodies, "send() takes a single body")
+        self._running_loop().wait(self._async.send_many(list(bodies), topic))
+
+    def close(self) -> None:
+        """Publishes no more."""
+        self._driver.require_process()
+        if self._loop is None or self._loop.ended.is_set():
+            self._async.close()
+        else:
+            self._loop.call(self._async.close)
+
+    def _running_loop(self) -> LoopThread:
+        self._driver.require_running()
+        assert self._loop is not None, "a running node has a loop"
+        return self._loop
+
+
+class Sub(Consumer):
+    """The messages of a topic, or of a pattern of topics. ``node.sub(pattern, ...)`` makes it.
+
+    Iterate it, take ``batches()``, or decorate a handler with it; any number of threads may, and each message goes to
+    one of them. Its messages want no verdict. ``on_gap`` is called in a thread of its own.
+    """
+
+    def __init__(self, asynchronous: pub_sub.Sub, driver: Driver) -> None:
+        super().__init__(asynchronous, driver)
+        self.pattern = asynchronous.pattern
+        self.options = asynchronous.options
+        self._sub = asynchronous
+
+    @property
+    def gaps(self) -> int:
+        """Messages that were lost, each told by a ``Gap``."""
+        return self._sub.gaps
+
+    @property
+    def conflated(self) -> int:
+        """Messages that a newer value of their topic made needless (``latest=True``)."""
+        return self._sub.conflated
+
+
+class GroupMember(Consumer):
+    """A member of a group. ``node.sub(pattern, group=...)`` makes it; use it as a ``Pull`` (G7).
+
+    Any number of threads may iterate it, each message goes to one of them. Closing gives unstarted messages back.
+    """
+
+    def __init__(self, asynchronous: GroupSub, driver: Driver) -> None:
+        super().__init__(asynchronous, driver)
+        self.queue = asynchronous.queue
+        self.pattern = asynchronous.pattern
+        self.group = asynchronous.group
+        self.options = asynchronous.options

@@ -1,0 +1,200 @@
+"""``meshmsg pub``: messages to a topic, from arguments or standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from meshmsg import Node, WaitTimeout
+from meshmsg.cli import exits
+from meshmsg.cli.bodies import to_json
+from meshmsg.cli.push import LOOK_EVERY_S, NOTICE_AFTER_S, Job, feed, read_headers
+from meshmsg.cli.running import Stop, complain, run
+from meshmsg.cli.session import Session, session_options
+from meshmsg.engine.topics import matches, require_topic
+from meshmsg.sockets.pub_sub import Pub
+
+JOIN_EVERY_S = 0.1
+
+
+@dataclass(slots=True)
+class Publishing:
+    """One use of ``meshmsg pub``."""
+
+    node: Node
+    pub: Pub
+    job: Job
+    subscribers: int
+    keeps: bool  # something for late joiners, as long as this process lives
+    seen: set[str] = field(default_factory=set)  # names of subscribers
+
+    async def wait_for_subscribers(self) -> bool:
+        """Until there are enough; with ``--timeout`` false if they don't come."""
+        loop = asyncio.get_running_loop()
+        end = None if self.job.timeout_s is None else loop.time() + self.job.timeout_s
+        notice_at = loop.time() + NOTICE_AFTER_S
+        topic = self.pub.pattern
+        while True:
+            # What members of a group offer is all that it takes; a subscription has to have arrived at our socket.
+            missing = max(0, self.subscribers - len(self._group_members()))
+            try:
+                await self.node.wait_for(sub=topic, count=missing, timeout=JOIN_EVERY_S)
+                self.seen.update(self.names())
+                return True
+            except WaitTimeout:
+                now = loop.time()
+            if end is not None and now >= end:
+                return False
+            if now >= notice_at:
+                notice_at = float("inf")
+                seen = f"{len(self.node.peers())} nodes seen, subscribers: {len(self.names())} of {self.subscribers}"
+                click.echo(f"meshmsg: waiting: for subscribers of {topic!r}; {seen}", err=True)
+
+    def names(self) -> list[str]:
+        """Who subscribes, in a group or not."""
+        topic = self.pub.pattern
+        plain = [
+            peer.name
+            for peer in self.node.peers()
+            if any(matches(pattern, topic) for pattern in peer.offers.get("sub", {}))
+        ]
+        return sorted({*plain, *self._group_members()})
+
+    def _group_members(self) -> list[str]:
+        topic = self.pub.pattern
+        return [
+            peer.name
+            for peer in self.node.peers()
+            if any(matches(f"{each.get('pattern')}", topic) for each in peer.offers.get("group", {}).values())
+        ]
+
+    async def settle(self) -> None:
+        """Until all subscribers have everything, and groups have processed it, or time runs out."""
+        async with asyncio.timeout(self.job.timeout_s):
+            while True:
+                await asyncio.sleep(LOOK_EVERY_S)  # first: what was just published is counted from the next turn on
+                if not self.behind() and not self.pending():
+                    return
+
+    def behind(self) -> dict[str, int]:
+        """How many messages each subscriber has yet to receive; only those that are behind."""
+        lags = {name: sum(topics.values()) for name, topics in self.pub.lag().items()}
+        return {name: behind for name, behind in lags.items() if behind}
+
+    def pending(self) -> dict[str, int]:
+        """How many messages each group has yet to process; only groups that have any."""
+        return {queue: books.pending for queue, books in self.node.ledger().items() if books.pending}
+
+    def report(self, session: Session, stop: Stop) -> int:
+        """Prints how it went, and finds the exit code."""
+        job, topic = self.job, self.pub.pattern
+        behind, pending = self.behind(), self.pending()
+        self.seen.update(self.names())
+        dead = sum(books.dead for books in self.node.ledger().values())
+        if session.json:
+            document = {"topic": topic, "published": job.sent, "subscribers": sorted(self.seen), "behind": behind}
+            click.echo(to_json({**document, "pending": pending, "dead": dead}))
+        late = [f"{name!r} has yet to receive {count}" for name, count in behind.items()]
+        late += [f"{queue!r} has yet to process {count}" for queue, count in pending.items()]
+        late += [f"{dead} messages became dead letters of a group"] if dead else []
+        for line in late:
+            click.echo(f"meshmsg: pub {topic!r}: {job.sent} published, {line}", err=True)
+        if job.bad is not None:
+            return complain(job.bad, exits.USAGE)
+        if stop.by_signal and (behind or pending):
+            return exits.INTERRUPTED
+        if dead:
+            return exits.DEAD
+        return exits.NOTHING if behind or pending else exits.OK
+
+    async def run(self, session: Session, stop: Stop) -> int:
+        """All of it."""
+        found = await stop.unless(self.wait_for_subscribers())
+        if found is None:
+            return exits.INTERRUPTED
+        if not found:
+            return complain(self._describe_nobody(), exits.NOTHING)
+        fed = await stop.unless(_done(feed(self.job, self.pub)))
+        try:
+            settled = await stop.unless(_done(self.settle()))
+        except TimeoutError:
+            settled = None
+        if self.keeps and settled and self.job.bad is None:
+            click.echo(f"meshmsg: keeps what late joiners of {self.pub.pattern!r} get, until Ctrl-C", err=True)
+            await stop.wait()
+        code = self.report(session, stop)
+        return exits.INTERRUPTED if code == exits.OK and not fed else code
+
+    def _describe_nobody(self) -> str:
+        return (
+            f"found {len(self.names())} of {self.subscribers} subscribers of {self.pub.pattern!r} within "
+            f"{self.job.timeout_s:g} s, nothing was published; {len(self.node.peers())} nodes seen in mesh "
+            f"{self.node.mesh!r}; --subscribers 0 does not wait"
+        )
+
+
+async def _done(work: Any) -> bool:
+    await work
+    return True
+
+
+@click.command("pub")
+@click.argument("topic")
+@click.argument("bodies", nargs=-1, metavar="[BODY]...")
+@click.option(
+    "-n", "--count", type=click.IntRange(min=1), help="Publish this many: BODYs in turns, or lines up to here."
+)
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", callback=read_headers, help="Repeatable.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N messages a second.")
+@click.option("--retain", is_flag=True, help="Keep the last message for late joiners, until Ctrl-C.")
+@click.option("--history", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+              help="Keep the last N messages for late joiners, until Ctrl-C.")  # fmt: skip
+@click.option("--subscribers", type=click.IntRange(min=0), metavar="N",
+              help="Wait for this many first.  [default: 1; 0 with --retain or --history]")  # fmt: skip
+@click.option("--block/--no-block", default=True, show_default=True,
+              help="Wait for slow subscribers, or have them lose what they cannot take.")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS",
+              help="Wait this long at most for subscribers, and at the end for what is on its way.")  # fmt: skip
+@session_options(json_help="Bodies are JSON; afterwards what was published and who has it, as one JSON object.")
+def pub(
+    session: Session,
+    topic: str,
+    bodies: tuple[str, ...],
+    count: int | None,
+    headers: dict[str, str],
+    rate: float | None,
+    retain: bool,
+    history: int,
+    subscribers: int | None,
+    block: bool,
+    timeout: float | None,
+) -> None:
+    """Publish messages to a topic, and wait until its subscribers have them.
+
+    Each BODY is a message; without any, each line of standard input is. What is published goes to everybody who
+    subscribes then, so this waits for one subscriber first. What it keeps for others (--retain, --history) is kept
+    in this process, which stays until Ctrl-C.
+
+    \b
+    Examples:
+      meshmsg pub sensors.attic.temperature 21.5
+      tail -f access.log | meshmsg pub logs.web --subscribers 0
+      meshmsg pub config.colors '{"sky": "blue"}' --json --retain
+    """  # fmt: skip
+    keeps = bool(retain or history)
+    job = Job(bodies, session.json, count, rate, {"headers": headers} if headers else {}, timeout, wait=True)
+    if not session.verbose:
+        logging.getLogger("meshmsg.node").setLevel(logging.ERROR)
+
+    async def serve(stop: Stop) -> int:
+        require_topic("meshmsg pub", topic)
+        async with session.make_node("pub", drain=0.0) as node:
+            socket = node.pub(topic, retain=retain, history=history, block=block)
+            wanted = (0 if keeps else 1) if subscribers is None else subscribers
+            return await Publishing(node, socket, job, wanted, keeps).run(session, stop)
+
+    run(serve)

@@ -1,0 +1,128 @@
+"""``meshmsg topics``: what is published, and who subscribes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import click
+
+from meshmsg import Node
+from meshmsg.cli.looking import Listing, Rows
+from meshmsg.cli.running import run
+from meshmsg.cli.session import Session, session_options
+from meshmsg.engine.topics import is_pattern, overlaps
+from meshmsg.message import Peer
+
+COLUMNS = ("topic", "publishers", "subscribers")
+
+
+class End(NamedTuple):
+    """What one node says of one pattern."""
+
+    pattern: str
+    who: dict[str, Any]
+
+
+def describe(node: Node) -> dict[str, Any]:
+    """The document of ``meshmsg topics --json``: all that is published, and then what is subscribed to in vain.
+
+    A subscriber is named wherever some topic can match both patterns.
+    """
+    peers = sorted(node.peers(), key=lambda peer: (peer.name, peer.id))
+    published = [end for peer in peers for end in _published(peer)]
+    subscribed = [end for peer in peers for end in _subscribed(peer)]
+    rows = sorted({end.pattern for end in published})
+    in_vain = [end for end in subscribed if not any(_meet(end.pattern, row) for row in rows)]
+    topics = [
+        _row(
+            row,
+            [end for end in published if end.pattern == row],
+            [end for end in subscribed if _meet(end.pattern, row)],
+        )
+        for row in rows
+    ]
+    for row in sorted({end.pattern for end in in_vain}):
+        topics.append(_row(row, [], [end for end in in_vain if end.pattern == row]))
+    return {"mesh": node.mesh, "topics": topics}
+
+
+def _row(topic: str, publishers: list[End], subscribers: list[End]) -> dict[str, Any]:
+    return {
+        "topic": topic,
+        "publishers": [end.who for end in publishers],
+        "subscribers": [end.who for end in subscribers],
+    }
+
+
+def _published(peer: Peer) -> Iterator[End]:
+    for pattern, details in _offers(peer, "pub"):
+        window = details.get("window")
+        yield End(pattern, {**_name(peer), "window": window if type(window) is int else None})
+
+
+def _subscribed(peer: Peer) -> Iterator[End]:
+    for pattern, _ in _offers(peer, "sub"):
+        yield End(pattern, {**_name(peer), "pattern": pattern, "group": None})
+    for _, details in _offers(peer, "group"):
+        pattern, group = f"{details.get('pattern')}", f"{details.get('group')}"
+        yield End(pattern, {**_name(peer), "pattern": pattern, "group": group})
+
+
+def _offers(peer: Peer, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    offers: dict[str, dict[str, Any]] = peer.offers.get(kind, {})
+    return [(name, offers[name]) for name in sorted(offers)]
+
+
+def _name(peer: Peer) -> dict[str, Any]:
+    return {"name": peer.name, "id": peer.id, "state": peer.state}
+
+
+@lru_cache(maxsize=100_000)  # a watch asks again and again
+def _meet(pattern_a: str, pattern_b: str) -> bool:
+    if not (is_pattern(pattern_a) or is_pattern(pattern_b)):
+        return pattern_a == pattern_b
+    return overlaps(pattern_a, pattern_b)
+
+
+def tabulate(document: dict[str, Any]) -> Rows:
+    """The same as rows."""
+    return [
+        (
+            each["topic"],
+            ", ".join(_label(who) for who in each["publishers"]) or "-",
+            ", ".join(_label(who, each["topic"]) for who in each["subscribers"]) or "-",
+        )
+        for each in document["topics"]
+    ]
+
+
+def _label(who: dict[str, Any], topic: str = "") -> str:
+    """A name, and in brackets whatever is not as one would expect."""
+    details = [who["state"]] if who["state"] != "alive" else []
+    if who.get("group"):
+        details.append(f"group {who['group']}")
+    if who.get("pattern", topic) != topic and topic:
+        details.append(who["pattern"])
+    return f"{who['name']} ({', '.join(details)})" if details else str(who["name"])
+
+
+@click.command("topics")
+@click.option("--watch", is_flag=True, help="Go on, and show every change; Ctrl-C ends it.")
+@click.option("--timeout", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="SECONDS",
+              help="Wait this long at most for nodes to show themselves.")  # fmt: skip
+@session_options(json_help="One JSON document; with --watch one a line, at every change.")
+def topics(session: Session, watch: bool, timeout: float) -> None:
+    """List the topics of a mesh, with who publishes and who subscribes.
+
+    Shows what nodes say that they offer: topics, or patterns of them. Which topics of a pattern were ever published,
+    and how far each subscriber is, only their publishers know: pub.lag() there tells.
+
+    \b
+    Examples:
+      meshmsg topics --watch
+      meshmsg topics --json | jq -r '.topics[] | select(.subscribers == []) | .topic'
+    """
+    listing = Listing(session, COLUMNS, describe, tabulate, "topics")
+    run(lambda stop: listing.show(stop, watch=watch, timeout_s=timeout))

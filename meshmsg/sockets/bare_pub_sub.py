@@ -1,0 +1,242 @@
+"""PUB and SUB with ``reliable=False``: bare ZeroMQ, two frames a message (topic, MessagePack body), nothing repeated.
+
+What a slow subscriber has no room for is lost, and nobody hears of it; there is no past, no confirmation, no headers
+and no ``Gap``. What remains is ZeroMQ's speed, discovery, patterns, and bounded buffers. Such subscribers hear such
+publishers only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from meshmsg.driver import Driver
+from meshmsg.engine.notes import REPEAT_AFTER_S
+from meshmsg.engine.subscription import Delivery, Subscription
+from meshmsg.engine.topics import PatternIndex, find_fault, is_pattern, matches, prefix_of, require_topic
+from meshmsg.errors import ConfigurationError, NodeClosed, ProtocolError
+from meshmsg.message import Event
+from meshmsg.options import SubOptions, require_items
+from meshmsg.sockets.here import require_here
+from meshmsg.sockets.pub_sub import Sub
+from meshmsg.sockets.raw import RawSockets
+from meshmsg.sockets.sending import encode, require_size
+from meshmsg.sockets.turns import yield_turn
+from meshmsg.transport.pump import Pump
+from meshmsg.transport.raw import PUB, SUB
+from meshmsg.wire.codec import Undecodable, decode_body, make_packer
+
+NAME = "meshmsg.topics"  # of the raw sockets, one of each kind a node
+BURST = 256
+
+logger = logging.getLogger("meshmsg.sockets")
+
+
+class BareTopics:
+    """What all bare publishers and subscribers of a node share: one PUB and one SUB."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.refused = 0  # messages that are none: not of two frames, or not MessagePack
+        self._driver = driver
+        self._raws: RawSockets | None = None
+        self._subs = PatternIndex[BareSub]()
+        self._early: list[BareSub] = []  # before the start
+        self._out: Pump | None = None
+        self._in: Pump | None = None
+        self._socket: Any = None
+        self._reader: asyncio.Task[None] | None = None
+        self._numbers: dict[BareSub, int] = {}
+        self._told_at: float | None = None
+
+    def connect(self, raws: RawSockets) -> None:
+        """The node has started."""
+        self._raws = raws
+        for sub in self._early:
+            self._listen(sub.pattern)
+        self._early.clear()
+
+    @property
+    def out(self) -> Pump:
+        """Where to publish; opened by the first who does."""
+        if self._out is None:
+            assert self._raws is not None, "a usable node has started its sockets"
+            self._out = Pump(self._raws.open(PUB, NAME).socket, asyncio.get_running_loop())
+        return self._out
+
+    def add(self, sub: BareSub) -> None:
+        """A new subscription."""
+        self._subs.add(sub.pattern, sub)
+        self._numbers[sub] = 0
+        if self._raws is None:
+            self._early.append(sub)
+        else:
+            self._listen(sub.pattern)
+
+    def remove(self, sub: BareSub) -> None:
+        """It hears no more."""
+        self._subs.remove(sub.pattern, sub)
+        del self._numbers[sub]
+        if self._socket is not None:
+            self._socket.unsubscribe(prefix_of(sub.pattern).encode())  # ZeroMQ counts them
+        elif sub in self._early:
+            self._early.remove(sub)
+
+    def close(self) -> None:
+        """The node is closed, and its sockets will be."""
+        for pump in (self._out, self._in):
+            if pump is not None:
+                pump.close()
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def _listen(self, pattern: str) -> None:
+        if self._in is None:
+            assert self._raws is not None
+            self._socket = self._raws.open(SUB, NAME).socket
+            self._in = Pump(self._socket, asyncio.get_running_loop())
+            self._reader = asyncio.ensure_future(self._read(self._in))
+            self._reader.add_done_callback(self._reader_done)
+        self._socket.subscribe(prefix_of(pattern).encode())
+
+    async def _read(self, pump: Pump) -> None:
+        while True:
+            arrived = pump.receive(BURST)
+            if not arrived:
+                await pump.wait_readable()
+                continue
+            for parts in arrived:
+                try:
+                    self._deliver(parts)
+                except ProtocolError as error:
+                    self._refuse(str(error))
+            await yield_turn()
+
+    def _deliver(self, parts: list[bytes]) -> None:
+        if len(parts) != 2:
+            raise ProtocolError(f"a message of {len(parts)} frames; a topic and a body make two")
+        topic = parts[0].decode("utf-8", "replace")
+        if find_fault(topic) is not None:
+            raise ProtocolError("a message with a topic that is none")
+        for sub in self._subs.match(topic):
+            body = decode_body(parts[1])  # to each its own
+            if type(body) is Undecodable:
+                raise ProtocolError(f"the body cannot be decoded: {body.error}")
+            number = self._numbers[sub]
+            self._numbers[sub] = number + 1
+            sub.put(topic, number, body, len(parts[1]))
+
+    def _refuse(self, why: str) -> None:
+        """An event for the first, then one in some seconds at most: a flood must not become one of events."""
+        self.refused += 1
+        now = self._driver.now()
+        if self._told_at is None or now - self._told_at >= REPEAT_AFTER_S:
+            self._told_at = now
+            text = f"{self.refused} bare published messages refused so far; the last: {why[:400]}"
+            self._driver.on_events([Event("frame.refused", time.time(), text=text)])
+
+    @staticmethod
+    def _reader_done(reader: asyncio.Future[None]) -> None:
+        if not reader.cancelled() and reader.exception() is not None:
+            logger.error("sub(reliable=False) hears no more", exc_info=reader.exception())
+
+
+class BarePub:
+    """``node.pub(pattern, reliable=False)``: hands topics and bodies to ZeroMQ, and that is all."""
+
+    def __init__(
+        self, driver: Driver, pattern: str, topics: BareTopics, max_message_bytes: int, forget: Callable[[], object]
+    ) -> None:
+        self.pattern = pattern
+        self._driver = driver
+        self._topics = topics
+        self._max_bytes = max_message_bytes
+        self._forget = forget
+        self._pack = make_packer()
+        self._closed = False
+        self._count = 0
+
+    async def send(self, body: Any, topic: str | None = None) -> None:
+        """Hands one message to ZeroMQ, which drops it for whoever has no room."""
+        self.send_nowait(body, topic)
+        self._count += 1
+        if not self._count % BURST:
+            await yield_turn()
+
+    def send_nowait(self, body: Any, topic: str | None = None) -> None:
+        """As ``send``, which never waits either, but gives the loop a turn now and then."""
+        self._driver.require_usable()
+        if self._closed:
+            raise NodeClosed(f"pub({self.pattern!r}) is closed: open another one")
+        if topic is None and is_pattern(self.pattern):
+            raise ConfigurationError(f"pub({self.pattern!r}) has many topics: say which, send(body, topic=...)")
+        name = self.pattern if topic is None else require_topic("send(topic=)", topic)
+        if topic is not None and not matches(self.pattern, topic):
+            raise ConfigurationError(f"{topic!r} is no topic of pub({self.pattern!r}): open a pub of its own for it")
+        encoded = encode(self._pack, body)
+        require_size(encoded, self.pattern, self._max_bytes)
+        self._topics.out.send([name.encode(), encoded])
+
+    async def send_many(self, bodies: Iterable[Any], topic: str | None = None) -> None:
+        """``send`` for each."""
+        require_items("send_many(bodies)", bodies, "send() takes a single body")
+        for body in bodies:
+            await self.send(body, topic)
+
+    def close(self) -> None:
+        """Publishes no more."""
+        require_here(self._driver)
+        if not self._closed:
+            self._closed = True
+            self._forget()
+
+
+class BareSub(Sub):
+    """``node.sub(pattern, reliable=False)``: the same handlers and iteration; ``dropped`` counts what had no room."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        subscription: Subscription,
+        options: SubOptions,
+        topics: BareTopics,
+        forget: Callable[[Sub], object],
+    ) -> None:
+        super().__init__(driver, subscription, options, None, forget)
+        self.dropped = 0
+        self._bare = topics
+
+    def put(self, topic: str, number: int, body: Any, size: int) -> None:
+        """One message came."""
+        subscription = self._subscription
+        if subscription.latest:
+            fits = subscription.put_latest(Delivery(topic, "", number, [body], None, size))
+        else:
+            fits = bool(subscription.put(topic, "", number, [body], None, size))
+        if not fits:
+            self.dropped += 1
+        else:
+            self._arrived()
+
+    def _leave(self) -> None:
+        self._bare.remove(self)
+
+
+def open_bare_sub(
+    driver: Driver,
+    pattern: str,
+    options: SubOptions,
+    number: int,
+    topics: BareTopics,
+    forget: Callable[[Sub], object],
+) -> BareSub:
+    """A subscription to bare publishers; raises ``ConfigurationError`` for what they cannot give."""
+    if options.replay != "none" or options.where is not None:
+        raise ConfigurationError(f"sub({pattern!r}, reliable=False) is bare ZeroMQ and has no replay, no where")
+    subscription = Subscription(pattern, latest=options.latest, buffer=options.buffer)
+    subscription.name = f"sub:{pattern}#{number}"
+    sub = BareSub(driver, subscription, options, topics, forget)
+    topics.add(sub)
+    return sub

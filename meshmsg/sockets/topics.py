@@ -1,0 +1,111 @@
+"""A node's publishing and subscribing sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from meshmsg.driver import Driver
+from meshmsg.engine.broadcasting import WILL
+from meshmsg.engine.topic_log import TopicOptions
+from meshmsg.engine.topics import require_pattern
+from meshmsg.errors import ConfigurationError, NameClash
+from meshmsg.options import PubOptions, SubOptions, make_options
+from meshmsg.sockets.bare_pub_sub import BarePub, BareTopics, open_bare_sub
+from meshmsg.sockets.pub_sub import Pub, Sub, open_sub, require_will
+from meshmsg.sockets.raw import RawSockets
+
+
+class Topics:
+    """Opens them, and gives each pattern one ``Pub``. The node has checked that it is open."""
+
+    def __init__(self, driver: Driver, max_message_bytes: int) -> None:
+        self.subs: list[Sub] = []
+        self._driver = driver
+        self._engine = driver.engine
+        self._max_message_bytes = max_message_bytes
+        self._pubs: dict[str, Pub] = {}
+        self._bare_pubs: dict[str, BarePub] = {}
+        self._bare = BareTopics(driver)
+        self._sub_count = 0
+        self._connected = False
+
+    def connect(self, raws: RawSockets) -> None:
+        """The node has started."""
+        self._connected = True
+        self._offer(self._pubs.values())
+        self._bare.connect(raws)
+        for sub in self.subs:
+            sub.start()
+
+    def close(self) -> None:
+        """The node is closed."""
+        self._bare.close()
+
+    def pub(self, pattern: str, options: Mapping[str, Any]) -> Pub | BarePub:
+        """The same pattern with the same options is the same socket."""
+        require_pattern("pub(pattern)", pattern)
+        chosen = make_options(PubOptions, f"pub({pattern!r})", options)
+        if not chosen.reliable:
+            return self._pub_bare(pattern, options)
+        name = self._engine.identity.name
+        if pattern in self._bare_pubs:
+            raise NameClash(f"node {name!r} already publishes to {pattern!r} with reliable=False: close that first")
+        pub = self._pubs.get(pattern)
+        if pub is not None:
+            if options and pub.options != chosen:
+                raise NameClash(
+                    f"node {name!r} already publishes to {pattern!r} with other options ({pub.options}): "
+                    "open it once, and hand the socket around"
+                )
+            return pub
+        if chosen.will is not None:
+            require_will(pattern, chosen.will)
+        window = chosen.window if chosen.block else 0
+        kept = TopicOptions(chosen.retain, chosen.history, chosen.history_bytes, chosen.history_s, window)
+        self._engine.declare_pub(pattern, kept, chosen.for_groups())
+        forget = partial(self._pubs.pop, pattern, None)
+        pub = self._pubs[pattern] = Pub(self._driver, pattern, chosen, self._max_message_bytes, forget)
+        if self._connected:
+            self._offer([pub])
+        return pub
+
+    def _pub_bare(self, pattern: str, options: Mapping[str, Any]) -> BarePub:
+        if len(options) > 1:
+            others = ", ".join(sorted(set(options) - {"reliable"}))
+            raise ConfigurationError(f"pub({pattern!r}, reliable=False) is bare ZeroMQ and has no {others}")
+        if pattern in self._pubs:
+            name = self._engine.identity.name
+            raise NameClash(f"node {name!r} already publishes to {pattern!r} reliably: close that first")
+        bare = self._bare_pubs.get(pattern)
+        if bare is None:
+            forget = partial(self._bare_pubs.pop, pattern, None)
+            bare = BarePub(self._driver, pattern, self._bare, self._max_message_bytes, forget)
+            self._bare_pubs[pattern] = bare
+        return bare
+
+    def _offer(self, pubs: Iterable[Pub]) -> None:
+        """Tells the mesh what is published here, and where it can be followed."""
+        for pub in pubs:
+            if "broadcast" not in self._engine.identity.offers:
+                endpoints = list(self._driver.open_broadcast())
+                self._engine.offer("broadcast", "xpub", {"endpoints": endpoints})
+            self._engine.offer_pub(pub.pattern)
+            if pub.options.will is not None:
+                self._engine.offer(WILL, pub.pattern, require_will(pub.pattern, pub.options.will))
+        self._driver.wake()
+
+    def sub(self, pattern: str, options: Mapping[str, Any]) -> Sub:
+        """Each call is a subscription of its own."""
+        self._sub_count += 1
+        if options.get("reliable") is False:
+            require_pattern("sub(pattern)", pattern)
+            if "on_gap" in options:
+                raise ConfigurationError(f"sub({pattern!r}, reliable=False) is bare ZeroMQ and hears of no gaps")
+            chosen = make_options(SubOptions, f"sub({pattern!r})", options)
+            sub: Sub = open_bare_sub(self._driver, pattern, chosen, self._sub_count, self._bare, self.subs.remove)
+        else:
+            sub = open_sub(self._driver, pattern, options, self._sub_count, self.subs.remove)
+        self.subs.append(sub)
+        return sub

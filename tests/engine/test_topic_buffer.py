@@ -1,0 +1,140 @@
+"""A subscription in the shape of an inbox: what is handed out, lent to threads, told and dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meshmsg.engine.subscription import Delivery, Subscription
+from meshmsg.engine.topic_buffer import REFILL, TopicBuffer
+from meshmsg.message import Gap
+from meshmsg.wire.codec import Undecodable
+
+NODE = "a" * 32 + ".1"
+
+
+class Clock:
+    def now(self) -> float:
+        return 0.0
+
+
+class Setting:
+    """A subscription, its buffer, and what that told."""
+
+    def __init__(self, **options: Any) -> None:
+        self.subscription = Subscription("t.*", **options)
+        self.buffer = TopicBuffer(self.subscription, 256, lambda key: "publisher")
+        self.gaps: list[Gap] = []
+        self.failed: list[tuple[str, str]] = []
+        self.buffer.on_gap = self.gaps.append
+        self.buffer.on_failed = lambda message_id, error: self.failed.append((message_id, error))
+        self.next = 0
+
+    def put(self, *bodies: Any, headers: Any = None, topic: str = "t.x") -> None:
+        self.subscription.put(topic, NODE, self.next, list(bodies), headers, len(bodies))
+        self.next += len(bodies)
+
+    def miss(self, count: int) -> None:
+        self.subscription.miss("t.x", NODE, self.next, self.next + count)
+        self.next += count
+
+    def take_one(self) -> Any:
+        message = self.buffer.take_one(Clock())
+        return None if message is None else message.body
+
+
+def test_messages_know_where_they_came_from() -> None:
+    setting = Setting()
+    setting.put("body", headers={0: {"n": 1}})
+    message = setting.buffer.take_one(Clock())
+    assert message is not None
+    assert (message.body, message.topic, message.queue, message.sender) == ("body", "t.x", "t.*", "publisher")
+    assert (message.id, dict(message.headers)) == ("aaaaaaaaaaaa/t.x/0", {"n": 1})
+    assert setting.buffer.take_one(Clock()) is None
+
+
+def test_a_gap_is_told_when_everything_before_it_was_taken() -> None:
+    setting = Setting()
+    setting.put(1, 2)
+    setting.miss(5)
+    setting.put(3)
+    setting.buffer.tell_gaps()
+    assert [setting.take_one(), setting.take_one()] == [1, 2]
+    assert setting.gaps == []
+    assert setting.take_one() == 3
+    assert setting.gaps == [Gap("t.x", "publisher", 5, 2, 7)]
+
+
+def test_a_gap_with_nothing_before_it_is_told_at_once() -> None:
+    setting = Setting()
+    setting.miss(5)
+    setting.put(1)
+    setting.buffer.tell_gaps()
+    assert setting.gaps == [Gap("t.x", "publisher", 5, 0, 5)]
+    assert setting.buffer.waiting == 1
+
+
+def test_a_batch_goes_over_gaps_and_tells_them() -> None:
+    setting = Setting()
+    setting.put(1, 2)
+    setting.miss(1)
+    setting.put(3, 4)
+    assert setting.buffer.take(3, 0.0).bodies == [1, 2, 3]
+    assert len(setting.gaps) == 1 and setting.buffer.waiting == 1
+
+
+def test_what_is_not_taken_can_still_be_replaced_by_newer_values() -> None:
+    setting = Setting(latest=True)
+    for number in range(5):
+        for topic in ("t.x", "t.y"):
+            setting.subscription.put_latest(Delivery(topic, NODE, number, [number], None, 1))
+    assert setting.take_one() == 4
+    setting.subscription.put_latest(Delivery("t.y", NODE, 5, [5], None, 1))
+    assert setting.take_one() == 5
+    assert setting.take_one() is None
+
+
+def test_only_so_much_is_lent_as_is_asked_for() -> None:
+    setting = Setting()
+    for number in range(20):
+        setting.put(*range(number * 100, number * 100 + 100))
+    assert setting.buffer.lend(0) == setting.buffer.lend(-5)
+    lent = [body for arrival in setting.buffer.lend(150) for body in arrival.bodies]
+    assert lent == list(range(150))
+    assert setting.buffer.waiting == setting.subscription.waiting == 1850
+
+
+def test_reading_ahead_is_bounded() -> None:
+    setting = Setting()
+    setting.put(*range(REFILL * 3))
+    assert setting.take_one() == 0
+    assert setting.subscription.waiting == REFILL * 2
+    assert setting.buffer.waiting == REFILL * 3 - 1
+
+
+def test_a_closed_buffer_hands_out_nothing() -> None:
+    setting = Setting()
+    setting.put(*range(REFILL * 2))
+    assert setting.take_one() == 0
+    setting.buffer.return_unstarted()
+    assert setting.take_one() is None
+    assert not setting.buffer.lend(10)
+
+
+def test_what_cannot_be_decoded_is_told_and_costs_nothing_else() -> None:
+    setting = Setting()
+    setting.put(1, Undecodable("no key"), 3)
+    setting.buffer.decode = lambda body: body * 10
+    assert [setting.take_one(), setting.take_one(), setting.take_one()] == [10, 30, None]
+    ((message_id, error),) = setting.failed
+    assert message_id.endswith("/t.x/1") and "no key" in error
+
+
+def test_verdicts_change_nothing_except_that_failures_are_told() -> None:
+    setting = Setting()
+    setting.put(*range(4))
+    batch = setting.buffer.take(4, 0.0).messages
+    batch[0].ack()
+    batch[1].nack(error="later")
+    batch[2].reject("never")
+    assert [error for _, error in setting.failed] == ["later", "never"]
+    assert setting.take_one() is None

@@ -1,0 +1,182 @@
+"""Pub and Sub by themselves: what needs no other process and no other face."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from meshmsg import BodyTooLarge, Message, Node, OutboxFull
+from meshmsg.engine.broadcasting import unwrap_will, wrap_will
+from meshmsg.sockets import handoff
+from meshmsg.sockets.pub_sub import SEND_BURST
+from meshmsg.wire.codec import make_packer
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[Node]:
+    async with Node("node", mesh=uuid.uuid4().hex, mdns=False, drain=0, **options) as node:
+        yield node
+
+
+async def test_what_one_turn_publishes_leaves_together() -> None:
+    async with running() as node:
+        out, sub = node.pub("numbers"), node.sub("numbers")
+        await node.wait_for(sub="numbers", timeout=5)
+        for number in range(100):
+            await out.send(number)
+        await sub.get(timeout=5)
+        batches = [batch async for batch in _first(sub.batches(max_wait=0), 1)]
+        assert len(batches[0]) == 99
+
+
+async def _first(source: Any, count: int) -> AsyncIterator[Any]:
+    async for each in source:
+        yield each
+        count -= 1
+        if not count:
+            return
+
+
+async def test_sending_without_an_end_lets_others_run() -> None:
+    async with running() as node:
+        out = node.pub("numbers")
+        turns = 0
+
+        def count() -> None:
+            nonlocal turns
+            turns += 1
+            asyncio.get_running_loop().call_soon(count)
+
+        count()
+        for number in range(SEND_BURST * 3 + 1):
+            await out.send(number)
+        assert turns >= 3
+
+
+async def test_large_bodies_are_looked_at_one_by_one() -> None:
+    async with running(max_message_bytes=4096) as node:
+        out = node.pub("large")
+        await out.send("x" * 4000)
+        with pytest.raises(BodyTooLarge):
+            await out.send("x" * 5000)
+
+
+async def test_who_waits_in_send_is_woken_by_room_and_by_nothing_else() -> None:
+    async with running() as node:
+        out, sub = node.pub("steady", block=True, window=3), node.sub("steady", buffer=1)
+        await node.wait_for(sub="steady", timeout=5)
+        sending = asyncio.ensure_future(_send(out, 20))
+        while not out.lag().get("node", {}).get("steady") == 3:
+            await asyncio.sleep(0)
+        with pytest.raises(OutboxFull, match=r"^a subscriber of 'steady' is 3 messages behind"):
+            out.send_nowait("no")
+        assert [(await sub.get(timeout=5)).body for _ in range(20)] == list(range(20))
+        await asyncio.wait_for(sending, 5)
+
+
+async def _send(out: Any, count: int) -> None:
+    for number in range(count):
+        await out.send(number)
+
+
+async def test_threads_are_lent_only_what_they_take_soon() -> None:
+    async with running() as node:
+        out, sub = node.pub("numbers"), node.sub("numbers")
+        await node.wait_for(sub="numbers", timeout=5)
+        go_on, done = threading.Event(), asyncio.Event()
+        loop, got = asyncio.get_running_loop(), list[int]()
+
+        @sub
+        def handle(message: Message) -> None:
+            go_on.wait(10)
+            got.append(message.body)
+            if len(got) == 5000:
+                loop.call_soon_threadsafe(done.set)
+
+        await out.send_many(range(5000))
+        while sub.unsettled < 5000 - handoff.AHEAD - 1:
+            await asyncio.sleep(0)
+        assert sub._handoff is not None and len(sub._handoff._lent) <= handoff.AHEAD
+        go_on.set()
+        await asyncio.wait_for(done.wait(), 10)
+        assert got == list(range(5000))
+
+
+async def test_a_thread_gets_the_newest_value_and_not_one_that_lay_there() -> None:
+    async with running() as node:
+        out, sub = node.pub("price"), node.sub("price", latest=True)
+        await node.wait_for(sub="price", timeout=5)
+        started, go_on, done = asyncio.Event(), threading.Event(), asyncio.Event()
+        loop, got = asyncio.get_running_loop(), list[int]()
+
+        @sub
+        def handle(message: Message) -> None:
+            got.append(message.body)
+            loop.call_soon_threadsafe(started.set)
+            go_on.wait(10)
+            if message.body == 99:
+                loop.call_soon_threadsafe(done.set)
+
+        await out.send(0)
+        await asyncio.wait_for(started.wait(), 5)
+        for number in range(1, 100):
+            await out.send(number)
+            while out.lag():
+                await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.wait_for(done.wait(), 5)
+        assert got == [0, 99]
+        assert sub.conflated == 98
+
+
+async def test_an_on_gap_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as node:
+
+        def on_gap(gap: Any) -> None:
+            raise ValueError("a mistake")
+
+        out, sub = node.pub("flood"), node.sub("flood", buffer=1, on_gap=on_gap)
+        await node.wait_for(sub="flood", timeout=5)
+        for _ in range(5):
+            await out.send_many(range(1000))
+        await out.send("end")
+        while (await sub.get(timeout=5)).body != "end":
+            pass
+        assert sub.gaps > 0
+    assert "on_gap of sub('flood') failed" in caplog.text
+
+
+def test_a_last_will_travels_as_texts() -> None:
+    encoded = make_packer()({"state": "gone", "why": "x" * 1000, "raw": b"\xff\x00"})
+    details = wrap_will(encoded)
+    assert all(len(text) <= 200 for text in details["body"])
+    assert unwrap_will(details) == encoded
+
+
+@pytest.mark.parametrize("details", [{}, {"body": "text"}, {"body": [1]}, {"body": ["=?"]}, {"body": ["AAAA"] * 5000}])
+def test_a_last_will_that_is_none_is_refused(details: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        unwrap_will(details)
+
+
+async def test_a_window_that_is_opened_later_counts_as_well() -> None:
+    mesh = uuid.uuid4().hex
+    async with (
+        Node("publisher", mesh=mesh, mdns=False, drain=0) as publisher,
+        Node("subscriber", mesh=mesh, mdns=False, drain=0, seeds=publisher.endpoints) as subscriber,
+    ):
+        publisher.pub("first")
+        subscriber.sub("*")
+        await publisher.wait_for(sub="first", timeout=5)
+        (reception,) = subscriber._engine.subscriptions.receptions.values()
+        assert reception.report_every is None
+        out = publisher.pub("second", block=True, window=400)
+        await out.send("and the offer has come before it")
+        while reception.report_every != 100:
+            await asyncio.sleep(0)
