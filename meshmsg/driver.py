@@ -265,6 +265,7 @@ class Driver:
             return True
         if self.closed:  # nothing will change any more
             return False
+        self.require_loop()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (condition, future)
         self._conditions.append(entry)
@@ -337,6 +338,14 @@ class Driver:
         self.owner = 0
         self._check_conditions()
         self._retired = True
+
+    def require_loop(self) -> None:
+        """Raises ``WrongThread`` in another event loop of the same thread, where waiting would be in vain."""
+        if isinstance(self._loop, asyncio.AbstractEventLoop) and self._loop is not asyncio.get_running_loop():
+            raise WrongThread(
+                f"node {self.engine.identity.name!r} belongs to another event loop, which does not run now: "
+                "use it within the asyncio.run that started it"
+            )
 
     def stop(self) -> None:
         """Turns no more."""

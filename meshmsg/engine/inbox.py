@@ -27,6 +27,7 @@ class Inbox(Buffer):
         self.guard: Callable[[], None] | None = None  # of applications' verdicts; raises where there can be none
         self.on_given_up: Callable[[InLane], None] = lambda lane: None  # for who has taken messages out unstarted
         self.closing = False
+        self.paused = False
         self.received = 0
         self.dirty = False
         self.trial_seat = TrialSeat()  # the engine gives all inboxes of a process the same
@@ -107,6 +108,8 @@ class Inbox(Buffer):
             index += count
         if self.closing:
             self.return_unstarted()
+        elif self.paused:
+            self._give_back("every handler of this consumer hangs")
 
     def _buffer_run(
         self, lane: InLane, seq: int, number: int, bodies: list[Any], details: dict[str, Any] | None, now: float
@@ -151,11 +154,22 @@ class Inbox(Buffer):
         self.closing = True
         for each in self.lanes.values():
             each.mark()  # what a goodbye follows must say how much was received
+        self._give_back("the consumer left")
+
+    def pause(self, paused: bool) -> None:
+        """Takes no more while nobody can start it; what waits goes to other consumers, at no attempt (G4)."""
+        self.paused = paused
+        if paused:
+            self._give_back("every handler of this consumer hangs")
+        else:
+            self._regrant()
+
+    def _give_back(self, why: str) -> None:
         for arrival in self.take_back():
             lane = arrival.lane
             assert isinstance(lane, InLane)
             for seq in range(arrival.first_seq, arrival.first_seq + len(arrival)):
-                lane.judge(seq, frames.RETURNED, None, "the consumer left")
+                lane.judge(seq, frames.RETURNED, None, why)
 
     # -- credit ----------------------------------------------------------------------------------------------
 
@@ -180,7 +194,7 @@ class Inbox(Buffer):
     def flush(self) -> list[tuple[InLane, frames.Ack]]:
         """The state of every lane that has news, with fresh credit in it."""
         dirty, self._dirty_lanes = self._dirty_lanes, []
-        if not self.closing:
+        if not self.closing and not self.paused:
             self._grant(dirty)
         out: list[tuple[InLane, frames.Ack]] = []
         for lane in (*dirty, *self._dirty_lanes):  # granting may add lanes

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from meshmsg.driver import Driver
+from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.topic_buffer import Source, TopicBuffer
 from meshmsg.message import Arrival, Message, describe_error
@@ -281,6 +282,17 @@ class Handoff:
         """Lends no more, takes back what nobody started, and lets every waiting thread go."""
         self.closed = True
         self.apply()
+        self._recall()
+        self._wake(len(self._tickets))
+
+    def pause(self, paused: bool) -> None:
+        """While every thread hangs, what none of them took goes to other consumers (G4)."""
+        if isinstance(self._inbox, Inbox):
+            self._recall()
+            self._inbox.pause(paused)
+
+    def _recall(self) -> None:
+        """Takes what nobody started back into the inbox."""
         offset = time.monotonic() - self.driver.now()
         back: list[Arrival] = []
         for message in self._drain():
@@ -290,7 +302,6 @@ class Handoff:
                 arrival.expires_at -= offset
             back.append(arrival)
         self._inbox.arrivals.extendleft(reversed(back))
-        self._wake(len(self._tickets))
 
     def _answer(self) -> None:
         self.apply()

@@ -213,6 +213,7 @@ class Push:
             require_number("deliver(timeout=)", timeout, at_least=0)
         message_id = ""
         number = -1
+        self._driver.require_loop()
         try:
             async with asyncio.timeout(timeout):
                 message_id = await send()

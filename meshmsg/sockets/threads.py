@@ -12,7 +12,7 @@ from typing import Any
 from meshmsg.driver import Driver
 from meshmsg.engine.lane import InLane
 from meshmsg.errors import AlreadySettled, Reject
-from meshmsg.message import Message, judge_by_error
+from meshmsg.message import Event, Message, judge_by_error
 from meshmsg.options import PullOptions
 from meshmsg.sockets.handoff import Handoff
 from meshmsg.sockets.workers import refuse_result
@@ -49,6 +49,7 @@ class ThreadWorkers:
         self._running = 0
         self._watchdog: asyncio.TimerHandle | None = None
         self._ended: asyncio.Event | None = None
+        self._stuck = False  # whether every thread runs past its timeout
 
     def start(self, handoff: Handoff) -> None:
         """Starts the threads; called in the loop."""
@@ -137,8 +138,10 @@ class ThreadWorkers:
         assert timeout is not None and self._handoff is not None
         self._handoff.apply()
         now = earliest = time.monotonic()
+        overdue = 0
         for worker in self._workers:
             message, started_at = worker.message, worker.started_at
+            overdue += message is not None and now >= started_at + timeout
             if message is None or message.settled:
                 continue
             if now >= started_at + timeout:
@@ -146,8 +149,19 @@ class ThreadWorkers:
                 logger.warning("a handler of %r runs past its timeout, and keeps its thread", self._queue)
             else:
                 earliest = min(earliest, started_at)
+        self._note_stuck(overdue == len(self._workers))
         self._driver.wake()
         self._watchdog = asyncio.get_running_loop().call_later(earliest + timeout - now, self._watch)
+
+    def _note_stuck(self, stuck: bool) -> None:
+        """With no thread left, what waits goes to other consumers; with one again, more may come."""
+        if stuck == self._stuck or self._handoff is None:
+            return
+        self._stuck = stuck
+        self._handoff.pause(stuck)
+        if stuck:
+            text = f"all {len(self._workers)} threads run past the timeout of {self._options.timeout} s"
+            self._driver.on_events([Event("consumer.stuck", time.time(), queue=self._queue, text=text)])
 
     def _give_up(self, message: Message, error: str) -> None:
         """Nacks in the place of a handler; what that says from now on is too late."""

@@ -164,7 +164,10 @@ def test_a_member_may_leave_and_come_back(face: Face) -> None:
     member.close()
     producer.wait_for(group="billing", count=0, timeout=PATIENCE_S)
     until(lambda: not producer.peers()[0].offers.get("group"))
+    witness = producer.sub("orders")
+    producer.wait_for(sub="orders", timeout=PATIENCE_S)
     orders.send(2)
+    assert witness.get(timeout=PATIENCE_S).body == 2  # it has left, and no group was there
     again = consumer.sub("orders", group="billing")
     producer.wait_for(group="billing", timeout=PATIENCE_S)
     orders.send(3)

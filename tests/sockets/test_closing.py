@@ -1,14 +1,15 @@
-"""Ends that are closed at an awkward moment: several wait, somebody is cancelled, a handler closes its own pull."""
+"""Awkward moments: several wait at the close, somebody is cancelled, a handler closes its own pull, threads hang."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from typing import Any
 
 import pytest
 
-from meshmsg import Message, Node, NodeClosed
+from meshmsg import Message, Node, NodeClosed, WrongThread
 
 PATIENCE_S = 10.0
 
@@ -91,3 +92,54 @@ async def test_a_handler_that_raises_something_odd_fails_like_any_other() -> Non
         await jobs.send_many(range(3))
         await jobs.flush(timeout=PATIENCE_S)
         assert sorted(done) == [0, 1, 2]
+
+
+@pytest.mark.guarantee("G1", "G4")
+async def test_what_waits_for_threads_that_hang_goes_to_other_consumers() -> None:
+    async with make("producer") as producer:
+        other = {"mesh": producer.mesh, "seeds": [producer.endpoints[0]], "mdns": False, "drain": 0}
+        async with Node("sick", **other) as sick, Node("well", **other) as well:
+            hang, hanging, healed = threading.Event(), threading.Event(), []
+            events = sick.events()
+
+            @sick.pull("work", timeout=0.05, concurrency=2)
+            def suffer(message: Message) -> None:
+                if not hang.is_set():
+                    hanging.set()
+                    hang.wait(PATIENCE_S)
+                healed.append(message.body)
+
+            jobs = producer.push("work")
+            await producer.wait_for(pull="work", timeout=PATIENCE_S)
+            await jobs.send_many(range(50))
+            await asyncio.to_thread(hanging.wait, PATIENCE_S)
+            done: list[int] = []
+
+            @well.pull("work")
+            async def work(message: Message) -> None:
+                done.append(message.body)
+
+            await jobs.flush(timeout=PATIENCE_S)
+            assert sorted(done) == list(range(50))
+            assert jobs.ledger().processed == 50
+            while (event := await events.get(timeout=PATIENCE_S)).kind != "consumer.stuck":
+                pass
+            assert (event.queue, event.text) == ("work", "all 2 threads run past the timeout of 0.05 s")
+            await well.close()
+            hang.set()
+            await jobs.send("again")
+            await jobs.flush(timeout=PATIENCE_S)
+            assert "again" in healed
+
+
+def test_another_loop_of_the_same_thread_is_told_so() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        node = make()
+        loop.run_until_complete(node.start())
+        jobs = node.push("work")
+        with pytest.raises(WrongThread, match="belongs to another event loop"):
+            asyncio.run(jobs.deliver(1, timeout=PATIENCE_S))
+        loop.run_until_complete(node.close(drain=0))
+    finally:
+        loop.close()
