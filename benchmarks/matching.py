@@ -1,4 +1,4 @@
-"""What it costs to find the subscriptions of a topic: the index, with and without its cache, beside trying each pattern.
+"""What it costs to find a topic's subscriptions: the index, with and without its cache, beside trying each pattern.
 
 python benchmarks/matching.py
 """

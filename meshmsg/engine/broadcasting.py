@@ -9,7 +9,7 @@ from typing import Any
 from meshmsg.engine.effects import Follow
 from meshmsg.engine.output import Output
 from meshmsg.engine.peers import LEFT, SELF_LINK, Identity, Peers, PeerState
-from meshmsg.engine.publisher import Broadcast, Publisher
+from meshmsg.engine.publisher import MAX_ENTRIES, Broadcast, Publisher
 from meshmsg.engine.subscriber import Reception, Subscriptions
 from meshmsg.engine.subscription import Delivery, Subscription
 from meshmsg.engine.topic_log import headers_of
@@ -19,6 +19,8 @@ from meshmsg.wire import frames
 from meshmsg.wire.codec import decode_body
 
 KEEP_S = 120.0  # a publisher that fell silent is waited for; then what is known to be missing becomes gaps
+# What a publisher that is gone sent last is on its way through another connection than its goodbye.
+LINGER_S = 0.5
 MAX_COMPARISONS = 10_000  # of patterns; with more, a publisher is followed unseen, and its filters decide
 
 WILL = "will"  # the kind of offer
@@ -50,6 +52,7 @@ class Broadcaster:
         self._reasons: dict[str, set[str]] = {}  # by peer: patterns of ours that it published to at any time
         self._next_number = 1
         self._away: dict[str, float] = {}  # publishers that fell silent, and when
+        self._ending: dict[str, tuple[float, PeerState, str]] = {}  # publishers that are gone, and why
         self._changed = False  # whether filters may have to
 
     # -- commands --------------------------------------------------------------------------------------------
@@ -84,6 +87,7 @@ class Broadcaster:
         """A peer is there, or there again: what was on its old link is lost."""
         self.publisher.pause(peer.key, False)
         self._away.pop(peer.key, None)
+        self._ending.pop(peer.key, None)
         for key in [key for key in self.subscriptions.receptions if key != peer.key]:
             if key.partition(".")[0] == peer.node_id:
                 self._end(key)  # a former life
@@ -101,18 +105,22 @@ class Broadcaster:
     def end(self, peer: PeerState, why: str) -> None:
         """A peer is gone. Unless it is certain that it does not come back, it gets some time to."""
         self.publisher.on_down(peer.key)
-        self._unfollow(peer.key)
-        reception = self.subscriptions.receptions.get(peer.key)
-        if reception is None:
-            return
-        wills = peer.offers.get(WILL, {}) if why != LEFT else {}
-        stood = {topic: reception.topics[topic].position or 0 for topic in wills if topic in reception.topics}
-        if why in FINAL:
-            self._end(peer.key)
+        if peer.key not in self.subscriptions.receptions:
+            self._unfollow(peer.key)
+        elif why in FINAL:
+            self._ending[peer.key] = self._output.now, peer, why
         else:
+            self._unfollow(peer.key)
             self._away[peer.key] = self._output.now
-        for topic, details in wills.items():
-            self._execute(peer, topic, details, stood.get(topic, 0))
+            self._execute_wills(peer, self._positions_of_wills(peer))
+
+    def _positions_of_wills(self, peer: PeerState) -> dict[str, int]:
+        topics = self.subscriptions.receptions[peer.key].topics
+        return {topic: (topics[topic].position or 0) if topic in topics else 0 for topic in peer.offers.get(WILL, ())}
+
+    def _execute_wills(self, peer: PeerState, positions: dict[str, int]) -> None:
+        for topic, seq in positions.items():
+            self._execute(peer, topic, peer.offers[WILL][topic], seq)
 
     def _execute(self, peer: PeerState, topic: str, details: dict[str, Any], seq: int) -> None:
         """The last will of a publisher that is gone without a goodbye: every subscriber publishes it to itself."""
@@ -134,10 +142,25 @@ class Broadcaster:
                 subscription.miss(topic, peer.key, seq, seq + 1)
 
     def _end(self, key: str) -> None:
+        ending = self._ending.pop(key, None)
+        positions: dict[str, int] = {}
+        if ending is not None and ending[2] != LEFT and key in self.subscriptions.receptions:
+            positions = self._positions_of_wills(ending[1])
         self._unfollow(key)
         self._away.pop(key, None)
         self._reasons.pop(key, None)
         self.subscriptions.end(key)
+        if ending is not None:
+            self._execute_wills(ending[1], positions)
+
+    def say_last(self) -> None:
+        """This node leaves: its subscribers hear how far each topic went, and miss nothing unnoticed."""
+        self.dispatch()
+        topics = self.publisher.topics()
+        for key in self.publisher.followers:
+            stated = [[topic, topics[topic]] for topic in self.publisher.lags(key)]
+            for start in range(0, len(stated), MAX_ENTRIES):
+                self._send(key, frames.Beacon(stated[start : start + MAX_ENTRIES]), [])
 
     def _follow_or_not(self, peer: PeerState) -> None:
         if peer.link is None:
@@ -279,7 +302,9 @@ class Broadcaster:
         self.subscriptions.heartbeat()
 
     def tick(self) -> None:
-        """Gives up publishers that have been silent for long."""
+        """Gives up publishers that are gone, or have been silent for long."""
+        for key in [key for key, ending in self._ending.items() if self._output.now >= ending[0] + LINGER_S]:
+            self._end(key)
         for key in [key for key, since in self._away.items() if self._output.now >= since + KEEP_S]:
             self._end(key)
 
@@ -322,7 +347,9 @@ class Broadcaster:
         """When there is something to do again, if that is sooner."""
         now = self._output.now
         due = [self.publisher.wake_at(now), self.subscriptions.wake_at(now)]
-        return min([soonest, *(at for at in due if at is not None), *(since + KEEP_S for since in self._away.values())])
+        due += [since + KEEP_S for since in self._away.values()]
+        due += [ending[0] + LINGER_S for ending in self._ending.values()]
+        return min([soonest, *(at for at in due if at is not None)])
 
     # -- looking ---------------------------------------------------------------------------------------------
 

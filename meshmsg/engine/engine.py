@@ -185,6 +185,7 @@ class Engine:
         for queue in list(self.inboxes):
             self.close_pull(queue)
         self._receiver.flush()  # after a goodbye nobody listens any more
+        self._broadcaster.say_last()
         self._closed = True
         for link, _ in self.peers.linked():
             if link != SELF_LINK:
