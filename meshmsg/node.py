@@ -299,8 +299,13 @@ class Node:
         await asyncio.gather(
             *(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values(), *self._topics.subs))
         )
+        engine = self._engine
+        engine.finish_publishing()
+        self._driver.wake()
         left = max(0.0, deadline - loop.time())
-        await self._driver.until(lambda: not any(box.pending for box in self._engine.outboxes.values()), left)
+        await self._driver.until(
+            lambda: engine.published and not any(box.pending for box in engine.outboxes.values()), left
+        )
 
     def hurry(self) -> None:
         """Ends the drain of a ``close`` that is under way: what is pending stays so."""

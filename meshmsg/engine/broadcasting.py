@@ -301,6 +301,11 @@ class Broadcaster:
             self._send(answer.peer, answer.frame, answer.bodies)
         self.subscriptions.heartbeat()
 
+    @property
+    def awaited(self) -> bool:
+        """Whether another node has yet to say that it got everything that was published here."""
+        return self.publisher.awaited(self._myself)
+
     def tick(self) -> None:
         """Gives up publishers that are gone, or have been silent for long."""
         for key in [key for key, ending in self._ending.items() if self._output.now >= ending[0] + LINGER_S]:

@@ -192,6 +192,15 @@ class Engine:
                 self._output.send(link, frames.Bye(reason))
                 self._unanswered.add(link)
 
+    def finish_publishing(self) -> None:
+        """Has subscribers say what they got; ``published`` tells when they have."""
+        self._broadcaster.say_last()
+
+    @property
+    def published(self) -> bool:
+        """Whether every other subscriber got everything (G6)."""
+        return not self._broadcaster.awaited
+
     @property
     def parted(self) -> bool:
         """After ``close``: whether nobody is left who may learn of it from a broken link, ahead of the goodbye."""

@@ -373,6 +373,10 @@ class Publisher:
         lags = ((log.topic, log.next_seq - follower.positions.get(log.topic, 0)) for log in self._followed(follower))
         return {topic: behind for topic, behind in lags if behind}
 
+    def awaited(self, besides: str) -> bool:
+        """Whether a subscriber, not suspect and not ``besides``, has yet to say that it got everything."""
+        return any(self.lags(key) for key, each in self.followers.items() if key != besides and not each.paused)
+
     def _set_limits(self) -> None:
         for log in self._windowed.values():
             self._set_limit(log)

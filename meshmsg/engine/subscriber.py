@@ -272,6 +272,7 @@ class Reception:
 
     def on_beacon(self, beacon: frames.Beacon, now: float) -> None:
         """How far topics are: a loss at the end of one shows in nothing else."""
+        self.report_due = True  # a publisher that leaves waits for it
         for name, next_seq in beacon.topics:
             topic = self._follow(name)
             if topic is not None:

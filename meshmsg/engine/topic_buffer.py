@@ -108,7 +108,8 @@ class TopicBuffer(Buffer):
 
     def tell_gaps(self) -> None:
         """A gap with no message before it is told at once."""
-        self._refill(0)
+        if not self.opened:
+            self._refill(0)
 
     def take_one(self, clock: Clock) -> Message | None:
         """Hands out one message; None if there is none."""

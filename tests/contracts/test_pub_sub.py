@@ -165,6 +165,7 @@ def test_who_joins_late_gets_the_retained_value_of_every_topic(face: Face) -> No
     for topic in ("a", "b"):
         for number in range(10):
             out.send(number, topic=f"state.{topic}", headers={"n": number})
+    out.lag()  # and by now all have left
     sub = subscriber.sub("state.*", replay="latest")
     found = {message.topic: (message.body, message.headers["n"]) for message in take(sub, 2)}
     assert found == {"state.a": (9, 9), "state.b": (9, 9)}

@@ -180,3 +180,18 @@ async def test_a_window_that_is_opened_later_counts_as_well() -> None:
         await out.send("and the offer has come before it")
         while reception.report_every != 100:
             await asyncio.sleep(0)
+
+
+@pytest.mark.guarantee("G6", "G10")
+async def test_a_publisher_that_leaves_waits_until_its_subscribers_have_everything() -> None:
+    mesh = uuid.uuid4().hex
+    async with Node("publisher", mesh=mesh, mdns=False) as publisher:
+        seeds = [publisher.endpoints[0]]
+        async with Node("subscriber", mesh=mesh, mdns=False, seeds=seeds) as subscriber:
+            out, sub = publisher.pub("numbers"), subscriber.sub("numbers")
+            await publisher.wait_for(sub="numbers", timeout=10)
+            await out.send_many(range(3000))
+            await publisher.close(drain=10)
+            assert sub.unsettled == 3000
+            assert [(await sub.get(timeout=10)).body for _ in range(3000)] == list(range(3000))
+            assert sub.gaps == 0
