@@ -44,9 +44,9 @@ class Receiver:
 
     @property
     def leaving(self) -> bool:
-        """Whether a producer that is there still has to let go of a closed inbox."""
+        """Whether a producer that is there still has to let go of a closed inbox. Who waits for a verdict never does."""
         self._leaving = [inbox for inbox in self._leaving if any(lane.alive for lane in inbox.lanes.values())]
-        return bool(self._leaving)
+        return any(lane.alive and not lane.unsettled for inbox in self._leaving for lane in inbox.lanes.values())
 
     # -- what the producers say ------------------------------------------------------------------------------
 
