@@ -74,11 +74,6 @@ class Chat:
     async def leave(self) -> None:
         """Says goodbye, so that nobody has to read our last will."""
         await self.here.send(["left", self.name])
-        # Closing does not wait for subscribers: stay until all have heard everything, but no longer than two seconds.
-        for _ in range(40):
-            await asyncio.sleep(0.05)
-            if not self.here.lag() and not self.said.lag():
-                break
 
     async def obey(self, line: str) -> None:
         """Does what one line says."""

@@ -53,11 +53,6 @@ async def be(mesh: str, name: str) -> None:
                 if state == "left":
                     break
         repeating.cancel()
-        # Closing does not wait for subscribers: stay until all have heard it, but no longer than two seconds.
-        for _ in range(40):
-            await asyncio.sleep(0.05)
-            if not presence.lag():
-                break
 
 
 async def watch(mesh: str, members: dict[str, subprocess.Popen[bytes]], fail: bool) -> None:

@@ -44,7 +44,10 @@ class Receiver:
 
     @property
     def leaving(self) -> bool:
-        """Whether a producer that is there still has to let go of a closed inbox. Who waits for a verdict never does."""
+        """Whether a producer that is there still has to let go of a closed inbox.
+
+        Not counting who waits for the verdict on something started: nobody knows when that comes, or whether.
+        """
         self._leaving = [inbox for inbox in self._leaving if any(lane.alive for lane in inbox.lanes.values())]
         return any(lane.alive and not lane.unsettled for inbox in self._leaving for lane in inbox.lanes.values())
 
