@@ -45,6 +45,7 @@ from meshmsg.errors import (
 from meshmsg.message import Attempt, Batch, DeadLetter, Event, Gap, Ledger, Message, Peer
 from meshmsg.node import Node
 from meshmsg.options import Retry
+from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.pub_sub import Pub, Sub
 from meshmsg.sockets.push_pull import Pull, Push
 
@@ -67,6 +68,7 @@ __all__ = [
     "Event",
     "ForkedProcess",
     "Gap",
+    "GroupSub",
     "Ledger",
     "MeshError",
     "Message",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import threading
 
@@ -237,15 +238,17 @@ def test_what_cannot_work_is_wrong_use(shell: Shell, arguments: tuple[str, ...],
 
 @pytest.mark.guarantee("G6")
 async def test_gaps_are_told_on_standard_error(shell: Shell) -> None:
-    """A publisher that keeps little, and a subscriber whose output nobody reads at first."""
-    async with Node("pub", mesh=shell.mesh) as node:
+    """A publisher that keeps little, and a subscriber that is frozen until more was published than any queue holds."""
+    async with Node("pub", mesh=shell.mesh, drain=0) as node:
         pub = node.pub("a")
         sub = shell.start("sub", "a")
         assert sub.stdout is not None and sub.stderr is not None
         await node.wait_for(sub="a", timeout=30)
-        body = b"x" * 200_000
-        for _ in range(600):  # more than fits into its buffer, the pipe and this publisher's repairs together
-            await pub.send(body)
+        sub.send_signal(signal.SIGSTOP)
+        for _ in range(4000):
+            await pub.send(b"x" * 20_000)
+            await asyncio.sleep(0)  # each a message of its own for ZeroMQ, whose queue holds 1,000
+        sub.send_signal(signal.SIGCONT)
         reader = threading.Thread(target=sub.stdout.read)
         reader.start()
         try:
