@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshmsg.cli.bench_processes import commands, commands_in_loop, say
+from meshmsg.cli.bench_zenoh import open_session
 
 BUFFER_MESSAGES = 1000
 TIMEOUT_S = 60.0
@@ -151,25 +152,10 @@ def produce_pynng(options: Options) -> None:
 # -- zenoh: a publisher and a subscriber, peer to peer ---------------------------------------------------------
 
 
-def open_zenoh(*, listen: list[str], connect: list[str]) -> Any:
-    """A zenoh peer that knows only these addresses: it neither scouts by multicast nor gossips."""
-    import zenoh
-
-    config = zenoh.Config()
-    settings: dict[str, Any] = {
-        "mode": "peer",
-        "listen/endpoints": listen,
-        "connect/endpoints": connect,
-        "scouting/multicast/enabled": False,
-        "scouting/gossip/enabled": False,
-    }
-    for name, value in settings.items():
-        config.insert_json5(name, json.dumps(value))
-    return zenoh.open(config)
-
-
 def consume_zenoh(options: Options) -> None:
     """zenoh's consumer: a callback, its fastest way."""
+    import zenoh
+
     endpoint = f"tcp/127.0.0.1:{free_port()}"
     received = 0
     wanted = 0
@@ -181,7 +167,7 @@ def consume_zenoh(options: Options) -> None:
         if received == wanted:
             complete.set()
 
-    with open_zenoh(listen=[endpoint], connect=[]) as session:
+    with open_session(zenoh, listen=[endpoint], connect=[]) as session:
         session.declare_subscriber("bench/work", on_sample)
         reply = session.declare_publisher("bench/reply")
         say(endpoint=endpoint)
@@ -201,7 +187,7 @@ def produce_zenoh(options: Options) -> None:
     import zenoh
 
     answered = threading.Event()
-    with open_zenoh(listen=[], connect=[options["endpoint"]]) as session:
+    with open_session(zenoh, listen=[], connect=[options["endpoint"]]) as session:
         session.declare_subscriber("bench/reply", lambda sample: answered.set())
         publisher = session.declare_publisher(
             "bench/work",

@@ -57,8 +57,10 @@ from meshmsg.wire.frames import MAX_HEADER_BYTES
 logger = logging.getLogger("meshmsg.node")
 
 DEFAULT_DRAIN_S = 5.0
-GOODBYE_S = 0.3  # what peers get to take back what is on its way to a leaving consumer, and to answer its goodbye
-LINGER_MS = 300  # what goodbyes get to leave the process
+# What peers get to take back what is on its way to a leaving consumer, and again to answer its goodbye; with what
+# goodbyes get to leave the process, less than the second that ``close`` may take beyond its drain (G10).
+GOODBYE_S = 0.3
+LINGER_MS = 200
 
 
 class Node:
@@ -271,8 +273,6 @@ class Node:
         for bare in list(self._bare_pushes.values()):
             await bare.close()
         self._topics.close()
-        loop = asyncio.get_running_loop()
-        patience = loop.time() + GOODBYE_S
         await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
         self._engine.close()
         self._driver.turn()
@@ -283,7 +283,7 @@ class Node:
         for task in self._background:
             task.cancel()
         # A peer whose link to this node broke before it read the goodbye would take it for a crash.
-        await self._driver.until(lambda: self._engine.parted, max(0.0, patience - loop.time()))
+        await self._driver.until(lambda: self._engine.parted, GOODBYE_S)
         self._driver.stop()
         await unannounced
         self._transport.close(linger_ms=LINGER_MS)

@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import islice
 from typing import Any, TypeVar
 
 from meshmsg.blocking.consumer import Consumer
@@ -20,11 +19,10 @@ from meshmsg.sockets import pub_sub
 from meshmsg.sockets.bare_pub_sub import BarePub
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import Bell
-from meshmsg.sockets.sending import Pack, encode, encode_all, make_details, require_size
+from meshmsg.sockets.sending import Pack, encode, encode_parts, make_details, require_size
 from meshmsg.wire.codec import make_packer
 
-BURST = 256  # bodies of an iterator encoded at a time
-PART = 1024  # messages put down at a time
+PART = 1024  # messages encoded and put down at a time
 # What threads may have put down that the loop has not published yet.
 MAX_PUT = 4096
 MAX_PUT_BYTES = 8 * 2**20
@@ -114,14 +112,8 @@ class Pub:
         self._require_open()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         name = self._async.require_fitting(topic)
-        if isinstance(bodies, (list, tuple)):
-            self._put_many(name, encode_all(self._packer(), bodies, 0))
-            return
-        source = iter(bodies)
-        count = 0
-        while part := list(islice(source, BURST)):
-            self._put_many(name, encode_all(self._packer(), part, count))
-            count += len(part)
+        for part in encode_parts(self._packer(), bodies, PART):
+            self._put_many(name, part)
 
     def delete_retained(self, topic: str | None = None) -> bool:
         """Takes a topic's retained value back: late joiners get none. Says whether there was one."""

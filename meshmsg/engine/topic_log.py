@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from meshmsg.options import PubOptions
 from meshmsg.wire.frames import MAX_SEQ
 
 Headers = dict[int, dict[str, Any]] | None  # by sequence number
@@ -44,6 +45,12 @@ class TopicOptions:
     history_bytes: int = 64 * 2**20
     history_s: float | None = None
     window: int = 0
+
+    @classmethod
+    def of(cls, chosen: PubOptions) -> TopicOptions:
+        """What a ``pub`` was opened with; only one that blocks has a window."""
+        window = chosen.window if chosen.block else 0
+        return cls(chosen.retain, chosen.history, chosen.history_bytes, chosen.history_s, window)
 
 
 class Entry(NamedTuple):

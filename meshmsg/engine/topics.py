@@ -102,6 +102,22 @@ def matches(pattern: str, topic: str) -> bool:
     return all(segment == "**" for segment in wanted[at:])
 
 
+def choose_topic(pattern: str, topic: object) -> str:
+    """The topic that one message of a ``pub`` goes to, checked; without one, the pattern has to be a topic itself.
+
+    >>> choose_topic("sensors.*", "sensors.attic"), choose_topic("sensors.attic", None)
+    ('sensors.attic', 'sensors.attic')
+    """
+    if topic is None:
+        if is_pattern(pattern):
+            raise ConfigurationError(f"pub({pattern!r}) has many topics: say which, send(body, topic=...)")
+        return pattern
+    name = require_topic("send(topic=)", topic)
+    if not matches(pattern, name):
+        raise ConfigurationError(f"{name!r} is no topic of pub({pattern!r}): open a pub of its own for it")
+    return name
+
+
 def prefix_of(pattern: str) -> str:
     """The longest text that every matching topic begins with, at a border of segments: the filter for ZeroMQ.
 

@@ -16,7 +16,7 @@ from typing import Any
 from meshmsg.driver import Driver
 from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.engine.subscription import Delivery, Subscription
-from meshmsg.engine.topics import PatternIndex, find_fault, is_pattern, matches, prefix_of, require_topic
+from meshmsg.engine.topics import PatternIndex, choose_topic, find_fault, prefix_of
 from meshmsg.errors import ConfigurationError, NodeClosed, ProtocolError
 from meshmsg.message import Event
 from meshmsg.options import SubOptions, require_items
@@ -170,11 +170,7 @@ class BarePub:
         self._driver.require_usable()
         if self._closed:
             raise NodeClosed(f"pub({self.pattern!r}) is closed: open another one")
-        if topic is None and is_pattern(self.pattern):
-            raise ConfigurationError(f"pub({self.pattern!r}) has many topics: say which, send(body, topic=...)")
-        name = self.pattern if topic is None else require_topic("send(topic=)", topic)
-        if topic is not None and not matches(self.pattern, topic):
-            raise ConfigurationError(f"{topic!r} is no topic of pub({self.pattern!r}): open a pub of its own for it")
+        name = choose_topic(self.pattern, topic)
         encoded = encode(self._pack, body)
         require_size(encoded, self.pattern, self._max_bytes)
         self._topics.out.send([name.encode(), encoded])

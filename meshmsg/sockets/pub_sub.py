@@ -8,7 +8,6 @@ import logging
 import time
 from _thread import get_ident
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from meshmsg.driver import Driver
@@ -17,13 +16,13 @@ from meshmsg.engine.broadcasting import MAX_WILL_BYTES, WILL, wrap_will
 from meshmsg.engine.run import Details
 from meshmsg.engine.subscription import Subscription
 from meshmsg.engine.topic_buffer import TopicBuffer
-from meshmsg.engine.topics import is_pattern, matches, require_pattern, require_topic
+from meshmsg.engine.topics import choose_topic, is_pattern, matches, require_pattern
 from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull
 from meshmsg.message import Event, Gap
 from meshmsg.options import PubOptions, PullOptions, SubOptions, make_options, require_items
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
-from meshmsg.sockets.sending import encode, encode_all, make_details, require_size
+from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
@@ -162,17 +161,7 @@ class Pub:
         self._require_open()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         name = self.require_fitting(topic)
-        encoded_all = encode_all(self._pack, bodies, 0) if isinstance(bodies, (list, tuple)) else None
-        source = iter(bodies if encoded_all is None else ())
-        published = 0
-        while True:
-            if encoded_all is not None:
-                part = encoded_all[published : published + SEND_BURST]
-            else:
-                part = encode_all(self._pack, list(islice(source, SEND_BURST)), published)
-            if not part:
-                return
-            published += len(part)
+        for part in encode_parts(self._pack, bodies, SEND_BURST):
             await self._publish_part(name, part)
 
     async def _publish_part(self, name: str, part: list[bytes]) -> None:
@@ -281,19 +270,12 @@ class Pub:
 
     def require_fitting(self, topic: str | None) -> str:
         """The topic to publish to, once it is known to be one of these."""
-        if topic is None:
-            if self._topic is None:
-                raise ConfigurationError(f"pub({self.pattern!r}) has many topics: say which, send(body, topic=...)")
-            return self._topic
-        if not isinstance(topic, str) or topic not in self._known:
-            require_topic("send(topic=)", topic)
-            if not matches(self.pattern, topic):
-                raise ConfigurationError(
-                    f"{topic!r} is no topic of pub({self.pattern!r}): open a pub of its own for it"
-                )
-            if len(self._known) < MAX_KNOWN:
-                self._known.add(topic)
-        return topic
+        if isinstance(topic, str) and topic in self._known:
+            return topic
+        name = choose_topic(self.pattern, topic)
+        if len(self._known) < MAX_KNOWN:
+            self._known.add(name)
+        return name
 
     async def _begin_burst(self, encoded: bytes) -> None:
         self._check(encoded)

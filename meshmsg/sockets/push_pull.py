@@ -6,7 +6,6 @@ import asyncio
 import logging
 from _thread import get_ident
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from itertools import islice
 from typing import Any, Unpack
 
 from meshmsg.driver import Driver
@@ -31,7 +30,7 @@ from meshmsg.options import (
 )
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
-from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, require_size
+from meshmsg.sockets.sending import MessageIds, encode, encode_parts, make_details, require_size
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
@@ -159,22 +158,13 @@ class Push:
         """
         self._driver.require_usable()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
-        encoded_all = encode_all(self._pack, bodies, 0) if isinstance(bodies, (list, tuple)) else None
-        source = iter(bodies if encoded_all is None else ())
         ids = MessageIds(self.prefix, [])
-        accepted = 0
-        while True:
-            if encoded_all is not None:
-                part = encoded_all[accepted : accepted + SEND_BURST]
-            else:
-                part = encode_all(self._pack, list(islice(source, SEND_BURST)), accepted)
-            if not part:
-                return ids
-            accepted += len(part)
+        for part in encode_parts(self._pack, bodies, SEND_BURST):
             if self._burst < len(part):
                 await yield_turn()
                 self._burst = self._count_room()
             await self._push_part(part, ids)
+        return ids
 
     async def _push_part(self, part: list[bytes], ids: MessageIds) -> None:
         """Accepts encoded bodies as they find room: all at once, as a rule."""

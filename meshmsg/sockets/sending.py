@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, overload
 
 from meshmsg.engine.run import Details
@@ -77,6 +78,20 @@ def encode_all(pack: Pack, bodies: Sequence[Any], offset: int) -> list[bytes]:
                 path = f"bodies[{offset + index}]{error.path.removeprefix('body')}"
                 raise EncodeError(str(error).replace(error.path, path, 1), path) from None
         raise
+
+
+def encode_parts(pack: Pack, bodies: Iterable[Any], most: int) -> Iterator[list[bytes]]:
+    """Many bodies in parts of at most ``most``: a list or tuple is encoded before the first, an iterator as it goes."""
+    if isinstance(bodies, (list, tuple)):
+        encoded = encode_all(pack, bodies, 0)
+        for start in range(0, len(encoded), most):
+            yield encoded[start : start + most]
+        return
+    source = iter(bodies)
+    count = 0
+    while part := list(islice(source, most)):
+        yield encode_all(pack, part, count)
+        count += len(part)
 
 
 def require_size(encoded: bytes, queue: str, limit: int) -> None:

@@ -62,9 +62,7 @@ class Topics:
             return pub
         if chosen.will is not None:
             require_will(pattern, chosen.will)
-        window = chosen.window if chosen.block else 0
-        kept = TopicOptions(chosen.retain, chosen.history, chosen.history_bytes, chosen.history_s, window)
-        self._engine.declare_pub(pattern, kept, chosen.for_groups())
+        self._engine.declare_pub(pattern, TopicOptions.of(chosen), chosen.for_groups())
         forget = partial(self._pubs.pop, pattern, None)
         pub = self._pubs[pattern] = Pub(self._driver, pattern, chosen, self._max_message_bytes, forget)
         if self._connected:

@@ -10,8 +10,8 @@ from meshmsg.engine.subscription import Delivery, Subscription
 from meshmsg.engine.subscription import Gap as Missed
 from meshmsg.engine.topic_buffer import Publication, TopicBuffer
 from meshmsg.engine.topic_log import TopicOptions
-from meshmsg.engine.topics import is_pattern, matches, require_topic
-from meshmsg.errors import ConfigurationError, OutboxFull
+from meshmsg.engine.topics import choose_topic, matches
+from meshmsg.errors import OutboxFull
 from meshmsg.message import Gap, Message
 from meshmsg.options import PubOptions, SubOptions
 from meshmsg.wire.codec import explain_encode_error, make_packer
@@ -34,9 +34,7 @@ class ClusterPub:
     def open(self) -> None:
         """Begins to publish; a restart of the node does so again."""
         node, options = self.node, self.options
-        window = options.window if options.block else 0
-        kept = TopicOptions(options.retain, options.history, options.history_bytes, options.history_s, window)
-        node.engine.declare_pub(self.pattern, kept, options.for_groups())
+        node.engine.declare_pub(self.pattern, TopicOptions.of(options), options.for_groups())
         if "broadcast" not in node.engine.identity.offers:
             node.engine.offer("broadcast", "xpub", {"endpoints": list(node.driver.open_broadcast())})
         node.engine.offer_pub(self.pattern)
@@ -53,7 +51,7 @@ class ClusterPub:
         """Publishes one message and returns its number; ``OutboxFull`` where ``Pub.send`` would wait."""
         node = self.node
         node.require_alive()
-        name = self._require_fitting(topic)
+        name = choose_topic(self.pattern, topic)
         try:
             encoded = self._pack(body)
         except Exception as error:
@@ -79,7 +77,7 @@ class ClusterPub:
 
     def delete_retained(self, topic: str | None = None) -> bool:
         """Takes a topic's retained value back; says whether there was one."""
-        return self.node.engine.publisher.delete_retained(self._require_fitting(topic))
+        return self.node.engine.publisher.delete_retained(choose_topic(self.pattern, topic))
 
     def close(self) -> None:
         """Publishes no more; what was published can still be repaired."""
@@ -89,16 +87,6 @@ class ClusterPub:
             self.node.pubs.remove(self)
             self.node.engine.close_pub(self.pattern)
             self.node.driver.wake()
-
-    def _require_fitting(self, topic: str | None) -> str:
-        if topic is None:
-            if is_pattern(self.pattern):
-                raise ConfigurationError(f"pub({self.pattern!r}) has many topics: say which, send(body, topic=...)")
-            return self.pattern
-        require_topic("send(topic=)", topic)
-        if not self.fits(topic):
-            raise ConfigurationError(f"{topic!r} is no topic of pub({self.pattern!r}): open a pub of its own for it")
-        return topic
 
 
 class WatchedSubscription(Subscription):

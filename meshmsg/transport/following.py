@@ -11,7 +11,7 @@ import zmq
 from meshmsg.transport.endpoints import uses_ipv6
 from meshmsg.transport.interface import LinkEvent, Published
 from meshmsg.transport.publishing import watch_connection
-from meshmsg.transport.tuning import Context, Socket, Tuning, descriptor_of, events_of, milliseconds
+from meshmsg.transport.tuning import ENDED, WATCHED, Context, Socket, Tuning, descriptor_of, events_of, milliseconds
 
 PARTS = 3  # topic, header, bodies
 # Per publisher and in messages. Small: beyond it TCP holds the publisher back, which keeps the rest for all
@@ -21,15 +21,6 @@ RECEIVE_HIGH_WATER = 100
 VIEW_BYTES = 64 * 1024
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 2.0
 NEVER_MS = 2**30  # twelve days
-
-_ENDED = (
-    zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_CLOSED  # how a refused connection ends when libzmq may not reconnect
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDED
 
 
 class Following:
@@ -80,7 +71,7 @@ class Connection:
         try:
             self._tune(following.endpoint, tuning)
             self.descriptor = descriptor_of(self._subscriber)
-            self._monitor = self._subscriber.get_monitor_socket(_WATCHED)
+            self._monitor = self._subscriber.get_monitor_socket(WATCHED)
             self.monitor_descriptor = descriptor_of(self._monitor)
             # First, as what is set before goes out sorted. Over a connection everything arrives in order.
             self._subscriber.connect(following.endpoint)
@@ -148,7 +139,7 @@ class Connection:
             except zmq.Again:
                 break
             number = int.from_bytes(head[:2], sys.byteorder)
-            if number & _ENDED:
+            if number & ENDED:
                 self.ended = True
                 events.append(LinkEvent.DOWN if self.up else LinkEvent.FAILED)
             elif number & zmq.EVENT_HANDSHAKE_SUCCEEDED:

@@ -11,25 +11,24 @@ import zmq
 from meshmsg.transport.endpoints import has_route, uses_ipv6
 from meshmsg.transport.interface import LinkEvent
 from meshmsg.transport.segments import SEGMENT_BYTES, split_frame
-from meshmsg.transport.tuning import Context, Socket, Tuning, descriptor_of, events_of, milliseconds
+from meshmsg.transport.tuning import (
+    ENDED,
+    LAST,
+    MORE,
+    WATCHED,
+    Context,
+    Socket,
+    Tuning,
+    descriptor_of,
+    events_of,
+    milliseconds,
+)
 
 # The engine's credit keeps a link far below this many messages; reaching it means the peer takes nothing at
 # all.
 SEND_HIGH_WATER = 10_000
 # Nobody has to send anything to a DEALER of ours; heartbeats and handshakes are small.
 MAX_UNWANTED_BYTES = 4096
-
-# Computed once: the operators of enum flags take as long as a small send.
-LAST, MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
-
-_ENDED = (
-    zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_CLOSED  # how a refused connection ends when libzmq may not reconnect
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDED
 
 
 class DialledLink:
@@ -56,7 +55,7 @@ class DialledLink:
         self._monitor: Socket | None = None
         try:
             self._tune(identity, tuning)
-            self._monitor = self._dealer.get_monitor_socket(_WATCHED)
+            self._monitor = self._dealer.get_monitor_socket(WATCHED)
             self.monitor_descriptor = descriptor_of(self._monitor)
             self._dealer.connect(endpoint)
         except BaseException:
@@ -104,7 +103,7 @@ class DialledLink:
             except zmq.Again:
                 return events
             number = int.from_bytes(head[:2], sys.byteorder)
-            if number & _ENDED:
+            if number & ENDED:
                 events.append(LinkEvent.DOWN if self.up else self._explain_failure(number))
                 self.up = False
                 return events

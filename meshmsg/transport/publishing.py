@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import zmq
 
 from meshmsg.transport.endpoints import bind_all
-from meshmsg.transport.tuning import Context, Socket, Tuning, descriptor_of, events_of, milliseconds
+from meshmsg.transport.tuning import LAST, MORE, Context, Socket, Tuning, descriptor_of, events_of, milliseconds
 
 # Per subscriber and in messages, each of which is a batch; libzmq can count nothing else. What one subscriber has not
 # taken is held once for all of them, so this bounds what the slowest can cost.
@@ -23,8 +23,6 @@ BACKLOG = 1024
 # A subscriber that has taken nothing for this long, although something waits for it, loses its connection, and what
 # waits for it is let go. Only the kernel can tell: ZeroMQ's heartbeats queue behind what the subscriber does not take.
 STUCK_S = 30.0
-# Computed once: the operators of enum flags take as long as a small send.
-LAST, MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 # How soon a host that vanished while nothing was published is noticed; in seconds.
 KEEP_ALIVE_IDLE, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_COUNT = 10, 5, 4
 

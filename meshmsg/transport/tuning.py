@@ -13,6 +13,17 @@ from meshmsg.transport.descriptors import soft_limit
 Socket: TypeAlias = zmq.Socket[bytes]
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
 
+# What a monitor watches: the connection stands; it has ended.
+ENDED = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED  # how a refused connection ends when libzmq may not reconnect
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | ENDED
+# Flags of a message's last part and of those before it. Computed once: enum flags' operators take as long as a send.
+LAST, MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 MAX_SOCKETS = 8192  # a link takes three; libzmq's own default is 1023
 
 
