@@ -13,12 +13,12 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+from meshmsg.checks import require_number
 from meshmsg.engine.effects import Dial, Effects, Outcome
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.peers import SELF_LINK, SELF_ROUTE
-from meshmsg.errors import ForkedProcess, NodeClosed, WrongThread
+from meshmsg.errors import ForkedProcess, MeshError, NodeClosed, WrongThread
 from meshmsg.message import DeadLetter, Event
-from meshmsg.options import require_number
 
 # Frames read in one turn: bounds how long a flood can keep timers and handlers waiting.
 RECEIVE_LIMIT = 256
@@ -81,6 +81,7 @@ class Driver:
         self.unsent_frames = 0
         self.on_arrival: dict[str, Callable[[], None]] = {}  # by queue
         self.on_outcome: Callable[[Outcome], None] = lambda outcome: None
+        self.on_answered: Callable[[list[tuple[Any, Any, MeshError | None]]], None] = lambda answers: None
         self.on_dead: Callable[[list[DeadLetter]], None] = lambda letters: None
         self.on_events: Callable[[list[Event]], None] = lambda events: None
         self.on_topology: list[Callable[[], None]] = []
@@ -214,6 +215,8 @@ class Driver:
             self._send_broadcast(transport, effects)
 
     def _tell(self, engine: Engine, effects: Effects) -> None:
+        if effects.answered:
+            self.on_answered(effects.answered)
         for outcome in effects.settled:
             self.on_outcome(outcome)
         if effects.dead:

@@ -16,6 +16,16 @@
     ├── OutboxFull (BlockingIOError)         ``send_nowait`` found no room
     ├── DeadLettered                         ``deliver``: the message became a dead letter
     ├── WaitTimeout (TimeoutError)           ``wait_for``, ``flush`` or ``deliver`` ran out of time
+    ├── RequestError                         a request that brought no result; ``code`` says why
+    │   ├── NoResponders (ConnectionError)   nobody offers the service; known at once
+    │   ├── DeadlineExceeded (TimeoutError)  no answer in time
+    │   ├── PeerLost (ConnectionError)       who had the request is gone
+    │   ├── Cancelled                        given up before there was an answer
+    │   ├── Overloaded (BlockingIOError)     the service has too much to do; ``retry_after`` says when to come back
+    │   ├── Unavailable (ConnectionError)    the service is closing, and did not begin
+    │   ├── BadRequest (ValueError)          arguments that do not fit; names the ``argument``
+    │   ├── NoSuchMethod (LookupError)       the service has no such method; names the closest one
+    │   └── RemoteError                      the method failed: ``type``, message, ``remote_traceback``
     ├── AddressUnavailable (OSError)         nothing could be bound or dialled there
     ├── TooManyLinks (OSError)               the process's file descriptors do not suffice
     ├── DiscoveryUnavailable (OSError)       mDNS cannot run here
@@ -94,6 +104,94 @@ class DeadLettered(MeshError):
 
 class WaitTimeout(MeshError, TimeoutError):
     """What was waited for did not happen in time."""
+
+
+class RequestError(MeshError):
+    """A request that brought no result (G8).
+
+    ``code`` is a short text for programs, ``peer`` the name of the node that was asked (None if none was), ``service``
+    and ``method`` say for what. A method may raise any of these for its caller.
+    """
+
+    code = "error"
+    peer: str | None = None
+    service: str | None = None
+    method: str | None = None
+
+
+class NoResponders(RequestError, ConnectionError):
+    """Nobody in the mesh offers the service, or nobody who does is serving."""
+
+    code = "no_responders"
+
+
+class DeadlineExceeded(RequestError, TimeoutError):
+    """There was no answer in time; whether the method ran is not known. It was told to stop."""
+
+    code = "deadline_exceeded"
+
+
+class PeerLost(RequestError, ConnectionError):
+    """Who had the request is gone; whether the method ran is not known."""
+
+    code = "peer_lost"
+
+
+class Cancelled(RequestError):
+    """The request was given up before there was an answer: by its caller, by its node's close, or by the method."""
+
+    code = "cancelled"
+
+
+class Overloaded(RequestError, BlockingIOError):
+    """The service has no room for more; the method did not run. ``retry_after`` is in seconds, None if unknown."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(RequestError, ConnectionError):
+    """The service is closing; the method did not run."""
+
+    code = "unavailable"
+
+
+class BadRequest(RequestError, ValueError):
+    """Arguments that do not fit the method; ``argument`` names the first one, None if it is about all of them."""
+
+    code = "bad_request"
+
+    def __init__(self, message: str = "", argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
+class NoSuchMethod(RequestError, LookupError):
+    """The service has no method of this name."""
+
+    code = "no_such_method"
+
+
+class RemoteError(RequestError):
+    """The method failed. ``type`` names the exception there, ``remote_traceback`` is its text, if the service tells.
+
+    Raised in a method, it gives the caller a code of one's own, and no traceback:
+
+    >>> error = RemoteError("sold out", code="out_of_stock")
+    >>> error.code
+    'out_of_stock'
+    """
+
+    def __init__(
+        self, message: str = "", code: str = "error", type: str = "RemoteError", remote_traceback: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.type = type
+        self.remote_traceback = remote_traceback
 
 
 class AddressUnavailable(MeshError, OSError):

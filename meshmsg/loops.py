@@ -9,8 +9,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from meshmsg.checks import require_bool
 from meshmsg.errors import ConfigurationError, MissingExtra
-from meshmsg.options import require_bool
 
 ResultT = TypeVar("ResultT")
 

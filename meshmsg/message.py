@@ -8,8 +8,8 @@ from itertools import chain, repeat
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
+from meshmsg.checks import require_number
 from meshmsg.errors import AlreadySettled, ConfigurationError, DeadLettered, NodeClosed, Reject
-from meshmsg.options import require_number
 
 Reason = Literal["rejected", "attempts", "expired", "unroutable", "overflow"]
 

@@ -12,6 +12,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
+from meshmsg.checks import (
+    refuse_unbuilt,
+    require_bool,
+    require_int,
+    require_items,
+    require_name,
+    require_number,
+    require_queue,
+    require_strings,
+)
 from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery
 from meshmsg.discovery.interfaces import is_loopback
 from meshmsg.driver import Driver
@@ -33,14 +43,6 @@ from meshmsg.options import (
     PushOptions,
     SubKeywords,
     make_options,
-    refuse_unbuilt,
-    require_bool,
-    require_int,
-    require_items,
-    require_name,
-    require_number,
-    require_queue,
-    require_strings,
 )
 from meshmsg.reach import choose_addresses, require_reach
 from meshmsg.sockets.bare import BarePull, BarePush

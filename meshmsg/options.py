@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict, TypeVar
 
-from meshmsg.errors import ConfigurationError, UnknownOption
+from meshmsg.checks import (
+    find_group_fault,
+    require_bool,
+    require_choice,
+    require_int,
+    require_known,
+    require_number,
+    require_queue,
+    require_strings,
+    require_where,
+)
+from meshmsg.errors import ConfigurationError
 
 Balance = Literal["least_outstanding", "round_robin", "random"]
 Overflow = Literal["wait", "drop_oldest"]
 
-MAX_NAME_BYTES = 200
-MAX_NUMBER = 10**9  # in seconds about 32 years: what no clock can reach is a mistake
 MAX_FACTOR = 1000
 MAX_PREFETCH = 10**6  # credit has to fit into a frame
-GROUP_PREFIX = "group:"  # of the queues that groups of subscribers have
-MAX_GROUP_BYTES = 100
+MAX_REQUEST_ATTEMPTS = 5  # as in gRPC
 MAX_QUEUE_NAME = 400  # characters of a group's queue: its name, condition and pattern
 OptionsT = TypeVar("OptionsT")
 
@@ -340,6 +347,111 @@ class GroupOptions:
         return PullOptions(self.prefetch, self.concurrency, self.timeout, self.type)
 
 
+class RouterKeywords(TypedDict, total=False):
+    """The keywords of ``node.router``; ``RouterOptions`` has their defaults."""
+
+    concurrency: int
+    max_queue: int
+    timeout: float | None
+    tracebacks: bool
+    interceptors: Iterable[Callable[..., Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """Options of ``node.router(service, ...)``: how requests are served (G8).
+
+    Parameters
+    ----------
+    concurrency:
+        Requests that run at a time.
+    max_queue:
+        Requests that wait beyond these; more get ``Overloaded`` at once, with a time to come back.
+    timeout:
+        Seconds that a method may run, if its caller gives it longer; None for as long as the caller waits.
+    tracebacks:
+        Whether callers get the text of a traceback.
+    """
+
+    concurrency: int = 64
+    max_queue: int = 1000
+    timeout: float | None = None
+    tracebacks: bool = True
+
+    def __post_init__(self) -> None:
+        require_int("concurrency=", self.concurrency, at_least=1)
+        require_int("max_queue=", self.max_queue, at_least=0)
+        if self.timeout is not None:
+            require_number("timeout=", self.timeout, above=0)
+        require_bool("tracebacks=", self.tracebacks)
+
+
+RequestBalance = Literal["fastest", "least_outstanding", "round_robin", "random"]
+
+
+class DealerKeywords(TypedDict, total=False):
+    """The keywords of ``node.dealer``; ``DealerOptions`` has their defaults."""
+
+    timeout: float | None
+    balance: RequestBalance
+    idempotent: bool | Iterable[str]
+    retry: Retry
+    hedge_after: float | Literal["p95"] | None
+    max_pending: int
+    interceptors: Iterable[Callable[..., Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class DealerOptions:
+    """Options of ``node.dealer(service, ...)``: how requests are made (G8).
+
+    Parameters
+    ----------
+    timeout:
+        Seconds that a request may take, if it does not say so itself; None for no limit. A request that is made while
+        serving another never gets longer than that one has left.
+    balance:
+        ``"fastest"`` takes the better of two random providers by recent response times and open requests (peak EWMA and
+        power of two choices, as Finagle does); or ``"least_outstanding"``, ``"round_robin"``, ``"random"``.
+    idempotent:
+        Methods that may run twice: True for all, or their names. Only these are retried and hedged.
+    retry:
+        How often and when an idempotent request is tried again after ``PeerLost``, ``Overloaded``, ``Unavailable``; at
+        most 5 attempts, and at most 20 % of the traffic plus 10 a second (gRPC's and Finagle's limits).
+    hedge_after:
+        Seconds after which an idempotent request also goes to a second provider, ``"p95"`` for the time that 95 % of
+        the last requests took; the first answer counts. None for never.
+    max_pending:
+        Requests that are under way at most; ``request`` waits for room.
+    """
+
+    timeout: float | None = 10.0
+    balance: RequestBalance = "fastest"
+    idempotent: bool | Iterable[str] = False
+    retry: Retry = field(default_factory=lambda: Retry(backoff=0.05, max_backoff=1.0))
+    hedge_after: float | Literal["p95"] | None = None
+    max_pending: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None:
+            require_number("timeout=", self.timeout, above=0)
+        require_choice("balance=", self.balance, ("fastest", "least_outstanding", "round_robin", "random"))
+        if not isinstance(self.idempotent, bool):
+            require_strings("idempotent=", self.idempotent, 'True, or names: idempotent=["get"]')
+            object.__setattr__(self, "idempotent", frozenset(self.idempotent))
+        if not isinstance(self.retry, Retry) or self.retry.max_attempts > MAX_REQUEST_ATTEMPTS:
+            raise ConfigurationError(
+                f"retry= takes a Retry of at most {MAX_REQUEST_ATTEMPTS} attempts, got {self.retry!r}"
+            )
+        if self.hedge_after is not None and self.hedge_after != "p95":
+            require_number("hedge_after=", self.hedge_after, at_least=0)
+        require_int("max_pending=", self.max_pending, at_least=1)
+
+    def may_repeat(self, method: str) -> bool:
+        """Whether a method was declared idempotent."""
+        return self.idempotent if isinstance(self.idempotent, bool) else method in self.idempotent
+
+
 @dataclass(frozen=True, slots=True)
 class LivenessOptions:
     """How soon a silent peer is suspected, and how soon it is given up.
@@ -377,138 +489,3 @@ def make_options(options: type[OptionsT], where: str, given: Mapping[str, Any]) 
     """Builds an options dataclass from keywords; an unknown one names the closest that exists."""
     require_known(where, given, [each.name for each in fields(options)])  # type: ignore[arg-type]  # always a dataclass
     return options(**given)
-
-
-def require_known(where: str, given: Iterable[str], known: list[str]) -> None:
-    """Checks the names of keywords."""
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-            raise UnknownOption(f"{where} has no option {name!r}: {hint}")
-
-
-def refuse_unbuilt(where: str, **options: object) -> None:
-    """Refuses options that are promised for later: whoever relies on one must hear that it does nothing yet."""
-    for name, value in options.items():
-        if value is not None:
-            raise ConfigurationError(f"{where}({name}=) is not built yet in this version: leave it out")
-
-
-def require_name(where: str, name: object) -> str:
-    """A queue, topic or mesh name: 1 to 200 bytes of printable UTF-8 without white space."""
-    if not isinstance(name, str):
-        raise ConfigurationError(f"{where} takes a name (str), not {type(name).__name__} {name!r}")
-    if not name or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-        raise ConfigurationError(f"{where} takes a name of 1 to {MAX_NAME_BYTES} bytes, got {name[:50]!r}")
-    if not name.isprintable() or any(letter.isspace() for letter in name):
-        raise ConfigurationError(f"{where} takes printable characters without white space, got {name!r}")
-    return name
-
-
-def require_queue(where: str, name: object) -> str:
-    """A queue's name; those of groups are made by ``sub(group=)`` alone."""
-    queue = require_name(where, name)
-    if queue.startswith(GROUP_PREFIX):
-        raise ConfigurationError(
-            f"{where} takes no name that begins with {GROUP_PREFIX!r}, got {queue!r}: such queues belong to groups of "
-            "subscribers; node.sub(pattern, group=...) consumes one, node.pub(pattern) fills it"
-        )
-    return queue
-
-
-def find_group_fault(group: object) -> str | None:
-    """What is wrong with a group's name; None if nothing is."""
-    if not isinstance(group, str):
-        return f"it is a {type(group).__name__}, not a text"
-    if not 0 < len(group.encode("utf-8", "replace")) <= MAX_GROUP_BYTES:
-        return f"1 to {MAX_GROUP_BYTES} bytes are allowed"
-    if not group.isprintable() or any(letter.isspace() or letter in "@{" for letter in group):
-        return "it holds white space, '@', '{' or what cannot be printed"
-    return None
-
-
-def require_where(where: str, condition: object) -> None:
-    """Checks a condition on headers: names, each with the value that it must have."""
-    if condition is None:
-        return
-    if not isinstance(condition, Mapping) or not condition:
-        raise ConfigurationError(f'{where} takes a dict such as {{"region": "eu"}}, got {reprlib.repr(condition)}')
-    for name, value in condition.items():
-        if not isinstance(name, str) or not isinstance(value, (str, int, float)) or not _travels(name, value):
-            raise ConfigurationError(
-                f"{where} takes names of headers with a str, number or bool each, got {name!r}: {reprlib.repr(value)}"
-            )
-
-
-def _travels(name: str, value: str | int | float) -> bool:
-    try:
-        (name + value if isinstance(value, str) else name).encode()
-    except UnicodeEncodeError:
-        return False
-    return isinstance(value, str) or abs(value) < 2**63  # which no NaN is, either
-
-
-def require_items(where: str, items: object, hint: str) -> None:
-    """Checks that something can be iterated and is meant to be: not a text, whose items are letters, nor a dict."""
-    is_one = isinstance(items, (str, bytes, bytearray, memoryview, Mapping))
-    if is_one or not (hasattr(items, "__iter__") or hasattr(items, "__getitem__")):
-        raise ConfigurationError(f"{where} takes a list, not {type(items).__name__} {reprlib.repr(items)}: {hint}")
-
-
-def require_strings(where: str, items: Iterable[object], hint: str) -> None:
-    """Checks a list, and that each of its items is a str."""
-    require_items(where, items, hint)
-    for each in items:
-        if not isinstance(each, str):
-            raise ConfigurationError(f"{where} takes str, not {type(each).__name__} {reprlib.repr(each)}: {hint}")
-
-
-def require_int(where: str, value: object, *, at_least: int, at_most: int | None = None) -> None:
-    """Checks a whole number and its bounds."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigurationError(f"{where} takes a whole number, not {type(value).__name__} {value!r}")
-    if value < at_least:
-        raise ConfigurationError(f"{where} takes {at_least} or more, got {value}")
-    if at_most is not None and value > at_most:
-        raise ConfigurationError(f"{where} takes at most {at_most}, got {_show(value)}")
-
-
-def require_number(
-    where: str,
-    value: object,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float = MAX_NUMBER,
-) -> None:
-    """Checks a finite number and its bounds; seconds mostly, so that one of these is the upper one."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ConfigurationError(f"{where} takes a number, not {type(value).__name__} {value!r}")
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ConfigurationError(f"{where} takes a finite number, got {value}")
-    if at_least is not None and value < at_least:
-        raise ConfigurationError(f"{where} takes {at_least} or more, got {value}")
-    if above is not None and value <= above:
-        raise ConfigurationError(f"{where} takes more than {above}, got {value}")
-    if value > at_most:
-        raise ConfigurationError(f"{where} takes at most {at_most}, got {_show(value)}")
-
-
-def _show(number: float) -> str:
-    try:
-        return reprlib.repr(number)
-    except ValueError:  # Python prints no whole number of more than 4300 digits
-        return "far more"
-
-
-def require_choice(where: str, value: object, choices: tuple[str, ...]) -> None:
-    """Checks that a value is one of a few words."""
-    if value not in choices:
-        raise ConfigurationError(f"{where} takes one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def require_bool(where: str, value: object) -> None:
-    """Checks a flag."""
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{where} takes True or False, got {value!r}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from meshmsg.checks import require_strings
 from meshmsg.discovery import local_addresses
 from meshmsg.discovery.endpoint import is_address, split_endpoint
 from meshmsg.discovery.interfaces import is_loopback
 from meshmsg.errors import ConfigurationError
-from meshmsg.options import require_strings
 
 logger = logging.getLogger("meshmsg.node")
 

@@ -8,17 +8,8 @@ from typing import Any
 import pytest
 
 from meshmsg import ConfigurationError, Retry, UnknownOption
-from meshmsg.options import (
-    LivenessOptions,
-    PullOptions,
-    PushOptions,
-    make_options,
-    require_bool,
-    require_choice,
-    require_int,
-    require_name,
-    require_number,
-)
+from meshmsg.checks import require_bool, require_choice, require_int, require_name, require_number
+from meshmsg.options import LivenessOptions, PullOptions, PushOptions, make_options
 
 
 def test_the_defaults_are_the_documented_ones() -> None:

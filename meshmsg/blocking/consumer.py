@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from meshmsg.blocking.loop import LoopThread
+from meshmsg.checks import require_int, require_number
 from meshmsg.driver import Driver
 from meshmsg.errors import ConfigurationError, NodeClosed, WaitTimeout
 from meshmsg.message import Batch, Message
-from meshmsg.options import require_int, require_number
 from meshmsg.sockets import consumer
 from meshmsg.sockets.handoff import Handoff
 from meshmsg.sockets.workers import is_async

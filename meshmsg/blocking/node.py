@@ -23,11 +23,12 @@ from meshmsg.blocking.outbox import SharedOutbox
 from meshmsg.blocking.pub_sub import GroupMember, Pub, Sub, UnreliablePub
 from meshmsg.blocking.pull import Pull
 from meshmsg.blocking.push import Push, UnreliablePush
+from meshmsg.checks import require_number
 from meshmsg.errors import ConfigurationError, NodeClosed
 from meshmsg.loops import choose_loop
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventStream
-from meshmsg.options import GroupKeywords, PubKeywords, PullKeywords, PushKeywords, SubKeywords, require_number
+from meshmsg.options import GroupKeywords, PubKeywords, PullKeywords, PushKeywords, SubKeywords
 from meshmsg.sockets import pub_sub, push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.bare_pub_sub import BarePub

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from meshmsg.blocking.consumer import Consumer
 from meshmsg.blocking.loop import LoopThread
+from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.engine.run import Details
 from meshmsg.errors import NodeClosed, OutboxFull
-from meshmsg.options import require_items
 from meshmsg.sockets import pub_sub
 from meshmsg.sockets.bare_pub_sub import BarePub
 from meshmsg.sockets.group_sub import GroupSub

@@ -12,11 +12,12 @@ from typing import Any, Unpack
 from meshmsg.blocking.hooks import Hooks
 from meshmsg.blocking.loop import LoopThread
 from meshmsg.blocking.outbox import NO_ROOM, SharedOutbox
+from meshmsg.checks import require_items, require_known
 from meshmsg.driver import Driver
 from meshmsg.engine.run import Details
 from meshmsg.errors import ConfigurationError, OutboxFull
 from meshmsg.message import DeadLetter, Ledger
-from meshmsg.options import SendKeywords, require_items, require_known
+from meshmsg.options import SendKeywords
 from meshmsg.sockets import push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.handoff import Bell

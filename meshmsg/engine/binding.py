@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from meshmsg.checks import GROUP_PREFIX, find_group_fault
 from meshmsg.engine.topics import find_fault
 from meshmsg.errors import ProtocolError
-from meshmsg.options import GROUP_PREFIX, find_group_fault
 
 Scalar: TypeAlias = str | int | float | bool
 Where: TypeAlias = tuple[tuple[str, Scalar], ...]

@@ -174,7 +174,7 @@ class Broadcaster:
             if endpoint is not None:
                 self._follow(peer, endpoint)
         else:
-            self.subscriptions.receptions[peer.key].report_every = self._window_of(peer)
+            self.subscriptions.receptions[peer.key].report_each(self._window_of(peer))
 
     def _find_reasons(self, peer: PeerState) -> set[str]:
         """Patterns for which a peer is followed, also when it publishes no more to them: what it did is on its way."""
@@ -205,7 +205,7 @@ class Broadcaster:
         self._next_number += 1
         self._followed[number] = peer.key
         reception = self.subscriptions.follow(peer.key)
-        reception.report_every = self._window_of(peer)
+        reception.report_each(self._window_of(peer))
         reception.forget_filters()
         reception.change_filters()
         if peer.link == SELF_LINK:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from meshmsg.errors import MeshError
 from meshmsg.message import DeadLetter, Event
 
 
@@ -52,6 +53,7 @@ class Effects:
     follow: list[Follow] = field(default_factory=list)
     unfollow: list[int] = field(default_factory=list)
     deliver: list[str] = field(default_factory=list)  # queues and subscriptions that got messages
+    answered: list[tuple[Any, Any, MeshError | None]] = field(default_factory=list)  # (call, value, error)
     settled: list[Outcome] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)

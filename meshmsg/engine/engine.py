@@ -10,8 +10,11 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from meshmsg.checks import GROUP_PREFIX
 from meshmsg.engine.binding import Binding
 from meshmsg.engine.broadcasting import Broadcaster
+from meshmsg.engine.calls import Calls
+from meshmsg.engine.conversing import ROUTER, Conversations
 from meshmsg.engine.dead_letters import MAX_DEAD_LETTER_BYTES, MAX_DEAD_LETTERS, DeadLetterBox
 from meshmsg.engine.effects import Effects
 from meshmsg.engine.groups import Groups
@@ -22,12 +25,13 @@ from meshmsg.engine.peers import HEARD, LEFT, SELF_LINK, Identity, LinkNews, Pee
 from meshmsg.engine.publisher import Publisher
 from meshmsg.engine.receiving import Receiver
 from meshmsg.engine.sending import Sender
+from meshmsg.engine.served import Service, Serving
 from meshmsg.engine.subscriber import Subscriptions
 from meshmsg.engine.subscription import Subscription
 from meshmsg.engine.topic_log import TopicOptions
 from meshmsg.errors import ProtocolError
 from meshmsg.message import Ledger, Peer
-from meshmsg.options import GROUP_PREFIX, LivenessOptions, PushOptions
+from meshmsg.options import LivenessOptions, PushOptions, RouterOptions
 from meshmsg.wire import frames
 
 
@@ -61,6 +65,7 @@ class Engine:
         self.groups = Groups(self.peers, self._sender, output)
         self._broadcaster.on_collected = self.groups.take
         self.subscriptions.wake = lambda: self.wake()
+        self._conversations = Conversations(self.peers, output, generator)
         self._receiver = Receiver(self.peers, output, lambda: self.wake())
         self.outboxes = self._sender.outboxes
         self.inboxes = self._receiver.inboxes
@@ -144,6 +149,31 @@ class Engine:
         else:
             self.withdraw("sub", subscription.pattern)
 
+    def open_router(self, name: str, options: RouterOptions) -> Service:
+        """A service that others may request; raises ``NameClash`` if it is open."""
+        service = self.serving.open(name, options)
+        self.offer(ROUTER, name, {})
+        return service
+
+    def set_serving(self, name: str, serving: bool) -> None:
+        """Tells every peer whether a service takes requests now."""
+        self.offer(ROUTER, name, {} if serving else {"serving": False})
+
+    def close_router(self, name: str) -> None:
+        """Serves no more: what was not started goes elsewhere, what runs may end."""
+        self.serving.close(name)
+        self.withdraw(ROUTER, name)
+
+    @property
+    def calls(self) -> Calls:
+        """What this node requests."""
+        return self._conversations.calls
+
+    @property
+    def serving(self) -> Serving:
+        """What others request here."""
+        return self._conversations.serving
+
     @property
     def publisher(self) -> Publisher:
         """What this node publishes."""
@@ -186,6 +216,7 @@ class Engine:
             self.close_pull(queue)
         self._receiver.flush()  # after a goodbye nobody listens any more
         self._broadcaster.say_last()
+        self._conversations.close()
         self._closed = True
         for link, _ in self.peers.linked():
             if link != SELF_LINK:
@@ -312,6 +343,8 @@ class Engine:
                 for link in self.peers.links_to(peer):
                     self._output.send(link, frames.Bye(HEARD))
             self.peers.on_bye(peer, frame.reason, now)
+        elif isinstance(frame, (frames.Talk, frames.Heard)):
+            self._conversations.on_frame(peer, frame)
         elif isinstance(frame, frames.PubSubFrame):
             self._broadcaster.on_frame(peer, frame)
 
@@ -320,6 +353,7 @@ class Engine:
         self.groups.sync(peer)
         self._sender.sync_lanes(peer)
         self._broadcaster.sync(peer)
+        self._conversations.sync(peer)
 
     # -- peers -----------------------------------------------------------------------------------------------
 
@@ -339,6 +373,7 @@ class Engine:
             if kind == "peer.suspect":
                 self._sender.pause_lanes(node_id)
                 self._broadcaster.pause(node_id)
+                self._conversations.pause(node_id)
         peers.notes.clear()
         for peer, why in peers.downs:
             if peer.state != "new" or why != "silent":  # who never was up, and is heard no more, is not worth telling
@@ -346,6 +381,7 @@ class Engine:
             self._sender.end_lanes(peer, why)
             self._receiver.end_lanes(peer)
             self._broadcaster.end(peer, why)
+            self._conversations.end(peer, why)
             self.groups.end(peer, why)
         peers.downs.clear()
         for peer, new in peers.ups:
@@ -362,6 +398,7 @@ class Engine:
         self._sender.resume_lanes(peer)
         self._receiver.resume_lanes(peer)
         self._broadcaster.resume(peer)
+        self._conversations.resume(peer)
 
     def _beat(self) -> None:
         """To everybody: I make progress. And the state of every lane that is not at rest, in case a frame was lost."""
@@ -375,6 +412,7 @@ class Engine:
         self._sender.repeat_states(links, unheard)
         self._receiver.repeat_states(unheard)
         self._broadcaster.beat()
+        self._conversations.beat()
 
     # -- time and output -------------------------------------------------------------------------------------
 
@@ -396,6 +434,7 @@ class Engine:
         self.groups.tick()
         self._sender.tick()
         self._broadcaster.tick()
+        self._conversations.tick()
 
     def drain(self, now: float) -> Effects:
         """One batch of effects for everything that happened since the last one."""
@@ -405,6 +444,7 @@ class Engine:
             self._broadcaster.dispatch()  # first, because it fills the outboxes of groups
             self._sender.dispatch()
             self._receiver.flush()
+            self._conversations.dispatch()
         effects = self._output.take()
         peers = self.peers
         if peers.dial:
@@ -419,7 +459,7 @@ class Engine:
         if self._peers_wake_at is None:
             self._peers_wake_at = min(self.peers.wake_at(), default=self._next_beat)
         soonest = self._sender.wake_at(min(self._peers_wake_at, self._next_beat))
-        return self._broadcaster.wake_at(soonest)
+        return self._conversations.wake_at(self._broadcaster.wake_at(soonest))
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -454,4 +494,5 @@ class Engine:
         self._sender.check()
         self._receiver.check()
         self._broadcaster.check()
+        self._conversations.check()
         self.groups.check()

@@ -218,6 +218,7 @@ class Groups:
         patience = None if group.durable else KEEP_S
         if outbox.options.unroutable_after != patience:
             outbox.options = replace(outbox.options, unroutable_after=patience)
+            outbox.mark()
 
     def _collect(self, group: Group, collects: bool) -> None:
         queue, pattern = group.binding.queue, group.binding.pattern

@@ -26,6 +26,7 @@ class Inbox(Buffer):
         self.extended: Callable[[InLane, int], None] | None = None
         self.guard: Callable[[], None] | None = None  # of applications' verdicts; raises where there can be none
         self.on_given_up: Callable[[InLane], None] = lambda lane: None  # for who has taken messages out unstarted
+        self.on_forgotten: Callable[[InLane], None] = lambda lane: None  # a lane is not among ``lanes`` any more
         self.closing = False
         self.paused = False
         self.received = 0
@@ -66,8 +67,7 @@ class Inbox(Buffer):
                 self.arrivals.append(arrival)
             else:  # settled, as far as this side is concerned; nobody will hear it
                 lane.ack_run(arrival.first_seq, arrival.first_seq + len(arrival))
-        if not lane.unsettled:
-            self.lanes.pop((lane.peer, lane.number), None)
+        self._forget_if_settled(lane)
         self._regrant()
 
     def orphan_peer(self, peer: str) -> None:
@@ -79,9 +79,12 @@ class Inbox(Buffer):
         for lane in [lane for lane in self.lanes.values() if lane.peer == peer]:
             lane.alive = False
             lane.limit = lane.received
-            if not lane.unsettled:
-                del self.lanes[lane.peer, lane.number]
+            self._forget_if_settled(lane)
         self._regrant()
+
+    def _forget_if_settled(self, lane: InLane) -> None:
+        if not lane.unsettled and self.lanes.pop((lane.peer, lane.number), None) is not None:
+            self.on_forgotten(lane)
 
     # -- messages --------------------------------------------------------------------------------------------
 
@@ -205,8 +208,8 @@ class Inbox(Buffer):
                     lane.flags |= frames.CLOSING if self.closing else 0
                     out.append((lane, lane.state()))
                     lane.flags = 0
-                elif not lane.unsettled:
-                    self.lanes.pop((lane.peer, lane.number), None)
+                else:
+                    self._forget_if_settled(lane)
         self._dirty_lanes = []
         self.dirty = False  # only now: what granting marks is said already, and must not ask for another flush
         return out

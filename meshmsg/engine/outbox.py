@@ -9,7 +9,6 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from meshmsg.engine.balance import STRATEGIES
 from meshmsg.engine.lane import OutLane, verdict_name
@@ -57,7 +56,8 @@ class Outbox:
         self.lanes: dict[int, OutLane] = {}
         self.watched: set[int] = set()
         self.outcomes: list[int] = []  # watched ones that were processed
-        self.dirty = True
+        self.dirty = False  # something happened since the last dispatch
+        self.changed: Callable[[Outbox], None] = lambda outbox: None  # told once when it becomes dirty
         self._generator = generator
         self._bury = bury
         self._share = STRATEGIES[options.balance]
@@ -76,7 +76,13 @@ class Outbox:
         self._room_bytes += options.max_pending_bytes - self.options.max_pending_bytes
         self._share = STRATEGIES[options.balance]
         self.options = options
-        self.dirty = True
+        self.mark()
+
+    def mark(self) -> None:
+        """Has something to be dispatched, or for another time than before."""
+        if not self.dirty:
+            self.dirty = True
+            self.changed(self)
 
     # -- accepting -------------------------------------------------------------------------------------------
 
@@ -107,6 +113,8 @@ class Outbox:
     def push(self, body: bytes) -> int:
         """Accepts a plain message and returns its number. The caller has looked at the room."""
         staged = self.staged
+        if not staged:
+            self.mark()
         staged.append(body)
         return self.next_id + len(staged) - 1
 
@@ -114,6 +122,7 @@ class Outbox:
         """Accepts plain messages and returns the number of the first."""
         first = self.next_id + len(self.staged)
         self.staged += bodies
+        self.mark()
         return first
 
     def push_detailed(self, body: bytes, details: Details, now: float, topic: str | None = None) -> int:
@@ -163,13 +172,13 @@ class Outbox:
                 ready.append(run)
                 self.waiting += 1
                 self.next_id += 1
-        self.dirty = True
+        self.mark()
 
     def _admit(self, run: Run, now: float) -> None:
         """Puts a single message where it waits: schedule, line of its key, or ready."""
         details = run.details
         assert details is not None
-        self.dirty = True
+        self.mark()
         if details.due_at is not None and details.due_at > now:
             heapq.heappush(self._scheduled, (details.due_at, run.first_id, run))
             return
@@ -184,7 +193,7 @@ class Outbox:
 
     def _enqueue(self, run: Run, *, first: bool = False) -> None:
         """Ready to go; ``first`` for what was under way before."""
-        self.dirty = True
+        self.mark()
         self.waiting += len(run)
         details = run.details
         if details is not None and details.losses:
@@ -213,7 +222,7 @@ class Outbox:
     def open_lane(self, lane: OutLane) -> None:
         """A consumer appeared."""
         self.lanes[lane.number] = lane
-        self.dirty = True
+        self.mark()
 
     def close_lane(self, number: int, verdict: str, now: float, *, said_all: bool = False) -> None:
         """A consumer is lost. It cannot say what it had started, so all it held counts as one attempt (G4).
@@ -224,6 +233,7 @@ class Outbox:
         if lane is None:
             return
         self._routable_at = now
+        self.mark()
         if said_all:
             unstarted = self._singles(lane.settle(lane.received, lane.next_seq))
             self._take_back([(run, 0.0) for run in unstarted], now)
@@ -254,7 +264,7 @@ class Outbox:
         self._forget_settled()
         lane.received = max(lane.received, ack.received)
         if lane.grant(ack.limit, ack.returns):
-            self.dirty = True
+            self.mark()
         return news
 
     def _forget_settled(self) -> None:
@@ -273,6 +283,7 @@ class Outbox:
                 self._die(run, "expired", "its time to live ended on the way", now)
             elif delay:
                 heapq.heappush(self._scheduled, (now + delay, run.first_id, run))
+                self.mark()
             else:
                 self._enqueue(run, first=True)
 
@@ -282,7 +293,7 @@ class Outbox:
             self.processed += count
             self._room += count
             self._room_bytes += run.bytes
-            self.dirty = True
+            self.mark()
             if run.details is not None:
                 run.details.settled = True
                 self._release_key(run.details)
@@ -321,7 +332,7 @@ class Outbox:
             self._die(run, "expired", f"its time to live ends before the next attempt; last error: {text}", now)
             return
         self.redelivered += 1
-        self.dirty = True
+        self.mark()
         if delay > 0:
             heapq.heappush(self._scheduled, (now + delay, run.first_id, run))
         else:
@@ -337,7 +348,7 @@ class Outbox:
             self.dead += 1
             self._room += 1
             self._room_bytes += len(single.bodies[0])
-            self.dirty = True
+            self.mark()
             self._release_key(details)
             self._bury(self, single, reason, error)
 
@@ -571,27 +582,3 @@ class Outbox:
     @staticmethod
     def _count_live(runs: Iterable[Run]) -> int:
         return sum(len(run) for run in runs if not (run.details and run.details.settled))
-
-
-def cut_frames(runs: list[Run]) -> Iterator[list[Run]]:
-    """Splits what goes to one lane into frames of bounded size; a large body travels alone."""
-    frame: list[Run] = []
-    size = 0
-    for run in runs:
-        run_bytes = run.measure()
-        while size + run_bytes > MAX_FRAME_BYTES and len(run) > 1:
-            head = run.split(max(1, len(run) // 2))
-            yield from cut_frames([*frame, head])
-            frame, size, run_bytes = [], 0, run.measure()
-        if frame and size + run_bytes > MAX_FRAME_BYTES:
-            yield frame
-            frame, size = [], 0
-        frame.append(run)
-        size += run_bytes
-    if frame:
-        yield frame
-
-
-def describe_runs(runs: list[Run], now: float) -> list[list[Any]]:
-    """The runs as a ``DATA`` frame lists them."""
-    return [[run.first_id, len(run), run.on_wire(now)] for run in runs]

@@ -94,6 +94,7 @@ class Publisher:
         self._options = PatternIndex[TopicOptions]()
         self._index = PatternIndex[Follower]()
         self._markers: dict[str, list[int]] = {}
+        self._owed: dict[str, Follower] = {}  # whoever has a start or wants, and some who don't any more
         self._touched: dict[str, None] = {}  # topics published since the last heartbeat
         self._marks: dict[str, int] = {}  # those of the interval before, and where they stood at its end
         self._windowed: dict[str, TopicLog] = {}
@@ -298,6 +299,7 @@ class Publisher:
         follower.start = []
         follower.start_version = follower.confirmed
         follower.start_sent_at = None
+        self._owed[follower.peer] = follower
         for log in self._followed(follower):
             if log.next_seq:
                 follower.start.append([log.topic, log.next_seq, 0, False])
@@ -314,6 +316,7 @@ class Publisher:
     def on_down(self, peer: str) -> None:
         """A peer is gone. Its marker stays known as long as its filters do: its SUB may have survived."""
         follower = self.followers.pop(peer, None)
+        self._owed.pop(peer, None)
         if follower is not None:
             for pattern in follower.patterns:
                 self._index.remove(pattern, follower)
@@ -402,6 +405,7 @@ class Publisher:
         follower = self.followers.get(peer)
         if follower is not None and follower in self._index.match(want.topic):
             follower.wants[want.topic] = (want.start, want.stop)
+            self._owed[peer] = follower
 
     def heartbeat(self, now: float) -> list[Answer]:
         """Tells who may miss the end of a topic where it stood a heartbeat ago: what is on its way is not lost."""
@@ -428,7 +432,7 @@ class Publisher:
     def answers(self, now: float) -> list[Answer]:
         """What is due to single subscribers: starts, and what they asked for, up to ``ANSWER_BYTES`` for each."""
         answers: list[Answer] = []
-        for follower in self.followers.values():
+        for follower in list(self._owed.values()):
             if follower.start is not None and (
                 follower.start_sent_at is None or now >= follower.start_sent_at + START_AGAIN_S
             ):
@@ -436,6 +440,8 @@ class Publisher:
                 answers += self._starts(follower, now)
             if follower.wants:
                 answers += self._repair(follower)
+            if follower.start is None and not follower.wants:
+                del self._owed[follower.peer]
         return answers
 
     def _starts(self, follower: Follower, now: float) -> Iterator[Answer]:
@@ -476,7 +482,7 @@ class Publisher:
     def wake_at(self, now: float) -> float | None:
         """When ``answers`` has something again; None without anything to wait for."""
         due: float | None = None
-        for follower in self.followers.values():
+        for follower in self._owed.values():
             if follower.wants or (follower.start is not None and follower.start_sent_at is None):
                 return now
             if follower.start is not None and follower.start_sent_at is not None:
@@ -500,6 +506,9 @@ class Publisher:
             for topic, position in follower.positions.items():
                 assert position <= self._logs[topic].next_seq, f"{follower.peer} is ahead of {topic}"
             assert follower.confirmed <= follower.offers_version
+            owed = follower.start is not None or bool(follower.wants)
+            assert not owed or self._owed.get(follower.peer) is follower, f"{follower.peer} waits for nothing"
+        assert self._owed.keys() <= self.followers.keys()
         for log in self._windowed.values():
             limit = log.behind_limit
             self._set_limit(log)

@@ -22,6 +22,7 @@ class Receiver:
         self._wake = wake  # an inbox has something to say
         self._dirty: list[Inbox] = []
         self._leaving: list[Inbox] = []  # closed, but their producers still have to hear of it
+        self._homes: dict[tuple[str, int], Inbox] = {}  # where each lane ends, by its producer and number
         self._trial_seat = TrialSeat()
 
     # -- commands --------------------------------------------------------------------------------------------
@@ -30,6 +31,7 @@ class Receiver:
         """A queue to take work from."""
         inbox = self.inboxes[queue] = Inbox(queue, prefetch, self._on_change)
         inbox.trial_seat = self._trial_seat
+        inbox.on_forgotten = self._on_forgotten
         return inbox
 
     def close(self, queue: str) -> bool:
@@ -48,7 +50,11 @@ class Receiver:
 
         Not counting who waits for the verdict on something started: nobody knows when that comes, or whether.
         """
-        self._leaving = [inbox for inbox in self._leaving if any(lane.alive for lane in inbox.lanes.values())]
+        for inbox in self._leaving.copy():
+            if not any(lane.alive for lane in inbox.lanes.values()):
+                self._leaving.remove(inbox)
+                for lane in inbox.lanes.values():
+                    self._on_forgotten(lane)
         return any(lane.alive and not lane.unsettled for inbox in self._leaving for lane in inbox.lanes.values())
 
     # -- what the producers say ------------------------------------------------------------------------------
@@ -77,6 +83,8 @@ class Receiver:
             if inbox is None:
                 return  # it will learn from our offers
             lane = inbox.open_lane(state.lane, peer.key, peer.name)
+            if lane is not None:
+                self._homes[peer.key, state.lane] = inbox
         if inbox is None or lane is None or not lane.alive:
             if peer.link is not None:
                 self._output.send(peer.link, frames.Lost(state.lane))
@@ -122,6 +130,9 @@ class Receiver:
             if peer is not None and peer.link is not None:
                 self._output.send(peer.link, ack)
 
+    def _on_forgotten(self, lane: InLane) -> None:
+        self._homes.pop((lane.peer, lane.number), None)
+
     def _on_change(self, inbox: Inbox) -> None:
         self._dirty.append(inbox)
         self._wake()
@@ -138,13 +149,13 @@ class Receiver:
 
     def _find_lane(self, peer: PeerState, number: int) -> tuple[Inbox | None, InLane | None]:
         key = (peer.key, number)
-        for inbox in self._all():
-            lane = inbox.lanes.get(key)
-            if lane is not None:
-                return inbox, lane
-        return None, None
+        inbox = self._homes.get(key)
+        lane = inbox.lanes.get(key) if inbox is not None else None
+        return (None, None) if lane is None else (inbox, lane)
 
     def check(self) -> None:
         """Own invariants, for the simulator."""
         for inbox in self.inboxes.values():
             inbox.check()
+        homes = {key: inbox for inbox in self._all() for key in inbox.lanes}
+        assert homes == self._homes, f"lanes {homes.keys() ^ self._homes.keys()} are not where they should be"

@@ -1,20 +1,27 @@
-"""The producer's half of the engine: an outbox each queue, and a lane to each consumer of it."""
+"""The producer's half of the engine: an outbox each queue, and a lane to each consumer of it.
+
+A turn looks only at the outboxes that something happened to, or that are due: a node may have thousands.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from meshmsg.checks import GROUP_PREFIX
+from meshmsg.engine.agenda import Agenda
 from meshmsg.engine.dead_letters import TOLD, DeadLetterBox, headers_of, make_letter
 from meshmsg.engine.effects import Outcome
 from meshmsg.engine.group_outbox import GroupOutbox
 from meshmsg.engine.lane import OutLane, Trial
-from meshmsg.engine.outbox import Outbox, cut_frames, describe_runs
+from meshmsg.engine.outbox import MAX_FRAME_BYTES, Outbox
 from meshmsg.engine.output import Output
 from meshmsg.engine.peers import LEFT, Peers, PeerState
 from meshmsg.engine.run import Details, Run
 from meshmsg.message import DeadLetter, Reason
-from meshmsg.options import GROUP_PREFIX, PushOptions
+from meshmsg.options import PushOptions
 from meshmsg.wire import frames
 
 RESEND_AFTER_S = 0.5  # a gap at the same place is answered again after this
@@ -41,7 +48,10 @@ class Sender:
         self._offer = offer  # tells every peer of a queue that work is pushed to
         self._ownerless: set[str] = set()  # queues that only dead letters have opened so far
         self._trials: dict[str, Trial] = {}  # by peer and life
+        self._lanes: dict[str, dict[int, tuple[Outbox, OutLane]]] = {}  # by peer and life, and number
         self._next_lane = 1
+        self._dirty: deque[Outbox] = deque()  # something happened to them since the last dispatch
+        self._agenda = Agenda[Outbox]()
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -56,10 +66,8 @@ class Sender:
         outbox = self.outboxes.get(queue)
         if outbox is None:
             outbox = self.make_outbox(queue, options, self._generator, self._bury, self._output.wall_offset)
-            self.outboxes[queue] = outbox
             self._offer(queue)
-            for peer in self._peers.by_id.values():
-                self.sync_lanes(peer)
+            self._add(outbox)
         elif queue in self._ownerless:
             outbox.adopt(options)
         self._ownerless.discard(queue)
@@ -69,14 +77,21 @@ class Sender:
         """The queue of a group that subscribes here; it is no offer, and only its members get anything from it."""
         offset = self._output.wall_offset
         outbox = GroupOutbox(queue, options, self._generator, self._bury, offset, group=group, first_id=first_id)
-        self.outboxes[queue] = outbox
-        for peer in self._peers.by_id.values():
-            self.sync_lanes(peer)
+        self._add(outbox)
         return outbox
+
+    def _add(self, outbox: Outbox) -> None:
+        self.outboxes[outbox.queue] = outbox
+        outbox.changed = self._dirty.append
+        for peer in self._peers.by_id.values():
+            if peer.link is not None and _consumes(peer, outbox.queue):
+                self._open_lane(peer, peer.link, outbox)
 
     def close_group(self, queue: str) -> int:
         """Forgets the queue of a group that is over; returns the first id that it never used."""
-        return self.outboxes.pop(queue).next_id
+        outbox = self.outboxes.pop(queue)
+        self._agenda.forget(outbox)
+        return outbox.next_id
 
     def redrive(self, ids: Iterable[str]) -> list[str]:
         """Sends dead letters again, as far as their outboxes have room (G5); returns the ids of those that went."""
@@ -102,7 +117,7 @@ class Sender:
         suspects = lane.suspects
         news = outbox.on_ack(lane, ack, self._output.now)
         if lane.suspects < suspects:
-            self._dispatch_all_again()
+            self._mark_all_of(peer)
         if ack.flags & frames.CLOSING and not lane.leaving:
             lane.leaving, lane.open = True, False
             self.sync_lanes(peer)  # it may consume again, through another lane
@@ -123,8 +138,8 @@ class Sender:
         found = self._find_lane(peer, number)
         if found is not None:
             self.lane_losses += 1
-            found[0].close_lane(number, "forgotten", self._output.now)
-            self._dispatch_all_again()
+            self._close_lane(*found, "forgotten")
+            self._mark_all_of(peer)
             self.sync_lanes(peer)
 
     # -- what becomes of the consumers -----------------------------------------------------------------------
@@ -133,52 +148,56 @@ class Sender:
         """A lane to every consumer of a queue of ours; those who stopped consuming get no more."""
         if peer.link is None:
             return
-        # Who pulls with reliable=False speaks bare ZeroMQ and knows no lanes.
-        pulls = {
-            name
-            for name, offer in peer.offers.get("pull", {}).items()
-            if offer.get("reliable", True) and not name.startswith(GROUP_PREFIX)
-        }
-        pulls.update(peer.offers.get("group", ()))
-        for queue, outbox in list(self.outboxes.items()):
-            lanes = (lane for lane in outbox.lanes.values() if lane.peer == peer.key and not lane.leaving)
-            lane = next(lanes, None)
-            if queue in pulls and lane is None:
-                trial = self._trials.setdefault(peer.key, Trial())
-                lane = OutLane(self._next_lane, peer.key, peer.name, trial)
-                lane.max_body_bytes = self._peers.limit_of(peer)
-                self._next_lane += 1
-                lane.open = peer.state == "alive"
-                outbox.open_lane(lane)
-                self._state_lane(peer.link, outbox, lane)
-            elif queue not in pulls and lane is not None:
+        found = list(self._lanes.get(peer.key, {}).values())
+        served = {outbox.queue for outbox, lane in found if not lane.leaving}
+        for queue in {**peer.offers.get("pull", {}), **peer.offers.get("group", {})}:
+            outbox = self.outboxes.get(queue)
+            if outbox is not None and queue not in served and _consumes(peer, queue):
+                self._open_lane(peer, peer.link, outbox)
+        for outbox, lane in found:
+            if not lane.leaving and not _consumes(peer, outbox.queue):
                 lane.leaving, lane.open = True, False
                 self._end_if_empty(peer, outbox, lane)
 
+    def _open_lane(self, peer: PeerState, link: int, outbox: Outbox) -> None:
+        trial = self._trials.setdefault(peer.key, Trial())
+        lane = OutLane(self._next_lane, peer.key, peer.name, trial)
+        lane.max_body_bytes = self._peers.limit_of(peer)
+        self._next_lane += 1
+        lane.open = peer.state == "alive"
+        self._lanes.setdefault(peer.key, {})[lane.number] = outbox, lane
+        outbox.open_lane(lane)
+        self._state_lane(link, outbox, lane)
+
+    def _close_lane(self, outbox: Outbox, lane: OutLane, why: str) -> None:
+        lanes = self._lanes[lane.peer]
+        del lanes[lane.number]
+        if not lanes:
+            del self._lanes[lane.peer]
+        outbox.close_lane(lane.number, why, self._output.now, said_all=why == LEFT)
+
     def pause_lanes(self, node_id: str) -> None:
         """A consumer is suspect: it gets no new work."""
-        for outbox in self.outboxes.values():
-            for lane in outbox.lanes.values():
-                if lane.peer.partition(".")[0] == node_id:
+        for key, lanes in self._lanes.items():
+            if key.partition(".")[0] == node_id:
+                for _, lane in lanes.values():
                     lane.open = False
 
     def resume_lanes(self, peer: PeerState) -> None:
         """A consumer is there, or there again: it is told where every lane is, and gets what it misses."""
         self.sync_lanes(peer)
-        for outbox in self.outboxes.values():
-            for lane in outbox.lanes.values():
-                if lane.peer == peer.key and peer.link is not None:
-                    lane.open = not lane.leaving
-                    outbox.dirty = True
-                    lane.resent = (-1, 0.0)
-                    self._state_lane(peer.link, outbox, lane)
+        for outbox, lane in self._lanes.get(peer.key, {}).values():
+            if peer.link is not None:
+                lane.open = not lane.leaving
+                outbox.mark()
+                lane.resent = (-1, 0.0)
+                self._state_lane(peer.link, outbox, lane)
 
     def end_lanes(self, peer: PeerState, why: str) -> None:
         """A consumer is gone: what it held goes elsewhere."""
         self._trials.pop(peer.key, None)
-        for outbox in list(self.outboxes.values()):
-            for lane in [lane for lane in outbox.lanes.values() if lane.peer == peer.key]:
-                outbox.close_lane(lane.number, why, self._output.now, said_all=why == LEFT)
+        for outbox, lane in list(self._lanes.get(peer.key, {}).values()):
+            self._close_lane(outbox, lane, why)
 
     # -- time ------------------------------------------------------------------------------------------------
 
@@ -193,43 +212,43 @@ class Sender:
 
     def tick(self) -> None:
         """Time has passed: what was delayed is due, what lived too long expires."""
-        for outbox in list(self.outboxes.values()):
+        for outbox in (*self._dirty, *self._agenda.take(self._output.now)):
             outbox.tick(self._output.now)
+            outbox.mark()  # it is due at another time now
 
     def wake_at(self, soonest: float) -> float:
         """When ``tick`` may have something to do, if that is before ``soonest``."""
-        for outbox in self.outboxes.values():
-            due = outbox.wake_at()
-            if due is not None and due < soonest:
-                soonest = due
-        return soonest
+        due = self._agenda.soonest
+        return soonest if due is None else min(due, soonest)
 
     # -- work ------------------------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
         """Hands out whatever has a consumer that can take it."""
-        for outbox in list(self.outboxes.values()):
-            if outbox.staged or outbox.dirty or outbox.outcomes:
-                self._dispatch(outbox, self._output.now)
+        while self._dirty:  # dead letters may add to it
+            outbox = self._dirty.popleft()
+            self._dispatch(outbox, self._output.now)
+            due = outbox.wake_at()
+            if due is not None:
+                self._agenda.put(outbox, due)
 
     def _dispatch(self, outbox: Outbox, now: float) -> None:
         outbox.absorb(now)
-        if outbox.dirty and outbox.lanes:
-            sent = outbox.dispatch(now)
-            want = outbox.waiting
-            for lane, runs in sent:
-                peer = self._peers.find(lane.peer)
-                assert peer is not None and peer.link is not None, "an open lane has a link"
-                for part in cut_frames(runs):
-                    self._send_data(peer.link, lane, part, want, now)
-            if want:
-                self._ask_for_credit(outbox, want)
+        sent = outbox.dispatch(now)
+        want = outbox.waiting
+        for lane, runs in sent:
+            peer = self._peers.find(lane.peer)
+            assert peer is not None and peer.link is not None, "an open lane has a link"
+            for part in cut_frames(runs):
+                self._send_data(peer.link, lane, part, want, now)
+        if want:
+            self._ask_for_credit(outbox, want)
         if outbox.outcomes:
             self._output.effects.settled += [Outcome(outbox.queue, number, None) for number in outbox.outcomes]
             outbox.outcomes = []
 
     def _send_data(self, link: int, lane: OutLane, runs: list[Run], want: int, now: float) -> None:
-        described = describe_runs(runs, now)
+        described = _describe(runs, now)
         first_seq = lane.next_seq
         for run in runs:
             lane.append(run)
@@ -256,19 +275,19 @@ class Sender:
             # A consumer that got part of a run passes over what it has (G2).
             if first_seq + len(run) > received:
                 data = frames.Data(
-                    lane.number, first_seq, lane.floor, lane.stated_want, len(run), describe_runs([run], now), b""
+                    lane.number, first_seq, lane.floor, lane.stated_want, len(run), _describe([run], now), b""
                 )
                 self._output.effects.send.append((peer.link, frames.encode(data, run.bodies)))
 
-    def _dispatch_all_again(self) -> None:
+    def _mark_all_of(self, peer: PeerState) -> None:
         """A consumer has fewer of our suspects, which other queues may have waited for."""
-        for outbox in self.outboxes.values():
-            outbox.dirty = True
+        for outbox, _ in self._lanes.get(peer.key, {}).values():
+            outbox.mark()
 
     def _end_if_empty(self, peer: PeerState, outbox: Outbox, lane: OutLane) -> None:
         """The consumer stopped, and everything it held has come back or is done."""
         if lane.leaving and not lane.in_flight:
-            outbox.close_lane(lane.number, "closed", self._output.now)
+            self._close_lane(outbox, lane, "closed")
             if peer.link is not None:
                 self._output.send(peer.link, frames.Close(lane.number))
 
@@ -280,11 +299,7 @@ class Sender:
         self._output.send(link, state)
 
     def _find_lane(self, peer: PeerState, number: int) -> tuple[Outbox, OutLane] | None:
-        for outbox in self.outboxes.values():
-            lane = outbox.lanes.get(number)
-            if lane is not None and lane.peer == peer.key:
-                return outbox, lane
-        return None
+        return self._lanes.get(peer.key, {}).get(number)
 
     # -- dead letters ----------------------------------------------------------------------------------------
 
@@ -330,5 +345,46 @@ class Sender:
             lanes = (lane for outbox in self.outboxes.values() for lane in outbox.lanes.values())
             suspects = sum(lane.suspects for lane in lanes if lane.peer == key)
             assert trial.suspects == suspects, f"{key}: counts {trial.suspects} suspects, holds {suspects}"
+        held = {lane.number: (outbox, lane) for outbox in self.outboxes.values() for lane in outbox.lanes.values()}
+        found = {number: its for lanes_of_peer in self._lanes.values() for number, its in lanes_of_peer.items()}
+        assert held == found, f"lanes {held.keys() ^ found.keys()} are not where they should be"
         for outbox in self.outboxes.values():
             outbox.check()
+            assert outbox.dirty is (outbox in self._dirty), f"{outbox.queue}: {outbox.dirty=}"
+            if not outbox.dirty:
+                assert not outbox.staged and not outbox.outcomes, f"{outbox.queue} waits for nothing"
+                due, noted = outbox.wake_at(), self._agenda.time_of(outbox)
+                assert due is None or (noted is not None and noted <= due), f"{outbox.queue}: {due=}, {noted=}"
+
+
+def _consumes(peer: PeerState, queue: str) -> bool:
+    """Whether a peer says that it takes part in a queue, or a group, over lanes."""
+    if queue.startswith(GROUP_PREFIX):
+        return queue in peer.offers.get("group", ())
+    offer = peer.offers.get("pull", {}).get(queue)
+    # Who pulls with reliable=False speaks bare ZeroMQ and knows no lanes.
+    return offer is not None and bool(offer.get("reliable", True))
+
+
+def cut_frames(runs: list[Run]) -> Iterator[list[Run]]:
+    """Splits what goes to one lane into frames of bounded size; a large body travels alone."""
+    frame: list[Run] = []
+    size = 0
+    for run in runs:
+        run_bytes = run.measure()
+        while size + run_bytes > MAX_FRAME_BYTES and len(run) > 1:
+            head = run.split(max(1, len(run) // 2))
+            yield from cut_frames([*frame, head])
+            frame, size, run_bytes = [], 0, run.measure()
+        if frame and size + run_bytes > MAX_FRAME_BYTES:
+            yield frame
+            frame, size = [], 0
+        frame.append(run)
+        size += run_bytes
+    if frame:
+        yield frame
+
+
+def _describe(runs: list[Run], now: float) -> list[list[Any]]:
+    """The runs as a ``DATA`` frame lists them."""
+    return [[run.first_id, len(run), run.on_wire(now)] for run in runs]

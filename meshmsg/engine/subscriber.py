@@ -38,6 +38,7 @@ class Subscriptions:
         self.wake: Callable[[], None] = lambda: None  # asks for a ``collect``: an application took something
         self._index = PatternIndex[Subscription]()
         self._subscriptions: dict[Subscription, None] = {}
+        self._stirred: dict[Reception, None] = {}  # something happened to them, or is still to
 
     def add(self, subscription: Subscription, version: int) -> None:
         """A subscription that the offers of this version hold; it begins where each publisher confirms it."""
@@ -87,32 +88,42 @@ class Subscriptions:
         """A publisher is gone for good: restarted, or away for too long. What is known to be missing becomes gaps."""
         reception = self.receptions.pop(peer, None)
         if reception is not None:
+            self._stirred.pop(reception, None)
             reception.close()
+
+    def stir(self, reception: Reception) -> None:
+        """The next ``collect`` looks at this one."""
+        self._stirred[reception] = None
 
     def heartbeat(self) -> None:
         """The next ``collect`` of each reception says what arrived since the last time."""
         for reception in self.receptions.values():
-            reception.report_due = True
+            reception.require_report()
 
     def collect(self, now: float) -> list[tuple[str, frames.PubSubFrame]]:
         """What is due to publishers."""
         room_made, self.room_made = self.room_made, False
+        for reception in self.receptions.values() if room_made else ():
+            reception.retry()
         sent: list[tuple[str, frames.PubSubFrame]] = []
-        for reception in self.receptions.values():
-            if room_made:
-                reception.retry()
+        stirred, self._stirred = self._stirred, {}
+        for reception in stirred:
             sent += [(reception.peer, frame) for frame in reception.collect(now)]
+            if reception.wake_at(now) is not None:
+                self._stirred[reception] = None
         return sent
 
     def wake_at(self, now: float) -> float | None:
         """When ``collect`` has something again, apart from heartbeats; None without anything to wait for."""
-        due = [at for reception in self.receptions.values() if (at := reception.wake_at(now)) is not None]
+        due = [at for reception in self._stirred if (at := reception.wake_at(now)) is not None]
         return now if self.room_made else min(due, default=None)
 
     def check(self) -> None:
         """The machine's own invariants, for the simulator."""
+        assert set(self._stirred) <= set(self.receptions.values())
         for reception in self.receptions.values():
             reception.check()
+            assert reception in self._stirred or reception.wake_at(0.0) is None, f"{reception.peer} waits for nothing"
         for subscription in self._subscriptions:
             subscription.check()
             held = [batch for stream in self._streams_of(subscription) for batch in stream.held]
@@ -235,7 +246,17 @@ class Reception:
         for topic in self.topics.values():
             topic.reported = None
             self._moved[topic] = None
+        self.require_report()
+
+    def report_each(self, messages: int | None) -> None:
+        """Has the publisher told what arrived after so many messages; always once a heartbeat."""
+        self.report_every = messages
+        self._subscriptions.stir(self)
+
+    def require_report(self) -> None:
+        """The next ``collect`` says what arrived."""
         self.report_due = True
+        self._subscriptions.stir(self)
 
     # -- what the publisher says -----------------------------------------------------------------------------
 
@@ -272,7 +293,7 @@ class Reception:
 
     def on_beacon(self, beacon: frames.Beacon, now: float) -> None:
         """How far topics are: a loss at the end of one shows in nothing else."""
-        self.report_due = True  # a publisher that leaves waits for it
+        self.require_report()  # a publisher that leaves waits for it
         for name, next_seq in beacon.topics:
             topic = self._follow(name)
             if topic is not None:
@@ -300,7 +321,8 @@ class Reception:
 
     def _begin(self, version: int, entries: list[list[Any]], now: float) -> None:
         self.version = max(self.version, version)
-        self.report_due = self._start_came = True  # the publisher repeats its START until it is told
+        self._start_came = True
+        self.require_report()  # the publisher repeats its START until it is told
         waiting = {each for each in self._subscriptions.confirmed_by(version) if each not in self._started}
         for name, next_seq, history_from, retained in entries:
             topic = self._follow(name)
@@ -365,6 +387,7 @@ class Reception:
             return
         self._moved[topic] = None
         self._unreported += total
+        self._subscriptions.stir(self)
         if not complete or topic.line is not None:
             self._look(topic, now)
 
@@ -376,6 +399,7 @@ class Reception:
             if topic.line is not None:
                 topic.wait_in(None)
             return
+        self._subscriptions.stir(self)
         missing = topic.missing()
         if topic.line is self._asked:
             if missing is not None and missing[0] > topic.answered_to:
@@ -403,6 +427,7 @@ class Reception:
         for topic in list(self._parked):
             if topic.missing() is not None:
                 topic.wait_in(self._ready)
+                self._subscriptions.stir(self)
 
     def collect(self, now: float) -> list[frames.PubSubFrame]:
         """What is due to this publisher: requests for what is missing, and what arrived."""

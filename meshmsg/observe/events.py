@@ -8,9 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from meshmsg.checks import require_number
 from meshmsg.errors import NodeClosed, WaitTimeout
 from meshmsg.message import Event
-from meshmsg.options import require_number
 
 MAX_WAITING = 1000  # events a listener may leave unread
 

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.errors import NodeClosed, OutboxFull, ProtocolError
 from meshmsg.message import Event
-from meshmsg.options import PullOptions, require_items
+from meshmsg.options import PullOptions
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.push_pull import Pull
 from meshmsg.sockets.raw import RawSockets

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.engine.subscription import Delivery, Subscription
 from meshmsg.engine.topics import PatternIndex, choose_topic, find_fault, prefix_of
 from meshmsg.errors import ConfigurationError, NodeClosed, ProtocolError
 from meshmsg.message import Event
-from meshmsg.options import SubOptions, require_items
+from meshmsg.options import SubOptions
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.pub_sub import Sub
 from meshmsg.sockets.raw import RawSockets

@@ -6,11 +6,12 @@ import asyncio
 from _thread import get_ident
 from collections.abc import AsyncIterator
 
+from meshmsg.checks import require_int, require_number
 from meshmsg.driver import Driver
 from meshmsg.engine.topic_buffer import Source
 from meshmsg.errors import ConfigurationError, NodeClosed, WaitTimeout
 from meshmsg.message import Batch, Message
-from meshmsg.options import PullOptions, require_int, require_number
+from meshmsg.options import PullOptions
 from meshmsg.sockets.handoff import Handoff
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.threads import ThreadWorkers

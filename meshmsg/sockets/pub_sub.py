@@ -10,6 +10,7 @@ from _thread import get_ident
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.engine.binding import freeze_where
 from meshmsg.engine.broadcasting import MAX_WILL_BYTES, WILL, wrap_will
@@ -19,7 +20,7 @@ from meshmsg.engine.topic_buffer import TopicBuffer
 from meshmsg.engine.topics import choose_topic, is_pattern, matches, require_pattern
 from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull
 from meshmsg.message import Event, Gap
-from meshmsg.options import PubOptions, PullOptions, SubOptions, make_options, require_items
+from meshmsg.options import PubOptions, PullOptions, SubOptions, make_options
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size

@@ -8,6 +8,7 @@ from _thread import get_ident
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Unpack
 
+from meshmsg.checks import require_items, require_known, require_number
 from meshmsg.driver import Driver
 from meshmsg.engine.effects import Outcome
 from meshmsg.engine.inbox import Inbox
@@ -20,14 +21,7 @@ from meshmsg.errors import (
     WaitTimeout,
 )
 from meshmsg.message import DeadLetter, Ledger
-from meshmsg.options import (
-    PullOptions,
-    PushOptions,
-    SendKeywords,
-    require_items,
-    require_known,
-    require_number,
-)
+from meshmsg.options import PullOptions, PushOptions, SendKeywords
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.sending import MessageIds, encode, encode_parts, make_details, require_size
@@ -119,6 +113,7 @@ class Push:
             outbox = self._outbox
             staged = outbox.staged  # what ``push`` does, without a call
             if not staged:
+                outbox.mark()
                 self._driver.wake()
             staged.append(encoded)
             return f"{self.prefix}{outbox.next_id + len(staged) - 1}"

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, overload
 
+from meshmsg.checks import require_int, require_number
 from meshmsg.engine.run import Details
 from meshmsg.errors import BodyTooLarge, ConfigurationError, EncodeError
-from meshmsg.options import require_int, require_number
 from meshmsg.wire.codec import decode_body, explain_encode_error
 
 MAX_PRIORITY = 255

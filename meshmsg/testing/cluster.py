@@ -6,8 +6,9 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 
+from meshmsg.checks import require_name
 from meshmsg.errors import ConfigurationError
-from meshmsg.options import LivenessOptions, require_name
+from meshmsg.options import LivenessOptions
 from meshmsg.testing.books import Books, GuaranteeBroken
 from meshmsg.testing.clock import VirtualClock
 from meshmsg.testing.network import Network

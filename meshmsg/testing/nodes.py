@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from meshmsg.checks import require_name
 from meshmsg.driver import Driver
 from meshmsg.engine.binding import Binding, freeze_where
 from meshmsg.engine.effects import Outcome
@@ -19,7 +20,7 @@ from meshmsg.engine.run import Details
 from meshmsg.engine.topics import require_pattern
 from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull, Reject
 from meshmsg.message import Batch, DeadLetter, Event, Ledger, Message, describe_error
-from meshmsg.options import PubOptions, PushOptions, Replay, SubOptions, make_options, require_name
+from meshmsg.options import PubOptions, PushOptions, Replay, SubOptions, make_options
 from meshmsg.testing.clock import ProcessLoop
 from meshmsg.testing.network import SimulatedTransport
 from meshmsg.testing.topics import ClusterPub, ClusterSub

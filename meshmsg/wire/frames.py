@@ -1,21 +1,23 @@
 """The frames between two nodes. Every layout is written down in ``docs/wire-protocol.md``.
 
-A frame is one ZeroMQ message: a header (a MessagePack array whose first item is the kind), and for ``DATA`` a second
+A frame is one ZeroMQ message: a header (a MessagePack array whose first item is the kind), and for some a second
 part with the bodies. Readers ignore items after those they know, and count kinds they don't know.
 State frames are absolute and idempotent: losing one costs time, never truth.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 
 from meshmsg.errors import BodyTooLarge, EncodeError, ProtocolError
+from meshmsg.wire import fields
 from meshmsg.wire.codec import encode_batch, make_packer
+from meshmsg.wire.fields import MAX_SEQ as MAX_SEQ
+from meshmsg.wire.fields import array, flag, natural, seconds
+from meshmsg.wire.items import check_items
 
 PROTOCOL_VERSION = 1
 
@@ -24,6 +26,7 @@ LANE, DATA, CLOSE = 16, 17, 18
 ACK, LOST = 24, 25
 PUBLISHED, START, PAST, FORGOTTEN, BEACON = 32, 33, 34, 35, 36
 WANT, LAG = 40, 41
+TALK, HEARD = 48, 49
 
 # What a consumer says about one message. ACKED ones travel as cumulative floor and ranges, not as verdicts.
 NACKED, REJECTED, EXPIRED, RETURNED = 1, 2, 3, 4
@@ -31,18 +34,17 @@ NACKED, REJECTED, EXPIRED, RETURNED = 1, 2, 3, 4
 # Flags of an ACK: the consumer misses messages; it wants unused credit back; it consumes no more through this lane.
 GAP, RECALL, CLOSING = 1, 2, 4
 
+# Flags of a HEARD: the sender misses frames, from ``heard`` on; it asks for a HEARD.
+MISSING, ASKS = 1, 2
+
 # A peer's header is small; whoever sends more is not speaking this protocol.
 MAX_HEADER_BYTES = 4 * 2**20
-MAX_SEQ = 2**62
 
 # Longest texts that a reader takes, in characters.
 MAX_NAME = 400
 MAX_QUEUE = 200
 MAX_TOPIC = 200
 MAX_VERDICT_TEXT = 1000
-
-# Names and reasons end up in terminals and logs: nothing there that moves a cursor, breaks a line or turns its text.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Hello(NamedTuple):
@@ -194,8 +196,32 @@ class Lag(NamedTuple):
     topics: list[list[Any]]
 
 
+class Talk(NamedTuple):
+    """What a caller and a server have to say in one turn, see ``wire.items``; below ``heard`` everything arrived.
+
+    ``channel`` is the sender's number for this conversation, ``to`` is the receiver's; ``seq`` counts the frames.
+    """
+
+    channel: int
+    to: int
+    seq: int
+    heard: int
+    items: list[list[Any]]
+    payload: bytes
+
+
+class Heard(NamedTuple):
+    """Where one side of a channel is: what arrived, and what it has sent. ``to`` is 0 as long as it is not known."""
+
+    channel: int
+    to: int
+    heard: int
+    next_seq: int
+    flags: int
+
+
 PubSubFrame = Start | Past | Forgotten | Beacon | Want | Lag
-Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost | PubSubFrame
+Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost | PubSubFrame | Talk | Heard
 
 # What a message's key and headers may take, in bytes, so that a header with some of them stays far below the limit.
 MAX_DETAILS_BYTES = 2**20
@@ -232,20 +258,22 @@ def measure_details(key: str | None, headers: dict[str, Any] | None) -> int:
 
 
 def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
-    """The ZeroMQ parts of a frame; ``bodies`` are the encoded bodies of a ``Data`` or ``Past``."""
+    """The ZeroMQ parts of a frame; ``bodies`` are the encoded bodies of a ``Data``, ``Past`` or ``Talk``."""
     if isinstance(frame, Ack):
         return [_pack((ACK, *frame))]
     if isinstance(frame, Data):
         return [_pack_data((DATA, *frame[:-1])), encode_batch(bodies)]
+    if isinstance(frame, Talk):
+        return [_pack_data((TALK, *frame[:-1])), encode_batch(bodies)]
     if isinstance(frame, LaneState):
         return [_pack((LANE, *frame))]
     if isinstance(frame, Beat):
         return [_pack((BEAT,))]
     if isinstance(frame, Hello):
-        fields = frame._asdict()
+        told = frame._asdict()
         if frame.max_body_bytes is None:
-            del fields["max_body_bytes"]
-        return [_pack((HELLO, fields))]
+            del told["max_body_bytes"]
+        return [_pack((HELLO, told))]
     if isinstance(frame, Offers):
         return [_pack((OFFERS, *frame))]
     if isinstance(frame, Close):
@@ -256,7 +284,7 @@ def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
         return [_pack((BYE, frame.reason))]
     if isinstance(frame, Past):
         return [_pack_data((PAST, *frame[:-1])), encode_batch(bodies)]
-    return [_pack((_PUB_SUB_KINDS[type(frame)], *frame))]
+    return [_pack((_PLAIN_KINDS[type(frame)], *frame))]
 
 
 def encode_published(frame: Published, bodies: Sequence[bytes]) -> list[bytes]:
@@ -310,7 +338,7 @@ def decode_published(parts: Sequence[bytes]) -> Published:
         raise ProtocolError("a header that is not an array of PUBLISHED and its fields")
     _, node_id, incarnation, first_seq, count, headers = header[:6]
     _check_messages(first_seq, count, headers)
-    return Published(topic, _node_id(node_id), _natural(incarnation), first_seq, count, headers, parts[2])
+    return Published(topic, fields.node_id(node_id), natural(incarnation), first_seq, count, headers, parts[2])
 
 
 def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
@@ -321,31 +349,31 @@ def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
         raise ProtocolError(f"it speaks protocol version {known['version']}, this node {PROTOCOL_VERSION}")
     known.setdefault("max_body_bytes", None)
     hello = Hello(*(known[name] for name in Hello._fields))
-    endpoints = [_text(each, "endpoint", 300) for each in _list(hello.endpoints, "endpoints")[:16]]
-    _node_id(hello.node_id)
-    _text(hello.name, "name", MAX_NAME)
-    _text(hello.mesh, "mesh", MAX_NAME)
-    _natural(hello.incarnation)
-    _natural(hello.token)
+    endpoints = [fields.text(each, "endpoint", 300) for each in array(hello.endpoints, "endpoints")[:16]]
+    fields.node_id(hello.node_id)
+    fields.text(hello.name, "name", MAX_NAME)
+    fields.text(hello.mesh, "mesh", MAX_NAME)
+    natural(hello.incarnation)
+    natural(hello.token)
     _check_offers(hello.offers)
-    _natural(hello.offers_version)
+    natural(hello.offers_version)
     if hello.answers is not None:
-        _natural(hello.answers)
+        natural(hello.answers)
     if hello.expects is not None:
-        _node_id(hello.expects)
+        fields.node_id(hello.expects)
     if hello.max_body_bytes is not None:
-        _natural(hello.max_body_bytes)
+        natural(hello.max_body_bytes)
     return hello._replace(endpoints=tuple(endpoints))
 
 
 def _read_data(header: list[Any], parts: Sequence[bytes]) -> Data:
     _, lane, first_seq, floor, want, count, runs = header[:7]
     for value in (lane, first_seq, floor, want, count):
-        _natural(value)
+        natural(value)
     total = 0
-    for first_id, length, details in map(_list, _list(runs, "runs")):
-        _natural(first_id)
-        total += _natural(length)
+    for first_id, length, details in map(array, array(runs, "runs")):
+        natural(first_id)
+        total += natural(length)
         if not length:
             raise ProtocolError("a run of no messages")
         if details is not None:
@@ -359,16 +387,14 @@ def _check_details(details: Any, length: int) -> None:
     if type(details) is not dict or (length != 1 and details.keys() != {"t"}):
         raise ProtocolError("details belong to a single message")
     if "t" in details:
-        _text(details["t"], "topic", MAX_QUEUE)
-    headers = details.get("h", {})
-    if type(headers) is not dict or any(type(name) is not str for name in headers):
-        raise ProtocolError("headers are a map with texts as keys")
+        fields.text(details["t"], "topic", MAX_QUEUE)
+    fields.headers(details.get("h", {}))
     if type(details.get("k", "")) is not str:
         raise ProtocolError("a key is a text")
-    if not _natural(details.get("a", 1)):
+    if not natural(details.get("a", 1)):
         raise ProtocolError("attempts are counted from 1")
-    _natural(details.get("p", 0))
-    _seconds(details.get("x", 0))
+    natural(details.get("p", 0))
+    seconds(details.get("x", 0))
     if type(details.get("r", False)) is not bool or type(details.get("s", False)) is not bool:
         raise ProtocolError("redelivered and on trial are true or false")
 
@@ -376,22 +402,22 @@ def _check_details(details: Any, length: int) -> None:
 def _read_ack(header: list[Any], parts: Sequence[bytes]) -> Ack:
     _, lane, received, limit, returns, floor, ranges, verdicts, flags = header[:9]
     for value in (lane, received, limit, returns, floor, flags):
-        _natural(value)
+        natural(value)
     # In order, apart, and within what arrived: then each costs the producer something once, not again and again.
     end = floor
-    for start, stop in map(_list, _list(ranges, "ranges")):
-        if not end <= _natural(start) < _natural(stop):
+    for start, stop in map(array, array(ranges, "ranges")):
+        if not end <= natural(start) < natural(stop):
             raise ProtocolError("an ACK range that is empty, below the floor, or out of order")
         end = stop
     if end > received:
         raise ProtocolError(f"an ACK that settles messages up to {end} and received only {received}")
-    for seq, kind, delay, text in map(_list, _list(verdicts, "verdicts")):
-        if _natural(seq) >= received:
+    for seq, kind, delay, text in map(array, array(verdicts, "verdicts")):
+        if natural(seq) >= received:
             raise ProtocolError(f"a verdict on message {seq} of {received} received")
-        _natural(kind)
-        _text(text, "verdict", MAX_VERDICT_TEXT, controls=True)  # an exception's text may have several lines
+        natural(kind)
+        fields.text(text, "verdict", MAX_VERDICT_TEXT, controls=True)  # an exception's text may have several lines
         if delay is not None:
-            _seconds(delay)
+            seconds(delay)
     if len({verdict[0] for verdict in verdicts}) != len(verdicts):
         raise ProtocolError("two verdicts on one message")
     return Ack(lane, received, limit, returns, floor, ranges, verdicts, flags)
@@ -399,19 +425,19 @@ def _read_ack(header: list[Any], parts: Sequence[bytes]) -> Ack:
 
 def _read_lane(header: list[Any], parts: Sequence[bytes]) -> LaneState:
     state = LaneState(*header[1:8])
-    _text(state.queue, "queue", MAX_QUEUE)
+    fields.text(state.queue, "queue", MAX_QUEUE)
     for value in (state.lane, *state[2:]):
-        _natural(value)
+        natural(value)
     return state
 
 
 def _read_start(header: list[Any], parts: Sequence[bytes]) -> Start:
     _, version, topics, last = header[:4]
-    for topic, next_seq, history_from, retained in map(_list, _list(topics, "topics")):
-        _text(topic, "topic", MAX_TOPIC)
-        if _natural(history_from) > _natural(next_seq) or next_seq < _flag(retained):
+    for topic, next_seq, history_from, retained in map(array, array(topics, "topics")):
+        fields.text(topic, "topic", MAX_TOPIC)
+        if natural(history_from) > natural(next_seq) or next_seq < flag(retained):
             raise ProtocolError("a START with a history or a retained message beyond its topic's end")
-    return Start(_natural(version), topics, _flag(last))
+    return Start(natural(version), topics, flag(last))
 
 
 def _read_past(header: list[Any], parts: Sequence[bytes]) -> Past:
@@ -419,66 +445,71 @@ def _read_past(header: list[Any], parts: Sequence[bytes]) -> Past:
     if len(parts) != 2:
         raise ProtocolError(f"a PAST frame of {len(parts)} parts")
     _check_messages(first_seq, count, headers)
-    return Past(_text(topic, "topic", MAX_TOPIC), first_seq, count, headers, _flag(more), parts[1])
+    return Past(fields.text(topic, "topic", MAX_TOPIC), first_seq, count, headers, flag(more), parts[1])
 
 
 def _read_want(header: list[Any], parts: Sequence[bytes]) -> Want:
     _, topic, start, stop = header[:4]
-    if not _natural(start) < _natural(stop):
+    if not natural(start) < natural(stop):
         raise ProtocolError("a WANT of nothing")
-    return Want(_text(topic, "topic", MAX_TOPIC), start, stop)
+    return Want(fields.text(topic, "topic", MAX_TOPIC), start, stop)
+
+
+def _read_talk(header: list[Any], parts: Sequence[bytes]) -> Talk:
+    _, channel, to, seq, heard, items = header[:6]
+    for value in (channel, to, seq, heard):
+        natural(value)
+    if len(parts) != 2:
+        raise ProtocolError(f"a TALK frame of {len(parts)} parts")
+    check_items(items)  # as many bodies as they say are in the payload, or it is not taken
+    return Talk(channel, to, seq, heard, items, parts[1])
+
+
+def _read_heard(header: list[Any], parts: Sequence[bytes]) -> Heard:
+    _, channel, to, heard, next_seq, flags = header[:6]
+    return Heard(natural(channel), natural(to), natural(heard), natural(next_seq), natural(flags))
 
 
 def _check_messages(first_seq: Any, count: Any, headers: Any) -> None:
     """``headers`` say by sequence number what messages have beside their bodies."""
-    if not _natural(count) or _natural(first_seq) + count > MAX_SEQ:
+    if not natural(count) or natural(first_seq) + count > MAX_SEQ:
         raise ProtocolError("no messages, or too many")
     if headers is None:
         return
     if type(headers) is not dict:
         raise ProtocolError("headers are maps by sequence number")
     for seq, each in headers.items():
-        if not first_seq <= _natural(seq) < first_seq + count:
+        if not first_seq <= natural(seq) < first_seq + count:
             raise ProtocolError("headers of a message that is not there")
-        if type(each) is not dict or any(type(name) is not str for name in each):
-            raise ProtocolError("headers are a map with texts as keys")
+        fields.headers(each)
 
 
 def _positions(value: Any) -> list[list[Any]]:
     """``[[topic, sequence number]...]``."""
-    for topic, seq in map(_list, _list(value, "positions")):
-        _text(topic, "topic", MAX_TOPIC)
-        _natural(seq)
+    for topic, seq in map(array, array(value, "positions")):
+        fields.text(topic, "topic", MAX_TOPIC)
+        natural(seq)
     return value  # type: ignore[no-any-return]  # just checked
 
 
 def _read_offers(header: list[Any], parts: Sequence[bytes]) -> Offers:
     _check_offers(header[2])
-    return Offers(_natural(header[1]), header[2])
+    return Offers(natural(header[1]), header[2])
 
 
 def _check_offers(offers: Any) -> None:
     """``{kind: {name: details}}``, the details flat: whoever walks or prints offers may rely on it."""
     for kind, names in _map(offers).items():
-        _text(kind, "kind of offer", MAX_NAME)
+        fields.text(kind, "kind of offer", MAX_NAME)
         for name, details in _map(names).items():
-            _text(name, "name of an offer", MAX_NAME)
+            fields.text(name, "name of an offer", MAX_NAME)
             for what, value in _map(details).items():
-                _text(what, "detail of an offer", MAX_NAME)
+                fields.text(what, "detail of an offer", MAX_NAME)
                 for each in value if type(value) is list else (value,):
                     if type(each) is str:
-                        _text(each, "detail of an offer", MAX_NAME)
+                        fields.text(each, "detail of an offer", MAX_NAME)
                     elif type(each) not in (bool, int, float, type(None)):
                         raise ProtocolError("details of an offer are texts, numbers, or arrays of these")
-
-
-# What is wrong with a value is said without the value: it may be huge, nested too deep for ``repr``, or an escape code.
-
-
-def _list(value: Any, what: str = "an entry") -> list[Any]:
-    if type(value) is not list:
-        raise ProtocolError(f"{what}: expected an array, got {type(value).__name__}")
-    return value
 
 
 def _map(value: Any) -> dict[Any, Any]:
@@ -487,63 +518,32 @@ def _map(value: Any) -> dict[Any, Any]:
     return value
 
 
-def _natural(value: Any) -> int:
-    if type(value) is not int:
-        raise ProtocolError(f"expected a natural number, got {type(value).__name__}")
-    if not 0 <= value <= MAX_SEQ:
-        raise ProtocolError(f"expected a natural number up to 2^62, got {value}")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ProtocolError(f"expected true or false, got {type(value).__name__}")
-    return value
-
-
-def _seconds(value: Any) -> None:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise ProtocolError("expected seconds: a finite number of 0 or more")
-
-
-def _node_id(value: Any) -> str:
-    # No dot: keys of peers and ids of messages are put together from it.
-    if type(value) is not str or not 0 < len(value) <= 64 or not value.replace("-", "").isalnum():
-        raise ProtocolError("a node id is 1 to 64 letters, digits and hyphens")
-    return value
-
-
-def _text(value: Any, what: str, limit: int, *, controls: bool = False) -> str:
-    if type(value) is not str or len(value) > limit:
-        raise ProtocolError(f"{what} is not a text of at most {limit} characters")
-    if not controls and _CONTROL.search(value):
-        raise ProtocolError(f"{what} is a text with control characters")
-    return value
-
-
 _READERS: dict[int, Any] = {
     HELLO: _read_hello,
-    BYE: lambda header, parts: Bye(_text(header[1], "reason", MAX_NAME)),
+    BYE: lambda header, parts: Bye(fields.text(header[1], "reason", MAX_NAME)),
     BEAT: lambda header, parts: Beat(),
     OFFERS: _read_offers,
     LANE: _read_lane,
     DATA: _read_data,
-    CLOSE: lambda header, parts: Close(_natural(header[1])),
+    CLOSE: lambda header, parts: Close(natural(header[1])),
     ACK: _read_ack,
-    LOST: lambda header, parts: Lost(_natural(header[1])),
+    LOST: lambda header, parts: Lost(natural(header[1])),
     START: _read_start,
     PAST: _read_past,
     FORGOTTEN: lambda header, parts: Forgotten(
-        _text(header[1], "topic", MAX_TOPIC), _natural(header[2]), _flag(header[3])
+        fields.text(header[1], "topic", MAX_TOPIC), natural(header[2]), flag(header[3])
     ),
     BEACON: lambda header, parts: Beacon(_positions(header[1])),
     WANT: _read_want,
-    LAG: lambda header, parts: Lag(_natural(header[1]), _positions(header[2])),
+    LAG: lambda header, parts: Lag(natural(header[1]), _positions(header[2])),
+    TALK: _read_talk,
+    HEARD: _read_heard,
 }
-_PUB_SUB_KINDS: dict[type, int] = {
+_PLAIN_KINDS: dict[type, int] = {
     Start: START,
     Forgotten: FORGOTTEN,
     Beacon: BEACON,
     Want: WANT,
     Lag: LAG,
+    Heard: HEARD,
 }

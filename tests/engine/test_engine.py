@@ -209,7 +209,7 @@ def test_late_offers_do_not_replace_newer_ones() -> None:
 
 def test_a_consumer_that_forgot_the_lane_says_so_and_gets_another() -> None:
     pair = Pair(retry=Retry(5, 0.0))
-    pair.inbox.lanes.clear()
+    pair.inbox.orphan_peer("a.1")  # as if the producer had been gone, and does not know it
     pair.box.push(b"\x01")
     for _ in range(4):
         pair.carry()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from meshmsg.engine.lane import OutLane, Trial
-from meshmsg.engine.outbox import MAX_FRAME_BYTES, MAX_RUN, Outbox, cut_frames
+from meshmsg.engine.outbox import MAX_FRAME_BYTES, MAX_RUN, Outbox
 from meshmsg.engine.run import Details, Run
+from meshmsg.engine.sending import cut_frames
 from meshmsg.errors import ProtocolError
 from meshmsg.options import PushOptions, Retry
 from meshmsg.wire import frames

@@ -20,7 +20,7 @@ from meshmsg.engine import lane
 from meshmsg.errors import BodyTooLarge, EncodeError, ProtocolError
 from meshmsg.wire import frames
 from meshmsg.wire.codec import make_packer
-from tests.wire import pub_sub_frames
+from tests.wire import pub_sub_frames, talk_frames
 
 pytestmark = pytest.mark.guarantee("G11")
 
@@ -102,12 +102,18 @@ FRAMES = st.one_of(
     ack_frames(),
     data_frames(),
     pub_sub_frames.DRAWN,
+    talk_frames.DRAWN,
 )
+BODIED = (frames.Data, frames.Past, frames.Talk)
 
 
 def encoded(frame: frames.Frame) -> list[bytes]:
-    bodied = isinstance(frame, frames.Data | frames.Past)
-    return frames.encode(frame, [b"\x01"] * frame.total if bodied else ())
+    count = 0
+    if isinstance(frame, frames.Talk):
+        count = talk_frames.body_count(frame)
+    elif isinstance(frame, BODIED):
+        count = frame.total
+    return frames.encode(frame, [b"\x01"] * count)
 
 
 # --- round trips and noise ----------------------------------------------------------------------------------
@@ -116,8 +122,8 @@ def encoded(frame: frames.Frame) -> list[bytes]:
 @given(frame=FRAMES)
 def test_frames_survive_the_way(frame: frames.Frame) -> None:
     decoded = frames.decode(encoded(frame))
-    if isinstance(frame, frames.Data | frames.Past):
-        assert isinstance(decoded, frames.Data | frames.Past)
+    if isinstance(frame, BODIED):
+        assert isinstance(decoded, BODIED)
         decoded = decoded._replace(payload=b"")
     assert decoded == frame
 
@@ -153,7 +159,7 @@ JSON = st.recursive(
 
 
 @given(
-    kind=st.sampled_from([1, 2, 3, 4, 16, 17, 18, 24, 25, 33, 34, 35, 36, 40, 41]),
+    kind=st.sampled_from([1, 2, 3, 4, 16, 17, 18, 24, 25, 33, 34, 35, 36, 40, 41, 48, 49]),
     fields=st.lists(JSON, max_size=10),
     payload=st.binary(max_size=9),
 )
@@ -344,6 +350,7 @@ VALID: dict[int, list[Any]] = {
     frames.ACK: [1, 9, 9, 0, 3, [], [], 0],
     frames.LOST: [1],
     **pub_sub_frames.VALID,
+    **talk_frames.VALID,
 }
 # Every other field of these frames is a natural number.
 OTHER_FIELDS: dict[tuple[int, int], list[Any]] = {
@@ -354,6 +361,7 @@ OTHER_FIELDS: dict[tuple[int, int], list[Any]] = {
     (frames.ACK, 5): NOT_RANGES,
     (frames.ACK, 6): NOT_VERDICTS,
     **pub_sub_frames.wrong_fields(NOT_NATURAL, NOT_LISTS, NOT_NAMES),
+    **talk_frames.wrong_fields(NOT_NATURAL, NOT_LISTS, NOT_SECONDS, CONTROL),
 }
 HELLO_FIELDS: dict[str, list[Any]] = {
     "node_id": [None, *NOT_IDS],
@@ -382,7 +390,7 @@ def require_refusal(parts: list[bytes]) -> None:
 
 @pytest.mark.parametrize(("kind", "place"), [(kind, place) for kind in VALID for place in range(len(VALID[kind]))])
 def test_a_field_is_refused_if_it_is_anything_else(kind: int, place: int) -> None:
-    payload = [b"\x91\x01"] if kind in (frames.DATA, frames.PAST) else []
+    payload = [b"\x91\x01"] if kind in (frames.DATA, frames.PAST, frames.TALK) else []
     assert frames.decode([pack([kind, *VALID[kind]]), *payload]) is not None
     for wrong in OTHER_FIELDS.get((kind, place), NOT_NATURAL):
         fields = [*VALID[kind]]
@@ -514,6 +522,7 @@ GOLDEN: dict[str, tuple[frames.Frame, list[bytes]]] = {
     ),
     "LOST": (frames.Lost(1), []),
     **pub_sub_frames.GOLDEN,
+    **talk_frames.GOLDEN,
 }
 GOLDEN_FILE = Path(__file__).parent / "golden.txt"
 
@@ -537,5 +546,4 @@ def test_golden_bytes_are_read_as_their_frames() -> None:
     for block, (frame, _) in zip(blocks, GOLDEN.values(), strict=True):
         parts = [bytes.fromhex(line) for line in block.splitlines() if not line.startswith("#")]
         decoded = frames.decode(parts)
-        bodied = isinstance(frame, frames.Data | frames.Past)
-        assert decoded == (frame._replace(payload=parts[1]) if bodied else frame)
+        assert decoded == (frame._replace(payload=parts[1]) if isinstance(frame, BODIED) else frame)

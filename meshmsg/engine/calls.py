@@ -1,0 +1,528 @@
+"""The caller's table: requests that have no outcome yet, their attempts, deadlines, retries and hedges (G8).
+
+Commands are ``start``, ``cancel``, ``send_items`` and ``end_items``, inputs the ``on_*`` methods; outcomes collect in
+``answered``, items to send go out through ``send``. An attempt has a number of its own, and never gets another one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+from meshmsg.engine.faults import RETRYABLE, make_error
+from meshmsg.engine.providers import Latencies, Provider, Providers, RetryBudget
+from meshmsg.engine.retry import backoff
+from meshmsg.engine.streams import InStream, OutStream
+from meshmsg.errors import (
+    BodyTooLarge,
+    Cancelled,
+    DeadlineExceeded,
+    MeshError,
+    NoResponders,
+    PeerLost,
+    RequestError,
+    Unavailable,
+)
+from meshmsg.options import MAX_REQUEST_ATTEMPTS, DealerOptions
+from meshmsg.wire import items
+from meshmsg.wire.codec import Undecodable
+
+# (peer's key, items, bodies)
+Send = Callable[[str, list[list[Any]], Sequence[bytes]], None]
+
+_RETRY, _HEDGE = "retry", "hedge"
+_OVER = "the request is over"
+
+
+class Call:
+    """One request. ``sink`` is the socket's own, ``body`` the encoded arguments; ``peer`` names the only one to ask."""
+
+    __slots__ = (
+        "attempts",
+        "avoid",
+        "body",
+        "deadline",
+        "done",
+        "down",
+        "flags",
+        "headers",
+        "hedges",
+        "key",
+        "method",
+        "number",
+        "options",
+        "peer",
+        "provider",
+        "repeatable",
+        "sent_at",
+        "service",
+        "sink",
+        "timeout",
+        "up",
+    )
+
+    def __init__(
+        self,
+        service: str,
+        method: str,
+        body: bytes,
+        timeout: float | None,
+        options: DealerOptions,
+        sink: Any,
+        *,
+        repeatable: bool = False,
+        headers: dict[str, Any] | None = None,
+        key: str | None = None,
+        peer: str | None = None,
+        down: InStream | None = None,
+        up: OutStream | None = None,
+    ) -> None:
+        self.service = service
+        self.method = method
+        self.body = body
+        self.timeout = timeout
+        self.options = options
+        self.sink = sink
+        self.repeatable = repeatable
+        self.headers = headers
+        self.key = key
+        self.peer = peer
+        self.down = down
+        self.up = up
+        self.flags = (items.WANTS_ITEMS if down is not None else 0) | (items.SENDS_ITEMS if up is not None else 0)
+        self.number = -1  # of the newest attempt
+        self.provider: Provider | None = None
+        self.sent_at = 0.0
+        self.hedges: dict[int, tuple[Provider, float]] | None = None  # other attempts under way, by number
+        self.attempts = 0
+        self.avoid: set[str] = set()
+        self.deadline: float | None = None
+        self.done = False
+
+
+class Clients:
+    """What this node knows of one service as its client."""
+
+    def __init__(self, generator: random.Random) -> None:
+        self.providers = Providers(generator)
+        self.budget = RetryBudget()
+        self.latencies = Latencies()
+        self.idle: set[str] = set()  # names of those who offer it and do not serve now
+
+
+class Calls:
+    """All requests of this node that are under way."""
+
+    def __init__(self, generator: random.Random, send: Send, limit_of: Callable[[str], int | None]) -> None:
+        self.answered: list[tuple[Call, Any, MeshError | None]] = []
+        self.late_replies = 0
+        self.retries = 0
+        self.hedged = 0
+        self._generator = generator
+        self._send = send
+        self._limit_of = limit_of  # the largest body that a peer takes
+        self._clients: dict[str, Clients] = {}
+        self._staged: list[Call] = []
+        self._given_up: list[Call] = []
+        self._table: dict[int, Call] = {}
+        self._next_number = 0
+        self._deadlines: list[tuple[float, int, int]] = []  # (when, first number, count): one a run
+        self._timers: list[tuple[float, int, str, Call]] = []  # retries and hedges to come
+        self._tie = count()
+
+    # -- commands --------------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Attempts that have no answer yet, and calls that wait to be sent."""
+        return len(self._table) + len(self._staged) + len(self._timers)
+
+    def clients(self, service: str) -> Clients:
+        """What is known of a service."""
+        known = self._clients.get(service)
+        if known is None:
+            known = self._clients[service] = Clients(self._generator)
+        return known
+
+    def responders(self, service: str) -> list[Provider]:
+        """Who serves it now."""
+        known = self._clients.get(service)
+        return known.providers.listed() if known is not None else []
+
+    def start(self, call: Call) -> None:
+        """Makes a request: it leaves with this turn, together with all others of it."""
+        self._staged.append(call)
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits any more: the server is told with this turn, and what it still says is late."""
+        if not call.done:
+            call.done = True
+            self._given_up.append(call)
+            if call.up is not None:
+                call.up.cut = _OVER
+
+    def send_items(self, call: Call, bodies: Sequence[bytes]) -> None:
+        """Items of the caller's stream; not more than ``call.up.room``."""
+        if not call.done and call.provider is not None and call.up is not None:
+            call.up.take(len(bodies))
+            self._send(call.provider.key, [[items.UP_ITEMS, call.number, len(bodies)]], bodies)
+
+    def end_items(self, call: Call) -> None:
+        """The caller's stream is complete."""
+        if not call.done and call.provider is not None:
+            self._send(call.provider.key, [[items.UP_END, call.number]], ())
+
+    def grant(self, call: Call) -> None:
+        """The application took items: the server may send more, once that is worth a word."""
+        if not call.done and call.down is not None and call.provider is not None:
+            upto = call.down.credit_due()
+            if upto is not None:
+                self._send(call.provider.key, [[items.CREDIT, call.number, upto]], ())
+
+    # -- out -------------------------------------------------------------------------------------------------
+
+    def dispatch(self, now: float) -> None:
+        """Sends what was staged: neighbours with the same peer, method and time make one run."""
+        for call in self._given_up:
+            self._end(call, now)
+        self._given_up.clear()
+        while self._staged:  # what cannot be sent may be tried elsewhere at once
+            staged, self._staged = self._staged, []
+            runs: dict[str, list[Call]] = {}
+            for call in staged:
+                if call.done:
+                    continue
+                provider = self._choose(call, now)
+                if provider is None:
+                    continue
+                run = runs.get(provider.key)
+                if run is None:
+                    runs[provider.key] = [call]
+                    continue
+                first = run[0]
+                if (
+                    call.method != first.method
+                    or call.service != first.service
+                    or call.timeout != first.timeout
+                    or call.deadline != first.deadline
+                    or call.flags != first.flags
+                    or call.headers != first.headers
+                    or len(run) >= items.MAX_RUN
+                ):
+                    self._send_run(provider, run, now)
+                    runs[provider.key] = [call]
+                else:
+                    run.append(call)
+            for run in runs.values():
+                provider = run[0].provider
+                assert provider is not None
+                self._send_run(provider, run, now)
+
+    def _choose(self, call: Call, now: float) -> Provider | None:
+        """Takes a provider for the next attempt; without one, the call has its outcome."""
+        known = self.clients(call.service)
+        if call.deadline is not None and now >= call.deadline:
+            self._report(call, None, self._late(call))
+            return None
+        if call.peer is not None:
+            provider = next((each for each in known.providers.listed() if call.peer in (each.key, each.name)), None)
+        else:
+            provider = known.providers.pick(call.options.balance, now, call.key, call.avoid)
+        if call.number in self._table and (provider is None or provider.key in call.avoid):
+            return None  # a hedge without another provider; the first attempt goes on
+        if provider is None:
+            self._fail(call, NoResponders(self._explain_nobody(call, known)), now)
+            return None
+        limit = self._limit_of(provider.key)
+        if limit is not None and len(call.body) > limit:
+            text = f"{provider.name!r} takes {limit} bytes of arguments, got {len(call.body)}: stream them, items=..."
+            self._report(call, None, BodyTooLarge(f"{call.service}.{call.method}: {text}"))
+            return None
+        if call.attempts == 0:
+            known.budget.on_request(now)
+        call.attempts += 1
+        if call.number in self._table:  # a hedge: the one before goes on
+            assert call.provider is not None
+            call.hedges = call.hedges or {}
+            call.hedges[call.number] = (call.provider, call.sent_at)
+        call.provider = provider
+        known.providers.started(provider, now)
+        return provider
+
+    def _send_run(self, provider: Provider, run: list[Call], now: float) -> None:
+        first = run[0]
+        number = self._next_number
+        self._next_number += len(run)
+        if first.deadline is None and first.timeout is not None:
+            deadline = now + first.timeout
+            for call in run:
+                call.deadline = deadline
+        deadline_at = first.deadline
+        for position, call in enumerate(run, number):
+            call.number = position
+            call.sent_at = now
+            self._table[position] = call
+        remaining = None
+        if deadline_at is not None:
+            remaining = deadline_at - now
+            heappush(self._deadlines, (deadline_at, number, len(run)))
+        window = first.down.limit if first.down is not None else 0
+        method = (first.service, first.method)
+        item = [items.CALL, number, len(run), *method, remaining, first.flags, window, first.headers]
+        self._send(provider.key, [item], [call.body for call in run])
+        if first.options.hedge_after is not None:
+            for call in run:
+                self._plan_hedge(call, now)
+
+    def _plan_hedge(self, call: Call, now: float) -> None:
+        after = call.options.hedge_after
+        if after == "p95":
+            after = self.clients(call.service).latencies.p95()
+        if after is not None and call.repeatable and call.attempts < MAX_REQUEST_ATTEMPTS and call.peer is None:
+            heappush(self._timers, (now + float(after), next(self._tie), _HEDGE, call))
+
+    # -- in --------------------------------------------------------------------------------------------------
+
+    def on_results(self, peer: str, numbers: Sequence[int], values: Sequence[Any], now: float) -> None:
+        """Answers came, each with its value."""
+        table = self._table
+        for number, value in zip(numbers, values, strict=True):
+            call = table.get(number)
+            if call is None or call.done or not self._is_from(call, number, peer):
+                self.late_replies += 1
+                continue
+            if type(value) is Undecodable:
+                self._finish(call, None, RequestError(f"the result cannot be read: {value.error}"), number, now)
+            else:
+                self._finish(call, value, None, number, now)
+
+    def on_fault(self, peer: str, fault: Sequence[Any], now: float) -> None:
+        """A request failed there: ``[op, number, code, type, message, traceback, retry_after, flags]``."""
+        number, code, type_name, message, remote_traceback, retry_after, flags = fault[1:8]
+        call = self._table.get(number)
+        if call is None or call.done or not self._is_from(call, number, peer):
+            self.late_replies += 1
+            return
+        error = make_error(code, type_name, message, remote_traceback, retry_after)
+        self._attempt_failed(call, number, error, now, never_ran=bool(flags & items.NEVER_RAN), pause=retry_after)
+
+    def on_items(self, peer: str, number: int, values: list[Any], size_bytes: int) -> None:
+        """Items of a stream came, of so many bytes together."""
+        call = self._table.get(number)
+        if call is None or call.done or call.down is None or not self._is_from(call, number, peer):
+            self.late_replies += 1
+            return
+        call.down.put(values, size_bytes)
+
+    def on_end(self, peer: str, number: int, now: float) -> None:
+        """A stream ended well."""
+        call = self._table.get(number)
+        if call is None or call.done or not self._is_from(call, number, peer):
+            self.late_replies += 1
+            return
+        self._finish(call, None, None, number, now)
+
+    def on_up_credit(self, peer: str, number: int, upto: int) -> None:
+        """The server takes more of the caller's items."""
+        call = self._table.get(number)
+        if call is not None and call.up is not None and self._is_from(call, number, peer):
+            call.up.grant(upto)
+
+    def on_peer(self, key: str, name: str, services: dict[str, dict[str, Any]], *, alive: bool) -> None:
+        """What a peer offers, and whether it can be asked."""
+        for service in services:
+            self.clients(service)
+        for service, known in self._clients.items():
+            offer = services.get(service)
+            if offer is None:
+                known.providers.remove(key)
+            else:
+                known.providers.update(key, name, serving=offer.get("serving", True) is not False, alive=alive)
+
+    def on_peer_gone(self, key: str, name: str, why: str, now: float) -> None:
+        """A peer's life ended: whatever it had to answer is lost."""
+        for known in self._clients.values():
+            known.providers.remove(key)
+        lost = [(number, call) for number, call in self._table.items() if self._is_from(call, number, key)]
+        for number, call in lost:
+            if not call.done:
+                text = f"{call.service}.{call.method}: {name!r} is gone ({why}) and may have run it or not"
+                self._attempt_failed(call, number, PeerLost(text), now)
+
+    @staticmethod
+    def _is_from(call: Call, number: int, peer: str) -> bool:
+        if number == call.number:
+            return call.provider is not None and call.provider.key == peer
+        return call.hedges is not None and number in call.hedges and call.hedges[number][0].key == peer
+
+    # -- outcomes --------------------------------------------------------------------------------------------
+
+    def _attempt_failed(
+        self,
+        call: Call,
+        number: int,
+        error: RequestError,
+        now: float,
+        *,
+        never_ran: bool = False,
+        pause: float | None = None,
+    ) -> None:
+        provider, sent_at = self._take_attempt(call, number)
+        error.peer = provider.name
+        blame = error.code in RETRYABLE
+        known = self.clients(call.service)
+        known.providers.ended(provider, now, now - sent_at, blame)
+        if blame:
+            call.avoid.add(provider.key)
+        if call.number in self._table or call.hedges:
+            return  # another attempt goes on
+        if never_ran and isinstance(error, (Unavailable, NoResponders)) and call.peer is None:
+            # It never reached the method: elsewhere it runs for the first time, as gRPC's transparent retries.
+            if call.attempts <= MAX_REQUEST_ATTEMPTS:
+                self._staged.append(call)
+                return
+        self._fail(call, error, now, pause=pause)
+
+    def _fail(self, call: Call, error: RequestError, now: float, *, pause: float | None = None) -> None:
+        """Tries again what may be tried again, later; otherwise this is the outcome."""
+        retry = call.options.retry
+        if call.repeatable and not call.flags and error.code in RETRYABLE and call.attempts < retry.max_attempts:
+            delay = backoff(retry, max(1, call.attempts), self._generator)
+            if pause is not None:
+                delay = max(delay, pause)
+            if call.deadline is None and call.timeout is not None:
+                call.deadline = now + call.timeout
+            in_time = call.deadline is None or now + delay < call.deadline
+            if in_time and call.attempts and self.clients(call.service).budget.take(now):
+                self.retries += 1
+                call.number = -1
+                heappush(self._timers, (now + delay, next(self._tie), _RETRY, call))
+                return
+        self._report(call, None, error)
+
+    def _take_attempt(self, call: Call, number: int) -> tuple[Provider, float]:
+        del self._table[number]
+        if number != call.number:
+            assert call.hedges is not None
+            return call.hedges.pop(number)
+        assert call.provider is not None
+        return call.provider, call.sent_at
+
+    def _finish(self, call: Call, value: Any, error: MeshError | None, number: int, now: float) -> None:
+        """An attempt brought the outcome; others are called off."""
+        provider, sent_at = self._take_attempt(call, number)
+        known = self.clients(call.service)
+        known.providers.ended(provider, now, now - sent_at, False)
+        known.latencies.add(now - sent_at)
+        if isinstance(error, RequestError):
+            error.peer = provider.name
+        if call.hedges or call.number in self._table:
+            self._end(call, now)
+        self._report(call, value, error)
+
+    def _report(self, call: Call, value: Any, error: MeshError | None) -> None:
+        """The one outcome of a call; nothing of it is under way any more."""
+        call.done = True
+        if isinstance(error, RequestError):
+            error.service, error.method = call.service, call.method
+        if call.flags:
+            if call.up is not None:
+                call.up.cut = _OVER
+            if call.down is not None:
+                call.down.end(error)
+        self.answered.append((call, value, error))
+
+    def _end(self, call: Call, now: float) -> None:
+        """Every attempt of it is called off."""
+        call.done = True
+        attempts = call.hedges or {}
+        call.hedges = None
+        if call.number in self._table:
+            assert call.provider is not None
+            attempts[call.number] = (call.provider, call.sent_at)
+        providers = self.clients(call.service).providers
+        for number, (provider, sent_at) in attempts.items():
+            del self._table[number]
+            providers.dropped(provider, now, now - sent_at)
+            self._send(provider.key, [[items.CANCEL, [number]]], ())
+
+    def _late(self, call: Call) -> DeadlineExceeded:
+        error = DeadlineExceeded(f"{call.service}.{call.method} brought no answer within {call.timeout:g} s")
+        error.peer = call.provider.name if call.provider is not None else None
+        return error
+
+    def _explain_nobody(self, call: Call, known: Clients) -> str:
+        everybody = known.providers.everybody()
+        if call.peer is not None:
+            names = ", ".join(sorted({repr(each.name) for each in everybody})) or "nobody"
+            return f"{call.peer!r} does not offer {call.service!r}; {names} does: give peer= a node's name or id"
+        if everybody:
+            return f"all {len(everybody)} nodes that offer {call.service!r} say that they are not serving, or are stuck"
+        return (
+            f"nobody offers {call.service!r}: start a node with router({call.service!r}), "
+            f"or wait for one with wait_for(router={call.service!r})"
+        )
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Time has passed: deadlines, retries, hedges."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, first, length = heappop(self._deadlines)
+            for number in range(first, first + length):
+                call = self._table.get(number)
+                if call is not None and not call.done:
+                    self._expire(call, now)
+        while self._timers and self._timers[0][0] <= now:
+            _, _, kind, call = heappop(self._timers)
+            if call.done:
+                continue
+            if kind == _RETRY:
+                self._staged.append(call)
+            elif call.number in self._table:
+                self._hedge(call, now)
+
+    def _expire(self, call: Call, now: float) -> None:
+        """No answer in time, which speaks against who has had the request for the longest."""
+        slowest = next(iter(call.hedges.values()))[0] if call.hedges else call.provider
+        if slowest is not None:
+            self.clients(call.service).providers.blame(slowest, now, now - call.sent_at)
+        self._end(call, now)
+        self._report(call, None, self._late(call))
+
+    def _hedge(self, call: Call, now: float) -> None:
+        known = self.clients(call.service)
+        assert call.provider is not None
+        call.avoid.add(call.provider.key)
+        if known.providers.has_other(now, call.avoid) and known.budget.take(now):
+            self.hedged += 1
+            self._staged.append(call)
+
+    def wake_at(self, soonest: float) -> float:
+        """When ``tick`` may have something to do, if that is before ``soonest``."""
+        deadlines, table = self._deadlines, self._table
+        while deadlines and deadlines[0][2] == 1 and deadlines[0][1] not in table:
+            heappop(deadlines)  # single calls mostly, answered long before; a run is looked at when it is due
+        if deadlines and deadlines[0][0] < soonest:
+            soonest = deadlines[0][0]
+        if self._timers and self._timers[0][0] < soonest:
+            soonest = self._timers[0][0]
+        return soonest
+
+    def close(self, now: float) -> None:
+        """The node closes: whatever is under way is given up."""
+        waiting = [*self._staged, *dict.fromkeys(self._table.values()), *(call for *_, call in self._timers)]
+        self._staged = []
+        for call in waiting:
+            if not call.done:
+                self._end(call, now)
+                self._report(call, None, Cancelled(f"{call.service}.{call.method}: the node was closed"))
+
+    def check(self) -> None:
+        """Raises AssertionError where the table contradicts itself."""
+        for number, call in self._table.items():
+            assert not call.done, f"call {number} has its outcome and is still in the table"
+            assert number == call.number or (call.hedges is not None and number in call.hedges)

@@ -1,0 +1,364 @@
+"""Who serves a service, and whom to ask next: balancing, ejection of those who fail, limits for retries and hedges.
+
+One ``Providers`` a service, at the caller. ``update`` and ``remove`` say who there is, ``pick`` chooses, and every
+``started`` is followed by one ``ended`` (an outcome came) or ``dropped`` (nobody waits for one any more).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Collection
+from hashlib import blake2b
+from math import exp, inf
+
+# Finagle's PeakEwma: what was seen this long ago counts 1/e.
+DECAY_S = 10.0
+# What an unknown provider costs while its first answers are awaited: more than any known one.
+UNKNOWN_S = 1e6
+# No answer is quicker; 0 stands for a provider that has not answered yet.
+QUICKEST_S = 1e-6
+# least_outstanding looks at so many, from a random place on: all of a small service, and a sample of a large one.
+SAMPLE = 8
+
+# Outlier ejection with Envoy's defaults, except that a failure is what the caller says it is.
+FAILURES_TO_EJECT = 5
+EJECT_S = 30.0
+MAX_EJECT_S = 300.0
+MAX_EJECTED_SHARE = 10  # one of so many may be out
+
+MAX_KEYS_REMEMBERED = 10_000
+
+
+class Provider:
+    """A peer that offers the service. ``key`` names this life of it, ``pending`` counts what it has to answer."""
+
+    __slots__ = (
+        "alive",
+        "answered_at",
+        "asked_at",
+        "cost",
+        "ejections",
+        "failures",
+        "key",
+        "name",
+        "out_until",
+        "pending",
+        "seed",
+        "serving",
+    )
+
+    def __init__(self, key: str, name: str) -> None:
+        self.key = key
+        self.name = name
+        self.seed = _seed(name)
+        self.serving = False
+        self.alive = False
+        self.pending = 0
+        self.cost = 0.0  # recent seconds an answer, as of answered_at; 0 until the first
+        self.answered_at = 0.0
+        self.asked_at = 0.0  # or answered, if that was later
+        self.failures = 0  # in a row
+        self.ejections = 0
+        self.out_until = -inf
+
+    def load(self, now: float) -> float:
+        """Seconds that one more call would take, by what is known: ``cost * (pending + 1)``.
+
+        A cost fades while the provider is not asked, so that one that was slow gets a call to prove itself. Asking it
+        brings the whole cost back: it is one call, and not all those that begin before its answer is there.
+        """
+        if not self.cost:
+            return UNKNOWN_S + self.pending if self.pending else 0.0
+        return self.cost * (self.pending + 1) * exp((self.asked_at - now) / DECAY_S)
+
+    def observe(self, now: float, seconds: float) -> None:
+        """An answer took so long: a peak counts at once, lower values as time passes."""
+        if seconds >= self.cost:
+            self.cost = max(seconds, QUICKEST_S)
+        elif now > self.answered_at:
+            self.cost = max(seconds + (self.cost - seconds) * exp((self.answered_at - now) / DECAY_S), QUICKEST_S)
+        self.answered_at = self.asked_at = now
+
+    def observe_at_least(self, now: float, seconds: float) -> None:
+        """There was no answer within so many seconds, or only a failure: nothing that makes it look faster."""
+        if seconds > self.cost:
+            self.observe(now, seconds)
+
+
+class Providers:
+    """All who offer one service, as one caller sees them."""
+
+    def __init__(self, generator: random.Random) -> None:
+        self._generator = generator
+        self._by_key: dict[str, Provider] = {}
+        self._listed: list[Provider] | None = []
+        self._usable: list[Provider] = []
+        self._sort_at = inf  # when _usable is to be made anew: somebody comes back, or (-inf) something changed
+        self._next = 0  # whose turn it is in round_robin
+        self._keepers: dict[str, Provider] = {}  # of keys, among _usable
+
+    # -- who there is ----------------------------------------------------------------------------------------
+
+    def update(self, key: str, name: str, *, serving: bool, alive: bool) -> None:
+        """A peer offers the service, serves it now or not, and can be reached or not. Repeating it changes nothing."""
+        provider = self._by_key.get(key)
+        if provider is None:
+            provider = self._by_key[key] = Provider(key, name)
+        elif provider.serving == serving and provider.alive == alive:
+            return
+        provider.serving = serving
+        provider.alive = alive
+        self._changed()
+
+    def remove(self, key: str) -> None:
+        """It is gone, or offers this service no longer. What it has to answer may still end."""
+        if self._by_key.pop(key, None) is not None:
+            self._changed()
+
+    def listed(self) -> list[Provider]:
+        """Who is alive and serves, whether ejected or not. A list that never changes; change it not."""
+        if self._listed is None:
+            self._listed = [each for each in self._by_key.values() if each.serving and each.alive]
+        return self._listed
+
+    def everybody(self) -> list[Provider]:
+        """All who offer it, also those who are not serving or not heard of just now."""
+        return list(self._by_key.values())
+
+    def _changed(self) -> None:
+        self._listed = None
+        self._sort_at = -inf
+
+    def _sort(self, now: float) -> None:
+        listed = self.listed()
+        self._usable = [each for each in listed if each.out_until <= now] or listed
+        self._sort_at = min((each.out_until for each in listed if each.out_until > now), default=inf)
+        self._keepers.clear()
+
+    # -- whom to ask -----------------------------------------------------------------------------------------
+
+    def pick(self, balance: str, now: float, key: str | None = None, avoid: Collection[str] = ()) -> Provider | None:
+        """Who gets the next call; None if nobody serves.
+
+        Parameters
+        ----------
+        balance:
+            ``"fastest"``, ``"least_outstanding"``, ``"round_robin"`` or ``"random"``.
+        key:
+            Calls of one key go to one provider as long as it is there, whatever the balance. All callers agree on
+            which; if it leaves, its keys are spread over the others, and no other key moves.
+        avoid:
+            Keys of providers that are asked only if there is nobody else.
+        """
+        if now >= self._sort_at:
+            self._sort(now)
+        usable = self._usable
+        if avoid:
+            usable = [each for each in usable if each.key not in avoid] or usable
+        if len(usable) < 2:
+            return usable[0] if usable else None
+        if key is not None:
+            return self._keeper(key, usable)
+        if balance == "fastest":
+            return self._fastest(usable, now)
+        if balance == "least_outstanding":
+            return self._least_outstanding(usable)
+        if balance == "round_robin":
+            self._next = (self._next + 1) % len(usable)
+            return usable[self._next]
+        return usable[int(self._generator.random() * len(usable))]
+
+    def has_other(self, now: float, avoid: Collection[str]) -> bool:
+        """Whether ``pick`` would find somebody who is not to be avoided; a hedge needs one."""
+        if now >= self._sort_at:
+            self._sort(now)
+        return any(each.key not in avoid for each in self._usable)
+
+    def _fastest(self, usable: list[Provider], now: float) -> Provider:
+        """The better of two at random: nearly as good as the best of all, and callers don't flock (Mitzenmacher)."""
+        others = len(usable) - 1
+        one, two = divmod(int(self._generator.random() * (others + 1) * others), others)
+        first, second = usable[one], usable[two if two < one else two + 1]
+        return first if first.load(now) <= second.load(now) else second
+
+    def _least_outstanding(self, usable: list[Provider]) -> Provider:
+        chance = self._generator.random
+        size = len(usable)
+        start = int(chance() * size)
+        best = usable[start]
+        ties = 1
+        for position in range(start + 1, start + min(size, SAMPLE)):
+            each = usable[position % size]
+            if each.pending < best.pending:
+                best, ties = each, 1
+            elif each.pending == best.pending:
+                ties += 1
+                if chance() * ties < 1:  # every one of the equals is as likely
+                    best = each
+        return best
+
+    def _keeper(self, key: str, usable: list[Provider]) -> Provider:
+        if usable is not self._usable:
+            return rendezvous(key, usable)
+        keeper = self._keepers.get(key)
+        if keeper is None:
+            if len(self._keepers) >= MAX_KEYS_REMEMBERED:
+                self._keepers.clear()
+            keeper = self._keepers[key] = rendezvous(key, usable)
+        return keeper
+
+    # -- how it went -----------------------------------------------------------------------------------------
+
+    def started(self, provider: Provider, now: float) -> None:
+        """A call goes to it."""
+        provider.pending += 1
+        provider.asked_at = now
+
+    def ended(self, provider: Provider, now: float, seconds: float, failed: bool) -> None:
+        """A call's outcome came after so many seconds. ``failed`` is what speaks against the provider."""
+        provider.pending -= 1
+        if failed:
+            self.blame(provider, now, seconds)
+        else:
+            provider.failures = 0
+            provider.observe(now, seconds)
+
+    def dropped(self, provider: Provider, now: float = 0.0, seconds: float = 0.0) -> None:
+        """Nobody waits for a call any more, and it says nothing about the provider but that it took ``seconds``.
+
+        A hedge's loser must be told with its time: a provider that always loses would look like an unknown one.
+        """
+        provider.pending -= 1
+        provider.observe_at_least(now, seconds)
+
+    def blame(self, provider: Provider, now: float, seconds: float = 0.0) -> None:
+        """A call failed by its fault. Who fails several times in a row gets no calls for a while."""
+        provider.observe_at_least(now, seconds)
+        if provider.out_until > now:
+            return
+        provider.failures += 1
+        if provider.failures >= FAILURES_TO_EJECT:
+            self._eject(provider, now)
+
+    def _eject(self, provider: Provider, now: float) -> None:
+        listed = self.listed()
+        out = sum(each.out_until > now for each in listed)
+        if provider not in listed or out >= max(1, len(listed) // MAX_EJECTED_SHARE) or len(listed) - out < 2:
+            return  # stays a candidate: its next failure asks again
+        if provider.ejections:  # one of them is forgiven for each such time that went well
+            provider.ejections = max(0, provider.ejections - int((now - provider.out_until) / EJECT_S))
+        provider.ejections += 1
+        provider.out_until = now + min(EJECT_S * provider.ejections, MAX_EJECT_S)
+        provider.failures = 0
+        self._sort_at = -inf
+
+    def check(self) -> None:
+        """Raises AssertionError where this contradicts itself."""
+        for key, provider in self._by_key.items():
+            assert provider.key == key
+            assert provider.pending >= 0, f"{provider.name}: {provider.pending} calls pending"
+            assert provider.cost >= 0, f"{provider.name}: a cost of {provider.cost}"
+        if self._sort_at > -inf:
+            assert bool(self._usable) == bool(self.listed()), "somebody serves, and nobody is asked"
+            assert all(self._by_key.get(each.key) is each for each in self._usable), "one who is gone is asked"
+
+
+def _seed(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=32).digest()
+
+
+def rendezvous(key: str, providers: list[Provider]) -> Provider:
+    """The provider that keeps a key: the one with the highest hash of both (Thaler & Ravishankar 1998).
+
+    Names count, not ids, so that a node that starts again with its name gets its keys back. Nodes that share a name
+    share its keys.
+    """
+    data = key.encode("utf-8", "surrogatepass")
+    ranks = [blake2b(data, digest_size=16, key=each.seed).digest() for each in providers]
+    highest = max(ranks)
+    if ranks.count(highest) == 1:
+        return providers[ranks.index(highest)]
+    namesakes = [each for each, rank in zip(providers, ranks, strict=True) if rank == highest]
+    return max(namesakes, key=lambda each: blake2b(data, digest_size=16, key=_seed(each.key)).digest())
+
+
+class RetryBudget:
+    """How many retries and hedges there may be: a share of the requests, and a few a second besides.
+
+    Counted over the last ten seconds. When a service fails, the load on it grows by the share and not by the number of
+    attempts. Finagle's RetryBudget with its defaults.
+    """
+
+    SLOTS = 10
+    SLOT_S = 1.0
+
+    def __init__(self, ratio: float = 0.2, per_second: float = 10) -> None:
+        self._ratio = ratio
+        self._reserve = per_second * self.SLOTS * self.SLOT_S
+        self._past: deque[tuple[float, int, int]] = deque()  # (slot's end, requests, taken), the latest last
+        self._slot_end = -inf
+        self._requests = self._taken = 0  # in the present slot
+        self._past_requests = self._past_taken = 0
+
+    def on_request(self, now: float) -> None:
+        """A request was made (not a retry)."""
+        if now >= self._slot_end:
+            self._turn(now)
+        self._requests += 1
+
+    def take(self, now: float) -> bool:
+        """Whether there may be one more attempt now; it counts as made."""
+        if now >= self._slot_end:
+            self._turn(now)
+        allowed = self._ratio * (self._past_requests + self._requests) + self._reserve
+        if self._past_taken + self._taken + 1 > allowed:
+            return False
+        self._taken += 1
+        return True
+
+    def _turn(self, now: float) -> None:
+        """Begins a slot, and forgets those that ended too long ago."""
+        if self._requests or self._taken:
+            self._past.append((self._slot_end, self._requests, self._taken))
+            self._past_requests += self._requests
+            self._past_taken += self._taken
+        self._requests = self._taken = 0
+        self._slot_end = now + self.SLOT_S
+        while self._past and self._past[0][0] <= now - (self.SLOTS - 1) * self.SLOT_S:
+            _, requests, taken = self._past.popleft()
+            self._past_requests -= requests
+            self._past_taken -= taken
+
+
+class Latencies:
+    """How long the last answers took, for ``hedge_after="p95"``.
+
+    >>> seen = Latencies()
+    >>> for hundredth in range(1, 21):
+    ...     seen.add(hundredth / 100)
+    >>> seen.p95()
+    0.19
+    """
+
+    KEPT = 128
+    FEWEST = 20
+    RENEW_EVERY = 32
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=self.KEPT)
+        self._unseen = self.RENEW_EVERY - self.FEWEST  # added since _p95 was worked out; so the first is not late
+        self._p95: float | None = None
+
+    def add(self, seconds: float) -> None:
+        """An answer took so long."""
+        self._last.append(seconds)
+        self._unseen += 1
+
+    def p95(self) -> float | None:
+        """Seconds within which 19 of 20 answers came; None while there were fewer than 20."""
+        if self._unseen >= self.RENEW_EVERY:
+            self._unseen = 0
+            ordered = sorted(self._last)
+            self._p95 = ordered[-(-len(ordered) * 95 // 100) - 1]  # the nearest rank
+        return self._p95

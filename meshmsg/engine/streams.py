@@ -1,0 +1,158 @@
+"""A stream of items within a call: both halves, and the credit between them. Items come in order and once (channel).
+
+Credit is absolute ("items below this number"), given out in items and sized so that ``BYTES_UNDER_WAY`` are under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from meshmsg.errors import ProtocolError
+
+WINDOW_ITEMS = 16  # until the size of the items is known
+MIN_WINDOW_ITEMS = 2  # so that one can be under way while the other is worked on
+MAX_WINDOW_ITEMS = 256
+BYTES_UNDER_WAY = 4 * 2**20
+_MEAN_OVER = 16  # items that the mean size follows
+
+
+class OutStream:
+    """The producer's half: how many items may still leave.
+
+    ``wake`` is called when there is more room, and when the stream is cut.
+    """
+
+    __slots__ = ("_cut", "allowed", "sent", "wake")
+
+    def __init__(self, allowed: int = 0) -> None:
+        self.allowed = allowed  # the other side takes items below this number
+        self.sent = 0
+        self.wake: Callable[[], None] | None = None
+        self._cut: str | None = None
+
+    @property
+    def room(self) -> int:
+        """How many items may be sent now; none after a cut."""
+        return 0 if self._cut is not None else self.allowed - self.sent
+
+    @property
+    def cut(self) -> str | None:
+        """Why nobody takes more items; None as long as somebody does. The first reason counts."""
+        return self._cut
+
+    @cut.setter
+    def cut(self, why: str) -> None:
+        if self._cut is None:
+            self._cut = why
+            self._tell()
+
+    def grant(self, upto: int) -> None:
+        """The other side takes items below ``upto``; less than before is no news."""
+        if upto > self.allowed:
+            self.allowed = upto
+            if self._cut is None:
+                self._tell()
+
+    def take(self, count: int) -> None:
+        """So many items are sent now; at most ``room``."""
+        assert 0 <= count <= self.room, f"{count} items sent, room for {self.room}"
+        self.sent += count
+
+    def _tell(self) -> None:
+        if self.wake is not None:
+            self.wake()
+
+    def check(self) -> None:
+        """Own invariants, for the simulator."""
+        assert 0 <= self.sent <= self.allowed, f"sent {self.sent} items, allowed {self.allowed}"
+
+
+class InStream:
+    """The consumer's half: items that wait for the application, and how many more may come.
+
+    ``wake`` is called when items came, and at the end. ``limit`` is the credit that was announced: a caller announces
+    the first window with its CALL, a server announces nothing before the method starts (``announced=0``).
+    """
+
+    __slots__ = ("_items", "_mean_bytes", "_received", "ended", "fault", "limit", "wake", "window")
+
+    def __init__(self, window_items: int = WINDOW_ITEMS, announced: int | None = None) -> None:
+        self.window = window_items
+        self.limit = window_items if announced is None else announced
+        self.wake: Callable[[], None] | None = None
+        self.ended = False  # no more will come
+        self.fault: Any = None  # why, if that is not the producer's own end
+        self._items: deque[Any] = deque()
+        self._received = 0
+        self._mean_bytes = 0.0
+
+    # -- from the producer -----------------------------------------------------------------------------------
+
+    def put(self, items: Sequence[Any], size_bytes: int = 0) -> None:
+        """Items came, so many encoded bytes together (0: unknown). Raises ``ProtocolError`` beyond the credit."""
+        if self.ended:
+            raise ProtocolError("an item after its stream's end")
+        received = self._received + len(items)
+        if received > self.limit:
+            raise ProtocolError(f"{received} items of a stream, and credit for {self.limit}")
+        self._received = received
+        self._items.extend(items)
+        if size_bytes and items:
+            self._fit(size_bytes / len(items), len(items))
+        if self.wake is not None:
+            self.wake()
+
+    def end(self, fault: Any = None) -> None:
+        """No more will come; ``fault`` says why, if the producer did not end it. The first end counts."""
+        if self.ended:
+            return
+        self.ended = True
+        self.fault = fault
+        if self.wake is not None:
+            self.wake()
+
+    def _fit(self, item_bytes: float, count: int) -> None:
+        """Fits the window to the size of the items."""
+        mean = self._mean_bytes
+        mean = item_bytes if not mean else mean + (item_bytes - mean) * count / (count + _MEAN_OVER)
+        self._mean_bytes = mean
+        self.window = max(MIN_WINDOW_ITEMS, min(MAX_WINDOW_ITEMS, int(BYTES_UNDER_WAY / mean)))
+
+    # -- for the application ---------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Items that can be taken now."""
+        return len(self._items)
+
+    def take(self) -> Any:
+        """The next item; ``credit_due`` may be news after it. Raises ``IndexError`` if none waits."""
+        return self._items.popleft()
+
+    def take_all(self) -> list[Any]:
+        """Every item that waits."""
+        items = list(self._items)
+        self._items.clear()
+        return items
+
+    def credit_due(self) -> int | None:
+        """The credit to announce now, which counts as announced from here on; None if it is not worth a word yet.
+
+        It is when half of the window was consumed, as usual for credit: often enough that the producer never waits for
+        one who keeps up, and seldom enough to cost nothing.
+        """
+        if self.ended:
+            return None
+        upto = self._received - len(self._items) + self.window
+        if upto - self.limit < (self.window + 1) // 2:
+            return None
+        self.limit = upto
+        return upto
+
+    def check(self) -> None:
+        """Own invariants, for the simulator."""
+        assert self._received <= self.limit, f"received {self._received} items, credit for {self.limit}"
+        assert len(self._items) <= self._received
+        assert MIN_WINDOW_ITEMS <= self.window <= MAX_WINDOW_ITEMS

@@ -1,0 +1,95 @@
+"""The caller's side of a stream: its own items on their way out, and the server's on their way in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from itertools import islice
+from typing import Any
+
+from meshmsg.driver import Driver
+from meshmsg.engine.calls import Call, Calls
+from meshmsg.engine.streams import OutStream
+from meshmsg.sockets.turns import yield_turn
+
+# Items of an iterable that are encoded in one turn of the loop at most.
+BURST = 256
+Items = AsyncIterable[Any] | Iterable[Any]
+Encode = Callable[[Any, int], bytes]
+
+
+async def send_items(driver: Driver, calls: Calls, call: Call, items: Items, encode: Encode) -> None:
+    """Sends what the application iterates, as fast as the method takes it; ends early with the call.
+
+    Nothing is taken from ``items`` before there is room for it, and nothing is said before the method gave the first
+    credit: until then the call may still go to another provider.
+    """
+    up = call.up
+    assert up is not None, "the caller sends items"
+    stir = asyncio.Event()
+    up.wake = stir.set
+    source = aiter(items) if isinstance(items, AsyncIterable) else None
+    try:
+        if source is not None:
+            whole = await _send_as_they_come(driver, calls, call, up, stir, source, encode)
+        else:
+            assert isinstance(items, Iterable), "checked when the call was made"
+            whole = await _send_parts(driver, calls, call, up, stir, iter(items), encode)
+        if whole:
+            calls.end_items(call)
+            driver.wake()
+    finally:
+        up.wake = None
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _send_as_they_come(
+    driver: Driver,
+    calls: Calls,
+    call: Call,
+    up: OutStream,
+    stir: asyncio.Event,
+    source: AsyncIterator[Any],
+    encode: Encode,
+) -> bool:
+    count = 0
+    while await _has_room(up, stir):
+        try:
+            item = await anext(source)
+        except StopAsyncIteration:
+            return True
+        calls.send_items(call, [encode(item, count)])
+        driver.wake()
+        count += 1
+        if count % BURST == 0:
+            await yield_turn()
+    return False
+
+
+async def _send_parts(
+    driver: Driver, calls: Calls, call: Call, up: OutStream, stir: asyncio.Event, source: Any, encode: Encode
+) -> bool:
+    count = 0
+    while await _has_room(up, stir):
+        wanted = min(up.room, BURST)
+        bodies = [encode(item, place) for place, item in enumerate(islice(source, wanted), count)]
+        if bodies:
+            calls.send_items(call, bodies)
+            driver.wake()
+        if len(bodies) < wanted:
+            return True
+        count += wanted
+        await yield_turn()
+    return False
+
+
+async def _has_room(up: OutStream, stir: asyncio.Event) -> bool:
+    """Waits until an item may leave; False when nobody takes any more."""
+    while up.room < 1:
+        if up.cut is not None:
+            return False
+        stir.clear()
+        await stir.wait()
+    return True

@@ -1,0 +1,182 @@
+"""What a method may know about the request that it serves: ``Context``, and ``current`` for what it calls in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from _thread import get_ident
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from meshmsg.driver import Driver
+from meshmsg.engine.served import Served, Serving
+from meshmsg.errors import BadRequest, Cancelled, WrongThread
+from meshmsg.wire.codec import Undecodable
+
+_NO_HEADERS: Mapping[str, Any] = {}
+
+
+class Place(NamedTuple):
+    """Where requests are served: what all contexts of a router share."""
+
+    driver: Driver
+    serving: Serving
+    loop: asyncio.AbstractEventLoop
+
+
+class Caller(NamedTuple):
+    """Who made a request: the node's name, and the id that tells it apart from others of this name."""
+
+    name: str
+    id: str
+
+
+class Context:
+    """One request, as the method that serves it sees it. A parameter annotated with ``Context`` gets it (G8).
+
+    >>> from meshmsg import Node
+    >>> router = Node("server").router("greeter")
+    >>> @router.method
+    ... async def greet(name: str, context: Context) -> str:
+    ...     return f"Hello {name}, says {context.service} to {context.caller.name}"
+    """
+
+    __slots__ = ("_place", "_served", "deadline")
+
+    def __init__(self, served: Served, place: Place, deadline: float | None) -> None:
+        self._served = served
+        self._place = place
+        self.deadline = deadline
+        """When it has to be answered, in seconds of the loop's clock (``loop.time()``); None for no limit."""
+
+    def __repr__(self) -> str:
+        return f"<Context of {self.service}.{self.method} for {self.caller.name!r}>"
+
+    @property
+    def service(self) -> str:
+        """Name of the service that was asked."""
+        return self._served.service
+
+    @property
+    def method(self) -> str:
+        """Name of the method that was asked for."""
+        return self._served.method
+
+    @property
+    def caller(self) -> Caller:
+        """Name and id of the node that asked."""
+        return Caller(self._served.peer_name, self._served.peer.partition(".")[0])
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """What the caller gave beside the arguments."""
+        return self._served.headers or _NO_HEADERS
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, 0 when it has passed; None for no limit.
+
+        What goes on after the answer has no limit either: nobody waits for it.
+        """
+        if self.deadline is None or self.answered:
+            return None
+        return max(0.0, self.deadline - self._place.driver.now())
+
+    @property
+    def answered(self) -> bool:
+        """Whether the caller has its result or error."""
+        return self._served.state == "done" and self._served.cancelled is None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants the result any more. A coroutine is cancelled then; a plain function has to look."""
+        return self._served.cancelled is not None
+
+    def items(self) -> Items:
+        """What the caller streams to this method, one by one as it comes; a slow reader stops the caller.
+
+        ``async for`` in a coroutine, ``for`` in a plain function. Raises ``BadRequest`` for a caller that sends no
+        items, ``Cancelled`` when it gives up.
+        """
+        if self._served.up is None:
+            raise BadRequest(
+                f"{self.service}.{self.method} takes a stream: request(..., items=...) or stream(..., items=...)"
+            )
+        return Items(self._served, self._place)
+
+
+class Items:
+    """The caller's items, for whoever iterates first."""
+
+    def __init__(self, served: Served, place: Place) -> None:
+        assert served.up is not None, "checked by who made this"
+        self._served = served
+        self._place = place
+        self._up = served.up
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        up = self._up
+        while not up.waiting:
+            self._require_whole()
+            if up.ended:
+                raise StopAsyncIteration
+            await self._wait()
+        item = up.take()
+        self._grant()
+        return self._readable(item)
+
+    def __iter__(self) -> Iterator[Any]:
+        """For plain functions, which run in a thread of their own."""
+        driver, _, loop = self._place
+        if get_ident() == driver.owner:
+            raise WrongThread(f"{self._label}: write `async for item in context.items()` in a coroutine")
+        while items := asyncio.run_coroutine_threadsafe(self._take_all(), loop).result():
+            for item in items:
+                yield self._readable(item)
+
+    async def _take_all(self) -> list[Any]:
+        """All that wait, at least one; none at the end."""
+        up = self._up
+        while not up.waiting:
+            self._require_whole()
+            if up.ended:
+                return []
+            await self._wait()
+        items = up.take_all()
+        self._grant()
+        return items
+
+    async def _wait(self) -> None:
+        """Until something has changed."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._up.wake = lambda: None if future.done() else future.set_result(None)
+        try:
+            await future
+        finally:
+            self._up.wake = None
+
+    def _grant(self) -> None:
+        """Tells the caller that it may send more, once that is worth a word."""
+        if self._place.serving.grant(self._served):
+            self._place.driver.wake()
+
+    def _require_whole(self) -> None:
+        """Raises if the stream will not go on."""
+        if self._up.fault is not None:
+            raise Cancelled(f"{self._label}: the caller's items end: {self._up.fault}")
+
+    def _readable(self, item: Any) -> Any:
+        if type(item) is Undecodable:
+            raise BadRequest(f"{self._label}: an item of the stream cannot be read: {item.error}")
+        return item
+
+    @property
+    def _label(self) -> str:
+        return f"{self._served.service}.{self._served.method}"
+
+
+current: ContextVar[Context | None] = ContextVar("meshmsg_context", default=None)
+"""The context of the request that is served here and now: requests made meanwhile get no more time than it has left."""

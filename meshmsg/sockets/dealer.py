@@ -1,0 +1,312 @@
+"""DEALER: requests to whoever offers a service, each with exactly one outcome (G8)."""
+
+from __future__ import annotations
+
+import asyncio
+import reprlib
+from _thread import get_ident
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from types import EllipsisType
+from typing import Any
+
+from meshmsg.checks import require_bool, require_items, require_name, require_number
+from meshmsg.driver import Driver
+from meshmsg.engine.calls import Call, Calls
+from meshmsg.engine.providers import Provider
+from meshmsg.engine.streams import InStream, OutStream
+from meshmsg.errors import BodyTooLarge, ConfigurationError, DeadlineExceeded, EncodeError
+from meshmsg.options import DealerOptions
+from meshmsg.sockets.call_items import Items
+from meshmsg.sockets.context import Context, current
+from meshmsg.sockets.item_stream import Answer, Incoming, ItemStream, Survey
+from meshmsg.sockets.sending import freeze_headers
+from meshmsg.sockets.under_way import UnderWay, about
+from meshmsg.wire.codec import explain_encode_error, make_packer
+
+# Names of methods that are kept with what is known of them.
+MAX_KNOWN_METHODS = 1000
+
+
+def require_headers(headers: object) -> None:
+    """Checks the names of headers; their values are checked when they are encoded."""
+    if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
+        raise ConfigurationError(f"request(headers=) takes a dict with str keys, got {reprlib.repr(headers)}")
+
+
+class Dealer:
+    """The client's end of a service. ``node.dealer(service, ...)`` makes it.
+
+    ``await math.add(2, 3)`` is short for ``await math.request("add", 2, 3)``, for methods that have no underscore in
+    front and are not called like something of the dealer itself.
+    """
+
+    def __init__(
+        self, driver: Driver, calls: Calls, service: str, options: DealerOptions, max_message_bytes: int
+    ) -> None:
+        self.service = service
+        self.options = options
+        self._driver = driver
+        self._pack = make_packer()
+        self._max_bytes = max_message_bytes
+        self._under_way = UnderWay(driver, calls, service, options.max_pending)
+        self._repeatable: dict[str, bool] = {}  # by method
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __repr__(self) -> str:
+        return f"<Dealer of {self.service!r}: {len(self._under_way)} requests under way>"
+
+    async def request(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | EllipsisType | None = ...,
+        headers: Mapping[str, Any] | None = None,
+        peer: str | None = None,
+        key: str | None = None,
+        idempotent: bool | None = None,
+        items: Items | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls a method of the service, and returns its result (G8).
+
+        Whoever is cancelled while it waits cancels the method, too.
+
+        Parameters
+        ----------
+        method, args, kwargs:
+            What is called, and with which arguments. They are encoded before this returns control, so later changes
+            to them do not matter.
+        timeout:
+            Seconds until ``DeadlineExceeded``; the dealer's if not given, None for no limit. A request made while
+            another one is served ends with that one's deadline at the latest.
+        headers:
+            Small values beside the arguments, with str keys; ``Context.headers`` has them.
+        peer:
+            Name or id of the only node to ask.
+        key:
+            Requests of one key go to the same provider as long as the providers stay the same.
+        idempotent:
+            Whether this request may run twice; the dealer's ``idempotent`` if not given.
+        items:
+            An iterable or async iterable, for a method that takes a stream.
+
+        Raises ``EncodeError`` with the argument that cannot be sent, ``BodyTooLarge``, ``NodeClosed``; and the
+        ``RequestError`` that is the outcome: ``NoResponders``, ``DeadlineExceeded``, ``PeerLost``, ``Cancelled``,
+        ``Overloaded``, ``Unavailable``, ``BadRequest``, ``NoSuchMethod``, ``RemoteError``.
+        """
+        loop = self._require_here()
+        future = loop.create_future()
+        call = self._make_call(method, args, kwargs, timeout, headers, peer, key, idempotent, None, items, future)
+        under_way = self._under_way
+        if under_way.full:
+            await under_way.wait_for_room(call)
+        under_way.start(call)
+        if items is not None:
+            under_way.send_items(call, items, partial(self._encode_item, method))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            under_way.give_up(call)
+            raise
+        finally:
+            under_way.release(call)
+            del future, call  # an error holds this frame, and they hold the error
+
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+        peer: str | None = None,
+        key: str | None = None,
+        items: Items | None = None,
+        **kwargs: Any,
+    ) -> Incoming[Any]:
+        """The items that a method yields, as an async iterator; with ``items=`` in both directions.
+
+        Takes the arguments of ``request``; ``timeout`` is for all of the stream, and the default is no limit. The call
+        is made when the first item is asked for. Streams are never tried again: see ``ItemStream`` for how one ends.
+        """
+        self._require_here()
+        down = InStream()
+        call = self._make_call(method, args, kwargs, timeout, headers, peer, key, False, down, items, None)
+        return ItemStream(self._under_way, call, items, partial(self._encode_item, method))
+
+    def survey(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        timeout: float | None = 1.0,
+        headers: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Incoming[Answer]:
+        """Asks everybody who serves now, and gives an ``Answer`` of each as an async iterator.
+
+        Who does not answer within ``timeout`` seconds gets ``DeadlineExceeded`` as its error. Raises ``NoResponders``
+        when nobody is there to ask.
+        """
+        self._require_here()
+        first = self._make_call(method, args, kwargs, timeout, headers, None, None, False, None, None, None)
+
+        def make_call(provider: Provider) -> Call:
+            call = Call(
+                self.service, method, first.body, first.timeout, self.options, None,
+                headers=first.headers, peer=provider.key,
+            )  # fmt: skip
+            call.deadline = first.deadline
+            return call
+
+        return Survey(self._under_way, self.service, method, make_call)
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""
+        if name.startswith("_"):
+            raise AttributeError(
+                f"dealer({self.service!r}) has no attribute {name!r}; request({name!r}) calls a method"
+            )
+        return partial(self.request, name)
+
+    async def close(self) -> None:
+        """Gives up what is under way, with ``Cancelled``, and makes no further requests."""
+        if not self._driver.closed:
+            self._driver.require_usable()
+        self._under_way.close()
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _require_here(self) -> asyncio.AbstractEventLoop:
+        """The loop, if requests can be made in it, and from here."""
+        if get_ident() != self._driver.owner or self._under_way.closed:
+            self._under_way.require_open()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._under_way.require_open()
+            self._loop = loop
+        return loop
+
+    def _make_call(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | EllipsisType | None,
+        headers: Mapping[str, Any] | None,
+        peer: str | None,
+        key: str | None,
+        idempotent: bool | None,
+        down: InStream | None,
+        items: Items | None,
+        sink: Any,
+    ) -> Call:
+        """Checks and encodes everything that a request is told."""
+        repeatable = self._repeatable.get(method) if type(method) is str else None
+        if repeatable is None:
+            repeatable = self._learn(method)
+        try:
+            body = self._pack((args, kwargs))
+        except Exception as error:
+            raise self._explain(method, args, kwargs, error) from None
+        if len(body) > self._max_bytes:
+            raise BodyTooLarge(self._describe_large(method, "arguments", body))
+        if timeout is ...:
+            timeout = self.options.timeout
+        elif timeout is not None:
+            require_number("request(timeout=)", timeout, above=0)
+        up = None
+        if headers is not None or peer is not None or key is not None or idempotent is not None or items is not None:
+            headers = self._check_details(headers, peer, key, idempotent, items)
+            repeatable = repeatable if idempotent is None else idempotent
+            up = OutStream() if items is not None else None
+        call = Call(
+            self.service, method, body, timeout, self.options, sink,
+            repeatable=repeatable, headers=headers, key=key, peer=peer, down=down, up=up,
+        )  # fmt: skip
+        context = current.get()
+        if context is not None:
+            self._inherit(call, context)
+        return call
+
+    def _learn(self, method: object) -> bool:
+        """Checks a method's name, and remembers what is known of it."""
+        name = require_name(f"dealer({self.service!r}).request(method)", method)
+        if len(self._repeatable) >= MAX_KNOWN_METHODS:
+            self._repeatable.clear()
+        repeatable = self._repeatable[name] = self.options.may_repeat(name)
+        return repeatable
+
+    def _check_details(
+        self,
+        headers: Mapping[str, Any] | None,
+        peer: str | None,
+        key: str | None,
+        idempotent: bool | None,
+        items: Items | None,
+    ) -> dict[str, Any] | None:
+        """Checks what few requests say; returns the headers as they are now."""
+        for name, value, hint in (
+            ("peer", peer, "the name or id of a node, as peer.id"),
+            ("key", key, "key=str(...)"),
+        ):
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ConfigurationError(f"request({name}=) takes a str, not {type(value).__name__} {value!r}: {hint}")
+        if idempotent is not None:
+            require_bool("request(idempotent=)", idempotent)
+        if items is not None and not isinstance(items, AsyncIterable):
+            require_items("request(items=)", items, "or an async iterable; one value is an argument")
+            if not isinstance(items, Iterable):
+                raise ConfigurationError(f"request(items=) takes what can be iterated, not {type(items).__name__}")
+        if headers is None:
+            return None
+        require_headers(headers)
+        return freeze_headers(self._pack, headers) or None
+
+    @staticmethod
+    def _inherit(call: Call, context: Context) -> None:
+        """A request that is made while another is served gets no more time than that one has left."""
+        remaining = context.remaining
+        if remaining is None or (call.timeout is not None and call.timeout <= remaining):
+            return
+        if remaining <= 0:
+            asking = f"{context.service}.{context.method}"
+            raise about(
+                call, DeadlineExceeded(f"{call.service}.{call.method}: {asking} asks for it, and has no time left")
+            )
+        # The deadline itself, and not what is left until it: requests of one turn with the same one leave together.
+        call.deadline = context.deadline
+        if call.timeout is None:
+            call.timeout = remaining
+
+    def _encode_item(self, method: str, item: Any, place: int) -> bytes:
+        try:
+            body = self._pack(item)
+        except Exception as error:
+            explained = explain_encode_error(item, error)
+            raise self._place(method, explained, f"items[{place}]") from None
+        if len(body) > self._max_bytes:
+            raise BodyTooLarge(self._describe_large(method, f"items[{place}]", body))
+        return body
+
+    def _explain(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> EncodeError:
+        """Finds the argument that cannot be sent; positional ones count from 1, as people do."""
+        named = [(f"argument {place}", value) for place, value in enumerate(args, 1)]
+        for name, value in [*named, *((f"argument {name!r}", value) for name, value in kwargs.items())]:
+            try:
+                self._pack(value)
+            except Exception as reason:
+                return self._place(method, explain_encode_error(value, reason), name)
+        return self._place(method, explain_encode_error((args, kwargs), error), "arguments")
+
+    def _place(self, method: str, error: EncodeError, name: str) -> EncodeError:
+        path = error.path.replace("body", name, 1)
+        return EncodeError(f"{self.service}.{method}: {str(error).replace(error.path, path, 1)}", path)
+
+    def _describe_large(self, method: str, what: str, body: bytes) -> str:
+        return (
+            f"{self.service}.{method}: {what} of {len(body)} bytes; the limit is {self._max_bytes}, "
+            "Node(max_message_bytes=): send parts as a stream with items=, or raise it on both sides"
+        )

@@ -1,0 +1,234 @@
+"""ROUTER: a service that other nodes ask; its methods are plain functions, coroutines and generators (G8)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from meshmsg.checks import require_items, require_number
+from meshmsg.driver import Driver
+from meshmsg.engine.served import Service, Serving
+from meshmsg.errors import ConfigurationError, NameClash
+from meshmsg.options import RouterOptions
+from meshmsg.sockets.here import require_here
+from meshmsg.sockets.methods import Method, find_kind, list_public, name_method
+from meshmsg.sockets.serving import CallWorkers, Interceptor
+
+BUILT_IN = ("ping", "info", "stats")
+DRAIN_S = 5.0
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+OfferedT = TypeVar("OfferedT")
+
+
+class Router:
+    """A service of this node. ``node.router(service, ...)`` makes it; ``docs/requests.md`` is about it.
+
+    Besides its own methods each service has ``ping``, ``info`` and ``stats``.
+
+    Examples
+    --------
+    >>> from meshmsg import Node
+    >>> node = Node("server")
+    >>> router = node.router("math")
+    >>> @router.method
+    ... async def add(a: int, b: int) -> int:
+    ...     return a + b
+    >>> router.methods
+    ('ping', 'info', 'stats', 'add')
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        service: Service,
+        serving: Serving,
+        options: RouterOptions,
+        interceptors: Iterable[Interceptor] = (),
+        max_message_bytes: int = 64 * 2**20,
+    ) -> None:
+        self.service = service.name
+        self.options = options
+        self.label = f"router({service.name!r})"
+        self._driver = driver
+        self._offer = service
+        self._methods: dict[str, Method] = {}
+        self._workers = CallWorkers(
+            driver,
+            service,
+            serving,
+            options,
+            self._methods,
+            require_interceptors(self.label, interceptors),
+            max_message_bytes,
+        )
+        self._closing: asyncio.Future[None] | None = None
+        self._started_at = 0.0
+        for name, function in zip(BUILT_IN, (self._ping, self._info, self._stats), strict=True):
+            self._methods[name] = Method(self.service, name, function)
+        driver.on_arrival[self._arrivals] = self._workers.wake
+        if driver.usable:
+            self.start()
+
+    # -- methods ---------------------------------------------------------------------------------------------
+
+    @overload
+    def method(self, function: FunctionT, *, name: str | None = None) -> FunctionT: ...
+    @overload
+    def method(self, function: None = None, *, name: str | None = None) -> Callable[[FunctionT], FunctionT]: ...
+    def method(self, function: Any = None, *, name: str | None = None) -> Any:
+        """Offers a function under its name, or another one: ``@router.method``, ``@router.method(name="add")``.
+
+        A coroutine function runs in the loop, a plain function in a thread; generators of both kinds stream their
+        items. Arguments and results are checked by the annotations. A parameter annotated with ``Context`` gets the
+        context of the request, one with ``AsyncIterator`` (``Iterator`` in a plain function) the caller's items.
+
+        Whatever it raises, its caller gets: a ``RequestError`` that it made itself as it is, anything else as a
+        ``RemoteError``. Raises ``NameClash``, ``ConfigurationError``, ``MissingExtra``.
+        """
+        if function is None:
+            return lambda function: self.method(function, name=name)
+        self._add({name_method(self.label, function, name): function})
+        return function
+
+    def offer(self, offered: OfferedT) -> OfferedT:
+        """Offers all public methods of an object; of a class, of an object that is made of it without arguments.
+
+        >>> from meshmsg import Node
+        >>> router = Node("server").router("words")
+        >>> @router.offer
+        ... class Words:
+        ...     async def shout(self, text: str) -> str:
+        ...         return text.upper()
+        >>> router.methods
+        ('ping', 'info', 'stats', 'shout')
+        """
+        if isinstance(offered, type):
+            try:
+                made = offered()
+            except TypeError as error:
+                raise ConfigurationError(
+                    f"{self.label}.offer cannot make a {offered.__name__} ({error}): offer an object"
+                ) from error
+            self.offer(made)
+            return offered
+        functions = list_public(offered)
+        if not functions:
+            raise ConfigurationError(f"{self.label}.offer got {offered!r}, which has no public methods")
+        self._add(functions)
+        return offered
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods it has."""
+        return tuple(self._methods)
+
+    def _add(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        """Offers functions by name: all of them, or none."""
+        require_here(self._driver)
+        methods: list[Method] = []
+        for name, function in functions.items():
+            if name in BUILT_IN:
+                raise NameClash(f"{self.label}: every service has {name!r} already: use another name")
+            if name in self._methods:
+                raise NameClash(f"{self.label} has a method {name!r} already: use another name, or another service")
+            methods.append(Method(self.service, name, function))
+        for each in methods:
+            self._methods[each.name] = each
+
+    # -- built in --------------------------------------------------------------------------------------------
+
+    async def _ping(self) -> dict[str, Any]:
+        """Says who serves this."""
+        identity = self._driver.engine.identity
+        return {"service": self.service, "node": identity.name, "id": identity.node_id}
+
+    async def _info(self) -> dict[str, Any]:
+        """Says who serves this, and what methods there are: signature and first words of the documentation."""
+        methods = [each.signature.describe() for each in self._methods.values()]
+        return {**await self._ping(), "serving": self.serving, "methods": methods}
+
+    async def _stats(self) -> dict[str, Any]:
+        """Counts of requests and errors since the start, and what time they took, in all and by method."""
+        offer = self._offer
+        return {
+            **await self._ping(),
+            "up_s": round(self._driver.now() - self._started_at, 3),
+            "running": offer.running,
+            "waiting": offer.waiting,
+            "requests": offer.requests,
+            "errors": offer.errors,
+            "overloaded": offer.overloaded,
+            "cancelled": offer.cancelled,
+            "expired": offer.expired,
+            "last_error": offer.last_error,
+            "methods": {each.name: each.stats() for each in self._methods.values()},
+        }
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> bool:
+        """Whether other nodes shall ask this one; set it to False for a while, and balancing goes elsewhere."""
+        return self._offer.serving
+
+    @serving.setter
+    def serving(self, serving: bool) -> None:
+        if not isinstance(serving, bool):
+            raise ConfigurationError(f"{self.label}.serving takes True or False, got {serving!r}")
+        require_here(self._driver)
+        self._offer.serving = serving
+        self._driver.engine.set_serving(self.service, serving)
+        self._driver.wake()
+
+    def start(self) -> None:
+        """The node has started; called by it."""
+        self._started_at = self._driver.now()
+        self._workers.start()
+
+    async def close(self, drain: float = DRAIN_S) -> None:
+        """Takes no more requests, lets those that run end within ``drain`` seconds, and stops the rest (G10).
+
+        Callers of what had not begun, or is stopped, get ``Unavailable``; the former may ask another node. A second
+        call waits for the first one, but no longer than its own ``drain``.
+        """
+        require_number("close(drain=)", drain, at_least=0)
+        require_here(self._driver)
+        if self._closing is None:
+            self._driver.engine.close_router(self.service)
+            self._driver.wake()
+            self._closing = asyncio.ensure_future(self._end(drain))
+            await asyncio.shield(self._closing)
+            return
+        await asyncio.wait({self._closing}, timeout=drain)
+        if not self._closing.done():
+            await self._workers.stop(0.0)
+
+    async def _end(self, drain: float) -> None:
+        await self._workers.stop(drain)
+        self._driver.on_arrival.pop(self._arrivals, None)
+        self._driver.wake()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def _arrivals(self) -> str:
+        return f"router:{self.service}"
+
+
+def require_interceptors(label: str, interceptors: Iterable[Interceptor]) -> tuple[Interceptor, ...]:
+    """Checks that each is an async callable."""
+    require_items(f"{label}, interceptors=)", interceptors, "write interceptors=[intercept]")
+    chosen = tuple(interceptors)
+    for each in chosen:
+        if not callable(each) or find_kind(each) != "coroutine":
+            raise ConfigurationError(f"{label}: an interceptor is an `async def (context, proceed)`, not {each!r}")
+    return chosen

@@ -1,0 +1,472 @@
+"""Running a router's methods: workers in the loop that take one call after another; no task and no timer a call."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextvars import Context as Variables
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from meshmsg.driver import Driver
+from meshmsg.engine.outbox import MAX_FRAME_BYTES
+from meshmsg.engine.served import BY_CALLER, Served, Service, Serving
+from meshmsg.errors import BadRequest, BodyTooLarge, Cancelled, DeadlineExceeded, EncodeError, NoSuchMethod, Unavailable
+from meshmsg.message import describe_error
+from meshmsg.options import RouterOptions
+from meshmsg.sockets.call_threads import CallThreads, Feed
+from meshmsg.sockets.context import Context, Place, current
+from meshmsg.sockets.failures import fail
+from meshmsg.sockets.methods import Method
+from meshmsg.sockets.turns import yield_turn
+from meshmsg.wire.codec import explain_encode_error, make_packer
+from meshmsg.wire.items import WANTS_ITEMS
+
+Proceed = Callable[[], Awaitable[Any]]
+Interceptor = Callable[[Context, Proceed], Awaitable[Any]]
+
+# A worker whose methods never wait gives the loop a turn after this many calls or items.
+BURST = 256
+# What methods get to clean up when they are stopped.
+CLEANUP_S = 0.5
+
+logger = logging.getLogger("meshmsg.handlers")
+
+
+class Worker:
+    """One of ``concurrency``: what it serves, and whether it was told to stop that."""
+
+    __slots__ = ("expires_at", "in_thread", "served", "stopped", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.served: Served | None = None
+        self.expires_at: float | None = None  # the end of the router's timeout, if that comes before the deadline
+        self.in_thread = False
+        self.stopped = False
+
+    def stop(self) -> None:
+        """The call that it serves is wanted no more."""
+        served = self.served
+        if served is None:
+            return
+        if not self.in_thread:
+            if not self.stopped and self.task is not None:
+                self.stopped = True
+                self.task.cancel()
+            return
+        for stream in (served.out, served.up):  # a thread can only be told when it waits for one of these
+            if stream is not None and stream.wake is not None:
+                stream.wake()
+
+
+class CallWorkers:
+    """Serves the calls of one service, ``concurrency`` at a time.
+
+    The first worker gets up when calls come, and each that finds more of them wakes the next. So methods that never
+    wait are all run by one worker, in a row, and those that wait run side by side.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        service: Service,
+        serving: Serving,
+        options: RouterOptions,
+        methods: Mapping[str, Method],
+        interceptors: Sequence[Interceptor],
+        max_message_bytes: int,
+    ) -> None:
+        self._driver = driver
+        self._service = service
+        self._serving = serving
+        self._options = options
+        self._methods = methods
+        self._interceptors = interceptors
+        self._max_bytes = max_message_bytes
+        self._small = min(max_message_bytes, MAX_FRAME_BYTES)  # every node takes bodies up to this
+        self._pack = make_packer()
+        self._place: Place | None = None
+        self._threads: CallThreads | None = None
+        self._variables: Variables | None = None
+        self._workers: set[Worker] = set()
+        self._idle: list[asyncio.Future[None]] = []
+        self._rising = False  # whether a worker was woken and has not begun yet
+        self._busy = 0
+        self._stopping = False
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The node runs, in this loop."""
+        loop = asyncio.get_running_loop()
+        self._place = Place(self._driver, self._serving, loop)
+        self._threads = CallThreads(f"meshmsg-{self._service.name}", loop)
+        # What every call begins with: not the variables of whatever happens to run when a worker is started.
+        self._variables = copy_context()
+        self._variables.run(current.set, None)
+        self.wake()
+
+    def wake(self) -> None:
+        """Calls have come: one worker gets up, if one is left."""
+        if self._rising or self._stopping or self._place is None or not self._service.queue:
+            return
+        while self._idle:
+            future = self._idle.pop()  # the one that slept last: the others may stay where they are
+            if not future.done():
+                self._rising = True
+                future.set_result(None)
+                return
+        if len(self._workers) < self._options.concurrency:
+            assert self._variables is not None, "set together with the place"
+            worker = Worker()
+            self._workers.add(worker)
+            self._rising = True
+            name = f"meshmsg-{self._service.name}"
+            worker.task = self._place.loop.create_task(self._work(worker), name=name, context=self._variables.copy())
+            worker.task.add_done_callback(partial(self._ended, worker))
+
+    async def stop(self, drain: float) -> None:
+        """Lets what runs end within ``drain`` seconds, and stops the rest: their callers get ``Unavailable``."""
+        self._stopping = True
+        for future in self._idle:
+            if not future.done():
+                future.set_result(None)
+        await self._wait(drain)
+        for worker in list(self._workers):
+            served = worker.served
+            if served is not None:
+                text = f"{served.service}.{served.method} was stopped: the service closes, and it took too long"
+                self._give_up(worker, served, Unavailable.code, text)
+        await self._wait(CLEANUP_S)
+        for worker in self._workers:
+            if worker.task is not None:
+                worker.task.cancel()  # such as one that waits for its thread
+        await self._wait(0.0)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._threads is not None:
+            self._threads.stop()
+
+    async def _wait(self, timeout: float) -> None:
+        tasks = [worker.task for worker in self._workers if worker.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, timeout))
+
+    def _give_up(self, worker: Worker, served: Served, code: str, text: str) -> None:
+        """Answers in the place of a method, and stops it; what that says from now on is too late."""
+        if served.state != "done":
+            self._serving.fail(served, code, "", text)
+            served.cancelled = text
+            worker.stop()
+            self._driver.wake()
+
+    def _ended(self, worker: Worker, task: asyncio.Task[None]) -> None:
+        """A worker's task is over: at the end, or because a method left it unfit for another call."""
+        self._workers.discard(worker)
+        self._rising = False
+        if task.cancelled() or task.exception() is None:
+            self.wake()
+            return
+        logger.error("a worker of %r ended", self._service.name, exc_info=task.exception())
+
+    # -- a worker --------------------------------------------------------------------------------------------
+
+    async def _work(self, worker: Worker) -> None:
+        now, service, variables = self._driver.now, self._service, self._variables
+        self._rising = False
+        count = 0
+        while not self._stopping:
+            started = now()
+            served = service.take(started)
+            if served is None:
+                await self._rest()
+                continue
+            if service.queue and not self._rising:
+                self.wake()
+            self._busy += 1
+            try:
+                await self._serve(worker, served, started)
+            finally:
+                self._busy -= 1
+            current.set(None)
+            if worker.stopped or not is_same(copy_context(), variables):
+                # A cancellation may still be on its way into this task; or what one call set, such as who is logged
+                # in, would be seen by the next one. Another worker takes the place of this one.
+                return
+            count += 1
+            if count % BURST == 0:
+                await yield_turn()
+
+    async def _rest(self) -> None:
+        """Until there may be another call."""
+        driver = self._driver
+        if driver.scheduled and not self._busy:
+            # The last answer of a burst: all of it leaves now, instead of when the loop gets to it.
+            self._rising = True  # this worker looks itself for what comes meanwhile
+            driver.turn()
+            self._rising = False
+            if self._service.queue:
+                return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(future)
+        try:
+            await future
+        finally:
+            self._rising = False
+
+    async def _serve(self, worker: Worker, served: Served, started: float) -> None:
+        """One call, from its arguments to its answer."""
+        assert self._place is not None, "a worker runs in a loop"
+        method = self._methods.get(served.method)
+        worker.served = served
+        served.on_cancel = worker.stop
+        deadline = served.deadline if self._options.timeout is None else self._limit(worker, served, started)
+        context = Context(served, self._place, deadline)
+        current.set(context)
+        failure = None
+        try:
+            if self._interceptors:
+                result = await self._intercept(worker, context, served, method, 0)
+            elif method is not None and method.kind == "coroutine" and not served.flags & WANTS_ITEMS:
+                args, kwargs = method.signature.bind(served.args, served.kwargs, context)
+                result = await method.function(*args, **kwargs)
+                method.signature.check_result(result)
+            else:
+                result = await self._call(worker, context, served, method)
+            self._answer(served, result)
+        except BaseException as error:
+            failure = self._failed(served, context, error)
+            if self._ends(worker, error):
+                raise
+        finally:
+            worker.served = worker.expires_at = None
+            if method is not None:
+                method.note(self._driver.now() - started, failure)
+            if not self._driver.scheduled:
+                self._driver.wake()
+
+    def _answer(self, served: Served, result: Any) -> None:
+        """The call has ended well."""
+        if served.flags & WANTS_ITEMS:
+            self._serving.end(served)
+        else:
+            self._serving.reply(served, self._encode(served, self._pack, result, "result"))
+
+    def _failed(self, served: Served, context: Context, error: BaseException) -> str | None:
+        """The call has ended with an exception, which its caller gets as a fault; returns what the statistics say."""
+        if served.cancelled is not None:
+            return served.cancelled if served.cancelled != BY_CALLER else None  # nobody hears it
+        label = f"{served.service}.{served.method}"
+        if isinstance(error, asyncio.CancelledError):
+            error = Cancelled(f"{label} was cancelled{f': {error}' if str(error) else ''}")
+        elif isinstance(error, DeadlineExceeded) and context.remaining is not None and context.remaining < 0.001:
+            error = DeadlineExceeded(f"{label}: {error}")  # of a request that it made: the time is its caller's
+        fail(self._serving, served, error, self._options.tracebacks)
+        return describe_error(error)
+
+    @staticmethod
+    def _ends(worker: Worker, error: BaseException) -> bool:
+        """Whether an exception is meant for the worker itself, and not only for the call."""
+        if isinstance(error, asyncio.CancelledError):
+            # One that nobody asked this task for came out of something that the method awaited.
+            return worker.task is None or worker.task.cancelling() > 0
+        if isinstance(error, GeneratorExit):
+            try:
+                return asyncio.current_task() is not worker.task
+            except RuntimeError:
+                return True  # no loop runs: Python takes down what was left of it
+        return isinstance(error, (KeyboardInterrupt, SystemExit))
+
+    # -- a call ----------------------------------------------------------------------------------------------
+
+    async def _intercept(
+        self, worker: Worker, context: Context, served: Served, method: Method | None, position: int
+    ) -> Any:
+        """Goes through the interceptors, from the first one to the method."""
+        if position == len(self._interceptors):
+            return await self._call(worker, context, served, method)
+        proceed = partial(self._intercept, worker, context, served, method, position + 1)
+        return await self._interceptors[position](context, proceed)
+
+    async def _call(self, worker: Worker, context: Context, served: Served, method: Method | None) -> Any:
+        """Runs the method, of whatever kind it is; returns its result, or None at the end of its items."""
+        label = f"{served.service}.{served.method}"
+        if method is None:
+            raise NoSuchMethod(describe_methods(label, self._methods))
+        if method.streams != bool(served.flags & WANTS_ITEMS):
+            offered = "streams items: call stream()" if method.streams else "gives one result: call request()"
+            raise BadRequest(f"{label} {offered} instead")
+        args, kwargs = method.signature.bind(served.args, served.kwargs, context)
+        if method.kind == "async generator":
+            return await self._stream(served, method, method.function(*args, **kwargs))
+        if method.kind == "coroutine":
+            result = await method.function(*args, **kwargs)
+            method.signature.check_result(result)
+            return result
+        assert self._threads is not None, "a worker runs in a loop"
+        worker.in_thread = True
+        try:
+            if served.cancelled is not None:
+                raise Cancelled(f"{label}: {served.cancelled}")
+            function = partial(method.function, *args, **kwargs)
+            if method.kind == "generator":
+                return await self._feed(served, method, function)
+            result = await self._threads.run(function)
+            method.signature.check_result(result)
+            return result
+        finally:
+            worker.in_thread = False
+
+    async def _stream(self, served: Served, method: Method, items: AsyncGenerator[Any, None]) -> None:
+        """Sends what an async generator yields, as fast as its caller takes it."""
+        out, check = served.out, method.signature.check_result
+        assert out is not None, "the caller wants items"
+        count = 0
+        try:
+            async for item in items:
+                check(item)
+                body = self._encode(served, self._pack, item, "item")
+                while out.room < 1:
+                    await self._wait_for_room(served)
+                self._serving.send_items(served, [body])
+                if not self._driver.scheduled:
+                    self._driver.wake()
+                count += 1
+                if count % BURST == 0:
+                    await yield_turn()
+        finally:
+            await items.aclose()
+
+    async def _wait_for_room(self, served: Served) -> None:
+        """Until the caller takes more, or nobody takes anything."""
+        out = served.out
+        assert out is not None, "the caller wants items"
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        out.wake = lambda: None if future.done() else future.set_result(None)
+        try:
+            if out.cut is not None:
+                raise Cancelled(f"nobody takes the items of {served.service}.{served.method}: {out.cut}")
+            if out.room < 1:
+                await future
+        finally:
+            out.wake = None
+
+    async def _feed(self, served: Served, method: Method, function: Callable[[], Any]) -> None:
+        """Sends what a plain generator yields in its thread."""
+        out, threads = served.out, self._threads
+        assert out is not None and threads is not None, "the caller wants items"
+        stir = asyncio.Event()
+        feed = Feed(asyncio.get_running_loop(), stir.set)
+        pack, check = make_packer(), method.signature.check_result
+
+        def encode(item: Any) -> bytes:
+            check(item)
+            return self._encode(served, pack, item, "item")
+
+        out.wake = stir.set
+        running = asyncio.ensure_future(threads.run(lambda: feed.run(function(), encode)))
+        running.add_done_callback(lambda _: stir.set())
+        try:
+            while True:
+                stir.clear()
+                ended = running.done()
+                bodies = feed.take()
+                if served.cancelled is not None or out.cut is not None:
+                    feed.cut()
+                elif bodies:
+                    self._serving.send_items(served, bodies)
+                    self._driver.wake()
+                if ended:
+                    running.result()  # or what it raised
+                    return
+                feed.allow(out.room)
+                await stir.wait()
+        finally:
+            out.wake = None
+            feed.cut()
+            running.cancel()  # if this task was; else it has ended
+
+    def _encode(self, served: Served, pack: Callable[[Any], bytes], value: Any, what: str) -> bytes:
+        try:
+            body = pack(value)
+        except Exception as error:
+            raise explain_unsendable(f"{served.service}.{served.method}", value, error, what) from None
+        if len(body) > self._small:
+            self._require_size(served, body, what)
+        return body
+
+    def _require_size(self, served: Served, body: bytes, what: str) -> None:
+        """Raises ``BodyTooLarge`` for what this node may not send, or the caller's does not take."""
+        peers = self._driver.engine.peers
+        caller = peers.find(served.peer)
+        theirs = peers.limit_of(caller) if caller is not None else None
+        limit = self._max_bytes if theirs is None else min(theirs, self._max_bytes)
+        if len(body) > limit:
+            raise BodyTooLarge(
+                f"{served.service}.{served.method}: {what} of {len(body)} bytes; the limit is {limit}: "
+                "stream it in parts, or raise Node(max_message_bytes=) on both sides"
+            )
+
+    # -- the router's timeout --------------------------------------------------------------------------------
+
+    def _limit(self, worker: Worker, served: Served, started: float) -> float:
+        """When a call's time is over; the router's own timeout is watched here, deadlines by the engine."""
+        assert self._options.timeout is not None, "only looked at with one"
+        limit = started + self._options.timeout
+        if served.deadline is not None and served.deadline <= limit:
+            return served.deadline
+        worker.expires_at = limit
+        if self._watchdog is None:  # else one rings before: all calls have the same time, and this one began last
+            self._watchdog = asyncio.get_running_loop().call_at(limit, self._expire)
+        return limit
+
+    def _expire(self) -> None:
+        self._watchdog = None
+        now = self._driver.now()
+        for worker in self._workers:
+            served, limit = worker.served, worker.expires_at
+            if served is not None and limit is not None and limit <= now:
+                worker.expires_at = None
+                label = f"{served.service}.{served.method}"
+                text = f"{label} ran longer than its service's timeout of {self._options.timeout} s"
+                self._service.expired += 1
+                self._give_up(worker, served, DeadlineExceeded.code, text)
+        left = [worker.expires_at for worker in self._workers if worker.expires_at is not None]
+        if left:
+            self._watchdog = asyncio.get_running_loop().call_at(min(left), self._expire)
+
+
+def explain_unsendable(label: str, value: Any, error: Exception, what: str) -> Exception:
+    """Why a value cannot be sent; what would have been the work itself gets words of its own."""
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        kind = "a coroutine" if inspect.isawaitable(value) else "a generator"
+        if inspect.iscoroutine(value) or inspect.isgenerator(value):
+            value.close()  # or Python warns that it was never awaited
+        return TypeError(
+            f"{label} returned {kind}, which nobody runs: offer the function itself, or make the wrapper of its kind"
+        )
+    explained = explain_encode_error(value, error)
+    path = explained.path.replace("body", what, 1)
+    return EncodeError(f"{label}: {str(explained).replace(explained.path, path, 1)}", path)
+
+
+def is_same(variables: Variables, others: Variables | None) -> bool:
+    """Whether all context variables have the same values."""
+    try:
+        return variables == others
+    except Exception:
+        return False  # values that cannot be compared
+
+
+def describe_methods(label: str, methods: Mapping[str, Method]) -> str:
+    """That a service has no method of this name, and which it has."""
+    wanted = label.partition(".")[2]
+    close = difflib.get_close_matches(wanted, methods, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(methods)}"
+    return f"{label}: no such method: {hint}"

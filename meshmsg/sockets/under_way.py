@@ -1,0 +1,160 @@
+"""What a dealer has under way: at most ``max_pending`` calls, those who wait for room, and who sends their items."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import partial
+from typing import Any, Protocol
+
+from meshmsg.driver import Driver
+from meshmsg.engine.calls import Call, Calls
+from meshmsg.errors import Cancelled, DeadlineExceeded, MeshError, NodeClosed, RequestError
+from meshmsg.sockets.call_items import Encode, Items, send_items
+
+
+class Sink(Protocol):
+    """Where the one outcome of a call goes; a future is one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, value: Any, /) -> None: ...
+    def set_exception(self, error: Any, /) -> None: ...
+
+
+class UnderWay:
+    """The calls of one dealer that have no outcome yet."""
+
+    def __init__(self, driver: Driver, calls: Calls, service: str, max_pending: int) -> None:
+        self.driver = driver
+        self.calls = calls
+        self.closed = False
+        self._service = service
+        self._limit = max_pending
+        self._open: set[object] = set()  # calls, and those in line whose turn it is
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._senders: dict[Call, asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def full(self) -> bool:
+        """Whether a further call has to wait: for room, or behind others who do."""
+        return len(self._open) >= self._limit or bool(self._line)
+
+    def require_open(self) -> None:
+        """Raises the exception that tells why no call can be made here and now."""
+        self.driver.require_usable()
+        self.driver.require_loop()
+        if self.closed:
+            raise NodeClosed(f"dealer({self._service!r}) was closed: open another one")
+
+    # -- room ------------------------------------------------------------------------------------------------
+
+    async def wait_for_room(self, call: Call) -> None:
+        """Waits in line until one more may be under way, no longer than the call may take."""
+        if call.deadline is None and call.timeout is not None:
+            call.deadline = self.driver.now() + call.timeout
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append(future)
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                await future
+        except BaseException as error:
+            self._open.discard(future)
+            self._advance()
+            if not isinstance(error, TimeoutError):
+                raise
+            text = (
+                f"found no room in time: {len(self._open)} requests are under way, and max_pending={self._limit}: "
+                "make fewer at a time, or add providers"
+            )
+            raise about(call, DeadlineExceeded(f"{call.service}.{call.method} {text}")) from None
+        self._open.discard(future)
+        self.require_open()
+
+    def _advance(self) -> None:
+        """Lets those in line have the room that there is, the first one first."""
+        while self._line and (len(self._open) < self._limit or self.closed):
+            future = self._line.popleft()
+            if not future.done():
+                self._open.add(future)
+                future.set_result(None)
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    def start(self, call: Call) -> None:
+        """Makes a call, now that there is room; ``release`` says that it is over."""
+        self._open.add(call)
+        self.calls.start(call)
+        if not self.driver.scheduled:
+            self.driver.wake()
+
+    def send_items(self, call: Call, items: Items, encode: Encode) -> None:
+        """Has the caller's items sent, by a task of their own."""
+        sender = asyncio.ensure_future(send_items(self.driver, self.calls, call, items, encode))
+        self._senders[call] = sender
+        sender.add_done_callback(partial(self._sent, call))
+
+    def _sent(self, call: Call, sender: asyncio.Task[None]) -> None:
+        """The caller's items have ended: all are sent, or the application failed to bring them."""
+        self._senders.pop(call, None)
+        if sender.cancelled():
+            self.abort(call, Cancelled(f"{call.service}.{call.method}: its items= were cancelled"))
+        else:
+            error = sender.exception()
+            if error is not None:
+                self.abort(call, error)
+
+    def release(self, call: Call) -> None:
+        """A call is over."""
+        self._open.discard(call)
+        if self._line:
+            self._advance()
+        if self._senders:
+            sender = self._senders.pop(call, None)
+            if sender is not None:
+                sender.cancel()
+
+    def give_up(self, call: Call) -> None:
+        """Nobody waits for a call any more: its server is told to stop."""
+        if not call.done:
+            self.calls.cancel(call, self.driver.now())
+            self.driver.wake()
+        self.release(call)
+
+    def abort(self, call: Call, error: BaseException) -> None:
+        """Ends a call from here, with an outcome."""
+        if call.done:
+            return
+        self.give_up(call)
+        if isinstance(error, RequestError):
+            about(call, error)
+        sink: Sink = call.sink
+        if not sink.done():
+            sink.set_exception(error)
+
+    def close(self) -> None:
+        """Ends all of them."""
+        self.closed = True
+        for call in list(self._open):
+            if isinstance(call, Call):
+                self.abort(call, Cancelled(f"{call.service}.{call.method}: the dealer was closed"))
+        self._advance()
+
+
+def about(call: Call, error: RequestError) -> RequestError:
+    """The error, with what it is about."""
+    error.service, error.method = call.service, call.method
+    return error
+
+
+def settle(answers: list[tuple[Call, Any, MeshError | None]]) -> None:
+    """The driver's word on calls that have their outcome: hands it to who waits for it."""
+    for call, value, error in answers:
+        sink: Sink = call.sink
+        if not sink.done():
+            if error is None:
+                sink.set_result(value)
+            else:
+                sink.set_exception(error)

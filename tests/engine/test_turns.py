@@ -1,0 +1,223 @@
+"""What a turn looks at: whatever something happened to, however much else a node has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from meshmsg.engine.engine import Engine
+from meshmsg.engine.outbox import Outbox
+from meshmsg.engine.peers import Identity
+from meshmsg.engine.publisher import Publisher
+from meshmsg.engine.run import Details
+from meshmsg.engine.subscriber import Reception, Subscriptions
+from meshmsg.engine.subscription import Subscription
+from meshmsg.options import PushOptions, Retry
+from meshmsg.wire import frames
+from meshmsg.wire.codec import encode_batch, make_packer
+
+QUEUES = 200
+
+touched: list[str] = []
+
+
+class CountedOutbox(Outbox):
+    """Writes down that it was looked at."""
+
+    def absorb(self, now: float) -> None:
+        touched.append(self.queue)
+        super().absorb(now)
+
+    def dispatch(self, now: float) -> Any:
+        touched.append(self.queue)
+        return super().dispatch(now)
+
+    def tick(self, now: float) -> None:
+        touched.append(self.queue)
+        super().tick(now)
+
+    def wake_at(self) -> float | None:
+        touched.append(self.queue)
+        return super().wake_at()
+
+
+@pytest.fixture(autouse=True)
+def nothing_touched() -> Iterator[None]:
+    touched.clear()
+    yield
+    touched.clear()
+
+
+class Farm:
+    """Engine "a" sends to many queues, engine "b" consumes all of them."""
+
+    def __init__(self, **options: Any) -> None:
+        self.now = 0.0
+        self.a, self.b = (
+            Engine(Identity(name, 1, name, "mesh", (f"tcp://{name}:1",)), generator=random.Random(1)) for name in "ab"
+        )
+        self.a.make_outbox = CountedOutbox
+        self.a.handle_discovered("b", ("tcp://b:1",), 0.0)
+        self.b.handle_discovered("a", ("tcp://a:1",), 0.0)
+        self.names = [f"q{number}" for number in range(QUEUES)]
+        for name in self.names:
+            self.a.open_push(name, PushOptions(**options))
+            self.b.open_pull(name, 10)
+        self.time(0.0)  # the first heartbeat; the next one is not before half a second
+        for _ in range(6):
+            self.carry()
+        assert all(outbox.lanes for outbox in self.a.outboxes.values())
+        self.a.check()
+        touched.clear()
+
+    def time(self, now: float) -> None:
+        self.now = now
+        self.a.handle_time(now)
+        self.b.handle_time(now)
+
+    def carry(self) -> None:
+        for engine, other, route in ((self.a, self.b, b"from-a"), (self.b, self.a, b"from-b")):
+            for link, parts in engine.drain(self.now).send:
+                if link:
+                    other.handle_parts(route, parts, self.now)
+
+    def touched(self) -> set[str]:
+        """By what happened since the last time."""
+        names = set(touched)
+        self.a.check()
+        touched.clear()
+        return names
+
+
+def test_a_turn_looks_only_at_the_queues_that_something_happened_to() -> None:
+    farm = Farm()
+    farm.a.drain(farm.now)
+    assert farm.touched() == set()
+    farm.a.outboxes["q7"].push(b"\x01")
+    farm.a.outboxes["q9"].push_detailed(b"\x01", Details(priority=1), farm.now)
+    farm.carry()
+    assert farm.touched() == {"q7", "q9"}
+    (message,) = farm.b.inboxes["q7"].take(9, farm.now)
+    message.ack()
+    farm.carry()  # the verdict
+    farm.carry()  # what it makes room for
+    assert farm.touched() == {"q7"}
+    assert farm.a.outboxes["q7"].pending == 0 and farm.a.outboxes["q9"].pending == 1
+
+
+def test_time_looks_only_at_the_queues_that_are_due() -> None:
+    farm = Farm()
+    farm.a.outboxes["q3"].push_detailed(b"\x01", Details(due_at=0.2), farm.now)
+    farm.a.outboxes["q4"].push_detailed(b"\x01", Details(due_at=0.3), farm.now)
+    assert farm.a.drain(farm.now).wake_at == 0.2
+    assert farm.touched() == {"q3", "q4"}
+    farm.time(0.2)
+    assert farm.a.drain(farm.now).wake_at == 0.3
+    assert farm.touched() == {"q3"}
+    farm.carry()
+    farm.time(0.25)
+    farm.carry()
+    assert farm.touched() == set()
+
+
+def test_a_nack_with_a_delay_is_due_later() -> None:
+    farm = Farm(retry=Retry(3, 0.1, jitter="none"))
+    farm.a.outboxes["q5"].push(b"\x01")
+    farm.carry()
+    (message,) = farm.b.inboxes["q5"].take(9, farm.now)
+    message.nack(delay=0.25)
+    farm.carry()
+    assert farm.a.drain(farm.now).wake_at == 0.25
+    farm.time(0.25)
+    farm.carry()
+    assert [message.attempt for message in farm.b.inboxes["q5"].take(9, farm.now)] == [2]
+
+
+def test_a_queue_that_nobody_consumes_any_more_is_due_when_patience_ends() -> None:
+    farm = Farm(unroutable_after=5.0)
+    farm.a.outboxes["q5"].push(b"\x01")
+    farm.carry()
+    farm.touched()
+    farm.now = 0.1
+    for name in ("q5", "q6"):
+        farm.b.close_pull(name)
+    for _ in range(3):
+        farm.carry()
+    assert farm.touched() == {"q5", "q6"}
+    assert farm.a._sender.wake_at(99.0) == 5.1
+    farm.time(5.1)
+    assert [letter.reason for letter in farm.a.drain(farm.now).dead] == ["unroutable"]
+    assert farm.touched() == {"q5"}
+
+
+def test_a_dead_letter_wakes_the_queue_that_it_moves_to() -> None:
+    farm = Farm(dead_letter_to="q0")
+    farm.a.outboxes["q8"].push_detailed(b"\x01", Details(expires_at=0.1, due_at=9.0), farm.now)
+    farm.a.drain(farm.now)
+    farm.touched()
+    farm.time(0.1)
+    farm.carry()
+    assert farm.touched() == {"q0", "q8"}
+    assert len(farm.b.inboxes["q0"].take(9, farm.now)) == 1
+
+
+def test_a_node_in_a_lane_that_is_over_is_forgotten_at_both_ends() -> None:
+    farm = Farm()
+    for name in farm.names:
+        farm.b.close_pull(name)
+    for _ in range(3):
+        farm.carry()
+    assert not farm.b.leaving and not farm.b._receiver._homes
+    assert not farm.a._sender._lanes
+
+
+# --- topics -------------------------------------------------------------------------------------------------
+
+
+def test_only_the_publishers_that_something_came_from_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    subscriptions = Subscriptions("s", 1)
+    subscriptions.add(Subscription("**"), 1)
+    receptions = {number: subscriptions.follow(f"p{number}.1") for number in range(QUEUES)}
+    for reception in receptions.values():
+        reception.change_filters()
+        reception.on_start(frames.Start(1, [], True), 0.0)
+    subscriptions.collect(0.0)
+    looked: list[str] = []
+    collect = Reception.collect
+
+    def counted(reception: Reception, now: float) -> list[frames.PubSubFrame]:
+        looked.append(reception.peer)
+        return collect(reception, now)
+
+    monkeypatch.setattr(Reception, "collect", counted)
+    payload = encode_batch([make_packer()(1)])
+    receptions[3].on_published(frames.Published("a", "p3", 1, 0, 1, None, payload), 0.0)
+    receptions[5].on_published(frames.Published("a", "p5", 1, 4, 1, None, payload), 0.0)  # the first four are missing
+    subscriptions.collect(0.0)
+    assert looked == ["p3.1", "p5.1"]
+    looked.clear()
+    subscriptions.collect(0.1)
+    assert looked == ["p5.1"]  # an answer is awaited
+    subscriptions.check()
+
+
+def test_only_the_subscribers_that_something_is_due_to_are_looked_at() -> None:
+    publisher = Publisher()
+    for number in range(QUEUES):
+        peer = f"s{number}.1"
+        publisher.on_offers(peer, 1, ["a"], 0.0)
+        publisher.on_filter(b"\xff" + f"{peer}.1".encode(), True, 0.0)
+        publisher.on_lag(peer, frames.Lag(1, []))
+    assert len(publisher.followers) == QUEUES
+    assert publisher.answers(0.0) == [] and not publisher._owed
+    publisher.publish("a", b"1")
+    publisher.collect(0.0)
+    publisher.on_want("s7.1", frames.Want("a", 0, 1))
+    assert list(publisher._owed) == ["s7.1"]
+    publisher.check()
+    assert [answer.peer for answer in publisher.answers(0.0)] == ["s7.1"]
+    assert not publisher._owed
+    publisher.check()
