@@ -34,6 +34,7 @@ from meshmsg.loops import choose_loop, require_reader_loop, serve
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventHub, EventStream
 from meshmsg.options import (
+    DealerKeywords,
     GroupKeywords,
     LivenessOptions,
     PubKeywords,
@@ -41,17 +42,21 @@ from meshmsg.options import (
     PullOptions,
     PushKeywords,
     PushOptions,
+    RouterKeywords,
     SubKeywords,
     make_options,
 )
 from meshmsg.reach import choose_addresses, require_reach
 from meshmsg.sockets.bare import BarePull, BarePush
 from meshmsg.sockets.bare_pub_sub import BarePub
+from meshmsg.sockets.dealer import Dealer
 from meshmsg.sockets.group_sub import GroupSub, open_group_sub
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.pub_sub import Pub, Sub
 from meshmsg.sockets.push_pull import Pull, Push
 from meshmsg.sockets.raw import RawSockets
+from meshmsg.sockets.router import Router
+from meshmsg.sockets.services import Services
 from meshmsg.sockets.topics import Topics
 from meshmsg.transport.zmq import ZmqTransport
 from meshmsg.wire.frames import MAX_HEADER_BYTES
@@ -160,6 +165,7 @@ class Node:
         self._pushes: dict[str, Push] = {}
         self._pulls: dict[str, Pull] = {}
         self._topics = Topics(self._driver, max_message_bytes)
+        self._services = Services(self._driver, max_message_bytes)
         self._raws: RawSockets | None = None
         self._bare_pushes: dict[str, BarePush] = {}
         self._bare_pulls: dict[str, BarePull] = {}
@@ -229,6 +235,7 @@ class Node:
         for pull in self._pulls.values():
             pull.start()
         self._topics.connect(self._raws)
+        self._services.connect()
         return self
 
     async def _discover(self, discovery: Discovery) -> None:
@@ -299,7 +306,8 @@ class Node:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + drain
         await asyncio.gather(
-            *(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values(), *self._topics.subs))
+            self._services.drain(drain),
+            *(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values(), *self._topics.subs)),
         )
         engine = self._engine
         engine.finish_publishing()
@@ -428,6 +436,26 @@ class Node:
             return member
         return self._topics.sub(pattern, options)
 
+    def router(self, service: str, **options: Unpack[RouterKeywords]) -> Router:
+        """A service that other nodes may request: ``@router.method`` offers a function (G8).
+
+        Takes the options of ``RouterOptions``: ``concurrency`` (64), ``max_queue`` (1000), ``timeout``, ``tracebacks``;
+        and ``interceptors``, coroutine functions ``(context, proceed)``. Raises ``UnknownOption``,
+        ``ConfigurationError``, ``NameClash``.
+        """
+        self._require_open()
+        return self._services.router(service, options)
+
+    def dealer(self, service: str, **options: Unpack[DealerKeywords]) -> Dealer:
+        """The client's end of a service: ``await dealer.request(method, ...)`` asks one of those who offer it (G8).
+
+        Takes the options of ``DealerOptions``: ``timeout`` (10 s), ``balance``, ``idempotent``, ``retry``,
+        ``hedge_after``, ``max_pending``; and ``interceptors``, coroutine functions ``(outgoing, proceed)``. Raises
+        ``UnknownOption``, ``ConfigurationError``.
+        """
+        self._require_open()
+        return self._services.dealer(service, options)
+
     def raw(self, kind: int, name: str) -> Any:
         """A plain pyzmq socket that discovery keeps connected, with no layer on top.
 
@@ -463,20 +491,22 @@ class Node:
         push: str | None = None,
         sub: str | None = None,
         group: str | None = None,
+        router: str | None = None,
         peer: str | None = None,
         count: int = 1,
         timeout: float | None = None,
     ) -> None:
         """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
 
-        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group. Use
-        it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
+        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group; with
+        ``router``: until so many serve it. Use it instead of sleeping for slow joiners. This node counts too, except
+        for ``peer``.
         """
         self._driver.require_usable()
-        given = {"pull": pull, "push": push, "sub": sub, "group": group, "peer": peer}
+        given = {"pull": pull, "push": push, "sub": sub, "group": group, "router": router, "peer": peer}
         wanted = [(kind, name) for kind, name in given.items() if name is not None]
         if len(wanted) != 1:
-            raise ConfigurationError("wait_for takes exactly one of pull=, push=, sub=, group= and peer=")
+            raise ConfigurationError("wait_for takes exactly one of pull=, push=, sub=, group=, router= and peer=")
         require_int("wait_for(count=)", count, at_least=0)
         kind, name = wanted[0]
         require_name(f"wait_for({kind}=)", name)

@@ -477,11 +477,13 @@ class Engine:
         return self.peers.offered(kind, name)
 
     def count(self, kind: str, name: str) -> int:
-        """How many living nodes pull or push a queue, or get what is published here as ``sub`` or ``group``."""
+        """How many living nodes pull or push a queue, get what is published here as ``sub`` or ``group``, or serve."""
         if kind == "sub":
             return len(self.publisher.confirmed(name))
         if kind == "group":
             return self.groups.count_members(name)
+        if kind == ROUTER:
+            return len(self.calls.responders(name))
         return len(self.offered(kind, name))
 
     def list_peers(self, now: float) -> list[Peer]:

@@ -212,7 +212,7 @@ class Sender:
 
     def tick(self) -> None:
         """Time has passed: what was delayed is due, what lived too long expires."""
-        for outbox in (*self._dirty, *self._agenda.take(self._output.now)):
+        for outbox in self._agenda.take(self._output.now):
             outbox.tick(self._output.now)
             outbox.mark()  # it is due at another time now
 

@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -108,16 +109,12 @@ class Feed:
 
     # -- in the thread ---------------------------------------------------------------------------------------
 
-    def run(self, items: Iterator[Any], encode: Callable[[Any], bytes]) -> None:
+    def run(self, items: Generator[Any, Any, Any], encode: Callable[[Any], bytes]) -> None:
         """Passes on what the generator yields, until it ends or nobody wants more."""
-        close = getattr(items, "close", None)
-        try:
+        with closing(items):
             for item in items:
                 if not self._put(encode(item)):
                     break
-        finally:
-            if close is not None:
-                close()
 
     def _put(self, body: bytes) -> bool:
         with self._condition:

@@ -50,18 +50,10 @@ class Worker:
         self.stopped = False
 
     def stop(self) -> None:
-        """The call that it serves is wanted no more."""
-        served = self.served
-        if served is None:
-            return
-        if not self.in_thread:
-            if not self.stopped and self.task is not None:
-                self.stopped = True
-                self.task.cancel()
-            return
-        for stream in (served.out, served.up):  # a thread can only be told when it waits for one of these
-            if stream is not None and stream.wake is not None:
-                stream.wake()
+        """The call that it serves is wanted no more. A thread goes on; one that waits for a stream hears it there."""
+        if not self.in_thread and not self.stopped and self.task is not None:
+            self.stopped = True
+            self.task.cancel()
 
 
 class CallWorkers:

@@ -260,6 +260,24 @@ async def test_the_routers_own_timeout_stops_a_method_earlier() -> None:
     stats = await desk.ask("stats")
     assert (stats["expired"], stats["methods"]["wait"]["errors"]) == (2, 2)
     assert isinstance(await refused(desk.ask("wait", remaining=0.01)), DeadlineExceeded)
+    assert left[-1] is not None and left[-1] <= 0.01
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_deadline_that_a_nested_request_met_is_the_callers_too() -> None:
+    desk = Desk()
+
+    @desk.router().method
+    async def ask_further(context: Context) -> None:
+        while context.remaining:
+            pass  # the engine has no turn in which it would see to it first
+        error = DeadlineExceeded("no answer")
+        error.service = "further"
+        raise error
+
+    error = await refused(desk.ask("ask_further", remaining=0.001))
+    assert isinstance(error, DeadlineExceeded)
+    assert str(error) == "math.ask_further: no answer"
 
 
 async def test_a_plain_function_past_its_time_keeps_its_place_until_it_ends() -> None:
