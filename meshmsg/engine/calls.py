@@ -415,8 +415,12 @@ class Calls:
         """An attempt brought the outcome; others are called off."""
         provider, sent_at = self._take_attempt(call, number)
         known = self.clients(call.service)
-        known.providers.ended(provider, now, now - sent_at, False)
-        known.latencies.add(now - sent_at)
+        if call.flags:
+            provider.failures = 0
+            known.providers.dropped(provider)  # how long a stream takes says nothing about the next one
+        else:
+            known.providers.ended(provider, now, now - sent_at, False)
+            known.latencies.add(now - sent_at)
         if isinstance(error, RequestError):
             error.peer = provider.name
         if call.hedges or call.number in self._table:
@@ -446,7 +450,7 @@ class Calls:
         providers = self.clients(call.service).providers
         for number, (provider, sent_at) in attempts.items():
             del self._table[number]
-            providers.dropped(provider, now, now - sent_at)
+            providers.dropped(provider, now, 0.0 if call.flags else now - sent_at)
             self._send(provider.key, [[items.CANCEL, [number]]], ())
 
     def _late(self, call: Call) -> DeadlineExceeded:
@@ -487,9 +491,9 @@ class Calls:
 
     def _expire(self, call: Call, now: float) -> None:
         """No answer in time, which speaks against who has had the request for the longest."""
-        slowest = next(iter(call.hedges.values()))[0] if call.hedges else call.provider
-        if slowest is not None:
-            self.clients(call.service).providers.blame(slowest, now, now - call.sent_at)
+        assert call.provider is not None, "an attempt is under way"
+        slowest, sent_at = next(iter(call.hedges.values())) if call.hedges else (call.provider, call.sent_at)
+        self.clients(call.service).providers.blame(slowest, now, 0.0 if call.flags else now - sent_at)
         self._end(call, now)
         self._report(call, None, self._late(call))
 

@@ -27,7 +27,7 @@ class Conversations:
         self._output = output
         self._channels: dict[str, Channel] = {}  # by peer's key
         self._next_channel = 1
-        self._dirty: set[str] = set()  # keys of channels that have something to say
+        self._dirty: dict[str, None] = {}  # keys of channels that may have something to say, in order
 
     # -- what becomes of the peers ---------------------------------------------------------------------------
 
@@ -39,9 +39,8 @@ class Conversations:
     def resume(self, peer: PeerState) -> None:
         """A peer is there, or there again: both sides say where they are."""
         self.sync(peer)
-        channel = self._channels.get(peer.key)
-        if channel is not None:
-            self._tell(peer, channel.resume())
+        if peer.key in self._channels or self.serving.services or peer.offers.get(ROUTER):
+            self._tell(peer, self._open(peer.key).resume())
 
     def pause(self, node_id: str) -> None:
         """A peer is suspect: it gets no new requests."""
@@ -55,7 +54,7 @@ class Conversations:
 
     def _forget(self, peer: PeerState, why: str) -> None:
         self._channels.pop(peer.key, None)
-        self._dirty.discard(peer.key)
+        self._dirty.pop(peer.key, None)
         self.serving.on_peer_gone(peer.key)
         self.calls.on_peer_gone(peer.key, peer.name, why, self._output.now)
 
@@ -73,6 +72,7 @@ class Conversations:
             self._write(peer, again)
         elif channel.on_talk(frame):
             self._take(peer, frame)
+        self._dirty[peer.key] = None  # what waited for this frame may leave now
         if channel.due:
             self._tell(peer, channel.state())
 
@@ -141,7 +141,7 @@ class Conversations:
     def _send(self, key: str, talked: list[list[Any]], bodies: Sequence[bytes]) -> None:
         if self._peers.find(key) is not None:
             self._open(key).send(talked, bodies)
-            self._dirty.add(key)
+            self._dirty[key] = None
 
     def _write(self, peer: PeerState, talks: list[tuple[frames.Talk, list[bytes]]]) -> None:
         if peer.link is not None:

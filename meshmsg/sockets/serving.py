@@ -162,10 +162,9 @@ class CallWorkers:
         """A worker's task is over: at the end, or because a method left it unfit for another call."""
         self._workers.discard(worker)
         self._rising = False
-        if task.cancelled() or task.exception() is None:
-            self.wake()
-            return
-        logger.error("a worker of %r ended", self._service.name, exc_info=task.exception())
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a worker of %r ended", self._service.name, exc_info=task.exception())
+        self.wake()
 
     # -- a worker --------------------------------------------------------------------------------------------
 
@@ -234,8 +233,8 @@ class CallWorkers:
             self._answer(served, result)
         except BaseException as error:
             failure = self._failed(served, context, error)
-            if self._ends(worker, error):
-                raise
+            if not isinstance(error, Exception):
+                raise  # it may be meant for the worker: another one takes its place, if the loop goes on
         finally:
             worker.served = worker.expires_at = None
             if method is not None:
@@ -262,19 +261,6 @@ class CallWorkers:
         fail(self._serving, served, error, self._options.tracebacks)
         return describe_error(error)
 
-    @staticmethod
-    def _ends(worker: Worker, error: BaseException) -> bool:
-        """Whether an exception is meant for the worker itself, and not only for the call."""
-        if isinstance(error, asyncio.CancelledError):
-            # One that nobody asked this task for came out of something that the method awaited.
-            return worker.task is None or worker.task.cancelling() > 0
-        if isinstance(error, GeneratorExit):
-            try:
-                return asyncio.current_task() is not worker.task
-            except RuntimeError:
-                return True  # no loop runs: Python takes down what was left of it
-        return isinstance(error, (KeyboardInterrupt, SystemExit))
-
     # -- a call ----------------------------------------------------------------------------------------------
 
     async def _intercept(
@@ -282,6 +268,8 @@ class CallWorkers:
     ) -> Any:
         """Goes through the interceptors, from the first one to the method."""
         if position == len(self._interceptors):
+            if served.cancelled is not None:
+                raise Cancelled(f"{served.service}.{served.method}: {served.cancelled}")
             return await self._call(worker, context, served, method)
         proceed = partial(self._intercept, worker, context, served, method, position + 1)
         return await self._interceptors[position](context, proceed)
@@ -304,8 +292,6 @@ class CallWorkers:
         assert self._threads is not None, "a worker runs in a loop"
         worker.in_thread = True
         try:
-            if served.cancelled is not None:
-                raise Cancelled(f"{label}: {served.cancelled}")
             function = partial(method.function, *args, **kwargs)
             if method.kind == "generator":
                 return await self._feed(served, method, function)

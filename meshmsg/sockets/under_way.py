@@ -119,7 +119,7 @@ class UnderWay:
     def give_up(self, call: Call) -> None:
         """Nobody waits for a call any more: its server is told to stop."""
         if not call.done:
-            self.calls.cancel(call, self.driver.now())
+            self.calls.cancel(call)
             self.driver.wake()
         self.release(call)
 

@@ -276,7 +276,7 @@ class ZmqBroadcast:
                 total += size
                 if published is not None:
                     messages.append((number, published))
-                else:
+                elif size:
                     self.refused += 1
         except zmq.Again:
             # libzmq has looked for news before it said so: what comes from now on makes the descriptor readable.

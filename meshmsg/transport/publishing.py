@@ -13,6 +13,11 @@ from meshmsg.transport.tuning import LAST, MORE, Context, Socket, Tuning, descri
 # Per subscriber and in messages, each of which is a batch; libzmq can count nothing else. What one subscriber has not
 # taken is held once for all of them, so this bounds what the slowest can cost.
 SEND_HIGH_WATER = 1000
+# So that it bounds bytes as well, a larger message is followed by as many empty ones as it has more of these: 1000
+# places are 256 MiB, and one message more. (The high-water mark itself must not change while a subscriber is
+# connected: libzmq's reading end tells of free places at every multiple of half of it, and a queue that is empty
+# could stay full for its writer.)
+PLACE_BYTES = 256 * 1024
 # When a queue is full, it may be that libzmq's I/O thread had no turn, on a busy machine, and no subscriber is slow. So
 # it gets this long, this often, before anybody misses anything.
 NAP_S, NAPS = 0.0005, 2
@@ -84,6 +89,16 @@ class PublishingSocket:
 
         Nothing says who. It is told once: from then on until there is room again, libzmq does not count it.
         """
+        complete = self._send_message(parts)
+        places = len(parts[-1]) // PLACE_BYTES
+        if places:
+            fill = (parts[0], b"", b"")
+            # Where no place is left, the message has taken enough of them.
+            while places and self._try_send(fill):
+                places -= 1
+        return complete
+
+    def _send_message(self, parts: Sequence[bytes]) -> bool:
         # The answer cannot change in the middle of a message: only whole ones count, and nobody joins it.
         if self._try_send(parts):
             return True

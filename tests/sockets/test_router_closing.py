@@ -145,3 +145,23 @@ async def test_a_drain_is_a_time() -> None:
     router = Desk().router()
     with pytest.raises(ConfigurationError, match=r"close\(drain=\)"):
         await router.close(drain=-1)
+
+
+async def test_a_loop_that_ends_its_tasks_ends_the_workers_too() -> None:
+    desk = Desk()
+    router = desk.router()
+    begun = asyncio.Event()
+
+    @router.method
+    async def wait() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    asked = desk.ask("wait")
+    await begun.wait()
+    tasks = [worker.task for worker in router._workers._workers if worker.task is not None]
+    for task in tasks:
+        task.cancel()  # as asyncio.run does at its end
+    await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in tasks)
+    assert str(await refused(asked)) == "math.wait was cancelled"

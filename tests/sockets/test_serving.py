@@ -73,6 +73,19 @@ async def test_methods_that_never_wait_are_run_by_one_worker_and_answered_togeth
     assert desk.serving.calls == []
 
 
+async def test_the_last_answer_of_a_burst_leaves_at_once() -> None:
+    desk = Desk()
+    router = desk.router()
+    answers: list[int] = []
+
+    @router.method
+    async def note() -> None:
+        asyncio.get_running_loop().call_soon(lambda: answers.append(len(desk.answers)))
+
+    await desk.ask("note")
+    assert answers == [1]  # sent when the loop came to what was next
+
+
 async def test_a_long_row_of_calls_lets_the_loop_turn() -> None:
     desk = Desk()
     router = desk.router()
@@ -217,11 +230,17 @@ async def test_a_method_may_clean_up_and_even_answer_after_it_was_cancelled() ->
             cleaned.set()
         return "late"
 
+    @router.method
+    async def count_cancellations() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
     asked = desk.ask("stubborn")
     await begun.wait()
     asked.cancel()
     await cleaned.wait()
-    assert (await desk.ask("ping"))["node"] == "server"
+    assert await desk.ask("count_cancellations") == 0
     assert not asked.outcome.done()
 
 
@@ -280,9 +299,10 @@ async def test_a_deadline_that_a_nested_request_met_is_the_callers_too() -> None
     assert str(error) == "math.ask_further: no answer"
 
 
-async def test_a_plain_function_past_its_time_keeps_its_place_until_it_ends() -> None:
+@pytest.mark.parametrize("limit", ["deadline", "timeout"])
+async def test_a_plain_function_past_its_time_keeps_its_place_until_it_ends(limit: str) -> None:
     desk = Desk()
-    router = desk.router(concurrency=1)
+    router = desk.router(concurrency=1, timeout=0.01 if limit == "timeout" else None)
     go_on = threading.Event()
     seen: list[bool] = []
 
@@ -292,7 +312,8 @@ async def test_a_plain_function_past_its_time_keeps_its_place_until_it_ends() ->
         assert go_on.wait(PATIENCE_S)
         seen.append(context.cancelled)
 
-    assert isinstance(await refused(desk.ask("wait", remaining=0.01)), DeadlineExceeded)
+    asked = desk.ask("wait", remaining=0.01 if limit == "deadline" else None)
+    assert isinstance(await refused(asked), DeadlineExceeded)
     next_one = desk.ask("ping")
     for _ in range(20):
         await asyncio.sleep(0)
@@ -427,6 +448,36 @@ async def test_interceptors_stand_around_every_method() -> None:
         assert told == [f"> {name}", f"{name} gave None", f"< {name}"]
         told.clear()
     assert "no such method" in str(await refused(desk.ask("three", headers=key)))
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_method_does_not_begin_after_its_call_was_cancelled() -> None:
+    desk = Desk()
+    ran: list[str] = []
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(context: Context, proceed: Any) -> Any:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+        try:
+            await proceed()
+        finally:
+            ended.set()
+
+    router = desk.router(interceptors=[stubborn])
+
+    @router.method
+    async def run() -> None:
+        ran.append("run")
+
+    asked = desk.ask("run")
+    await begun.wait()
+    asked.cancel()
+    await ended.wait()
+    assert not ran
 
 
 async def test_what_is_no_interceptor_is_refused() -> None:

@@ -286,7 +286,7 @@ async def test_who_is_slow_misses_messages_and_the_others_do_not(monkeypatch: py
             await camera.until_asked(b"topic")
             results: list[bool] = []
             while camera.broadcast.crowded == 0 or len(results) - results.index(False) < 50:
-                results.append(camera.publish(b"topic", bytes(300_000), header=b"%d" % len(results)))
+                results.append(camera.publish(b"topic", bytes(250_000), header=b"%d" % len(results)))
                 # The fast one takes each before the next: it is never full.
                 await screen.until_published(len(results))
             assert [int(parts[1]) for _, parts in screen.published] == list(range(len(results)))
@@ -298,11 +298,41 @@ async def test_who_is_slow_misses_messages_and_the_others_do_not(monkeypatch: py
             while not frames or int(frames[-2]) < len(results):
                 frames += await read_plain(slow, 3)
                 if len(frames) // 3 >= first_missed:
-                    camera.publish(b"topic", bytes(300_000), header=b"%d" % (len(results) + len(frames)))
-            assert set(frames[::3]) == {b"topic"} and {len(frame) for frame in frames[2::3]} == {300_000}
+                    camera.publish(b"topic", bytes(250_000), header=b"%d" % (len(results) + len(frames)))
+            assert set(frames[::3]) == {b"topic"} and {len(frame) for frame in frames[2::3]} == {250_000}
             numbers = [int(frame) for frame in frames[1::3]]
             assert numbers[:first_missed] == list(range(first_missed)) and first_missed not in numbers
             assert numbers == sorted(set(numbers))
+
+
+async def test_a_large_message_takes_more_places_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq counts messages, so 1000 of 64 MiB each would wait for a subscriber that is frozen."""
+    monkeypatch.setattr(publishing_module, "SEND_HIGH_WATER", 20)
+    taken: list[int] = []
+    for size in (90_000, 1_050_000):
+        with Station() as camera, plain_socket(zmq.SUB, camera.broadcast.open_broadcast()[0], RCVHWM=1) as frozen:
+            frozen.setsockopt(zmq.SUBSCRIBE, b"topic")
+            await camera.until_asked(b"topic")
+            monkeypatch.setattr(publishing_module, "PLACE_BYTES", 2**30)
+            assert camera.publish(b"topic", bytes(30 * 2**20))  # what TCP's buffers hold, and more
+            monkeypatch.setattr(publishing_module, "PLACE_BYTES", 100_000)
+            taken.append(0)
+            while camera.publish(b"topic", bytes(size)):
+                taken[-1] += 1
+    assert taken == [19, 2]  # one place each, eleven each
+
+
+async def test_what_only_fills_places_is_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing_module, "PLACE_BYTES", 1000)
+    with Station() as camera, Station() as screen:
+        await screen.follow(1, camera)
+        for number in range(20):
+            assert camera.publish(b"topic", b"%d" % number + b"." * 10_000)
+        await screen.until_published(20)
+        assert [int(body.partition(b".")[0]) for body in screen.bodies()] == list(range(20))
+        assert camera.publish(b"topic", b"small")
+        await screen.until_published(21)
+        assert screen.broadcast.refused == 0
 
 
 async def test_a_burst_does_not_overrun_who_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
