@@ -3,6 +3,7 @@
 A process holds a ``Node``. Nodes of one mesh find each other through mDNS and connect directly. ``node.push(queue)``
 sends work, ``node.pull(queue)`` takes it; every message that was accepted is processed or becomes a dead letter.
 ``node.pub(topic)`` publishes, ``node.sub(pattern)`` subscribes; what is lost on the way is repaired, or told.
+``node.router(service)`` offers methods, ``node.dealer(service)`` calls them; each request has exactly one outcome.
 The same without ``await``: ``meshmsg.blocking``. Test your service with ``meshmsg.testing``.
 
 >>> import asyncio
@@ -55,9 +56,14 @@ from meshmsg.errors import (
 from meshmsg.message import Attempt, Batch, DeadLetter, Event, Gap, Ledger, Message, Peer
 from meshmsg.node import Node
 from meshmsg.options import Retry
+from meshmsg.sockets.context import Context
+from meshmsg.sockets.dealer import Dealer
 from meshmsg.sockets.group_sub import GroupSub
+from meshmsg.sockets.interceptors import Outgoing
+from meshmsg.sockets.item_stream import Answer
 from meshmsg.sockets.pub_sub import Pub, Sub
 from meshmsg.sockets.push_pull import Pull, Push
+from meshmsg.sockets.router import Router
 
 # Applications decide what is printed; without this, Python prints a library's warnings to stderr.
 logging.getLogger("meshmsg").addHandler(logging.NullHandler())
@@ -67,15 +73,18 @@ __version__ = "0.1.0"
 __all__ = [
     "AddressUnavailable",
     "AlreadySettled",
+    "Answer",
     "Attempt",
     "BadRequest",
     "Batch",
     "BodyTooLarge",
     "Cancelled",
     "ConfigurationError",
+    "Context",
     "DeadLetter",
     "DeadLettered",
     "DeadlineExceeded",
+    "Dealer",
     "DiscoveryUnavailable",
     "EncodeError",
     "Event",
@@ -92,6 +101,7 @@ __all__ = [
     "Node",
     "NodeClosed",
     "OutboxFull",
+    "Outgoing",
     "Overloaded",
     "Peer",
     "PeerLost",
@@ -103,6 +113,7 @@ __all__ = [
     "RemoteError",
     "RequestError",
     "Retry",
+    "Router",
     "Sub",
     "TooManyLinks",
     "Unavailable",

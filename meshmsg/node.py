@@ -19,17 +19,15 @@ from meshmsg.checks import (
     require_items,
     require_name,
     require_number,
-    require_queue,
     require_strings,
 )
 from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery
 from meshmsg.discovery.interfaces import is_loopback
 from meshmsg.driver import Driver
-from meshmsg.engine.effects import Outcome
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.peers import Identity
-from meshmsg.errors import ConfigurationError, MeshError, NameClash, NodeClosed, WaitTimeout
+from meshmsg.errors import ConfigurationError, MeshError, NodeClosed, WaitTimeout
 from meshmsg.loops import choose_loop, require_reader_loop, serve
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventHub, EventStream
@@ -39,21 +37,19 @@ from meshmsg.options import (
     LivenessOptions,
     PubKeywords,
     PullKeywords,
-    PullOptions,
     PushKeywords,
-    PushOptions,
     RouterKeywords,
     SubKeywords,
-    make_options,
 )
 from meshmsg.reach import choose_addresses, require_reach
-from meshmsg.sockets.bare import BarePull, BarePush
+from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.bare_pub_sub import BarePub
 from meshmsg.sockets.dealer import Dealer
-from meshmsg.sockets.group_sub import GroupSub, open_group_sub
+from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.pub_sub import Pub, Sub
 from meshmsg.sockets.push_pull import Pull, Push
+from meshmsg.sockets.queues import Queues
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.sockets.router import Router
 from meshmsg.sockets.services import Services
@@ -155,20 +151,17 @@ class Node:
             max_dead_letters=max_dead_letters,
         )
         self._driver = Driver(self._engine)
-        self._driver.on_outcome = self._handle_outcome
         self._driver.on_dead = self._handle_dead
         self._hub = EventHub(name, guard=partial(require_here, self._driver))
         self._driver.on_events = self._hub.publish
         self._transport: ZmqTransport | None = None
         self._discoveries: list[Discovery] = []
         self._background: set[asyncio.Task[Any]] = set()
-        self._pushes: dict[str, Push] = {}
-        self._pulls: dict[str, Pull] = {}
+        self._queues = Queues(self._driver, max_message_bytes)
+        self._driver.on_outcome = self._queues.handle_outcome
         self._topics = Topics(self._driver, max_message_bytes)
         self._services = Services(self._driver, max_message_bytes)
         self._raws: RawSockets | None = None
-        self._bare_pushes: dict[str, BarePush] = {}
-        self._bare_pulls: dict[str, BarePull] = {}
         self._books: dict[str, Ledger] | None = None  # the last ones, after the close
         self._closing: asyncio.Task[dict[str, Ledger]] | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -227,13 +220,7 @@ class Node:
         for discovery in self._discoveries:
             self._spawn(self._discover(discovery))
         self._raws = RawSockets(self._driver, transport, self._interfaces)
-        for bare_push in self._bare_pushes.values():
-            bare_push.connect(self._raws)
-        for bare_pull in self._bare_pulls.values():
-            bare_pull.connect(self._raws)
-            bare_pull.start()
-        for pull in self._pulls.values():
-            pull.start()
+        self._queues.connect(self._raws)
         self._topics.connect(self._raws)
         self._services.connect()
         return self
@@ -279,16 +266,14 @@ class Node:
             logger.error("node %r: draining failed", self.name, exc_info=self._draining.exception())
         # Not before: what is pending may still wait for a consumer to be found.
         unannounced = asyncio.gather(*(each.close() for each in self._discoveries), return_exceptions=True)
-        for bare in list(self._bare_pushes.values()):
-            await bare.close()
+        await self._queues.close_bare()
         self._topics.close()
         await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
         self._engine.close()
         self._driver.turn()
         self._books = self._engine.ledger()
         self._driver.retire()
-        for push in self._pushes.values():
-            push.close()
+        self._queues.close()
         for task in self._background:
             task.cancel()
         # A peer whose link to this node broke before it read the goodbye would take it for a crash.
@@ -307,7 +292,8 @@ class Node:
         deadline = loop.time() + drain
         await asyncio.gather(
             self._services.drain(drain),
-            *(pull.close(drain) for pull in (*self._bare_pulls.values(), *self._pulls.values(), *self._topics.subs)),
+            self._queues.drain(drain),
+            *(sub.close(drain) for sub in self._topics.subs),
         )
         engine = self._engine
         engine.finish_publishing()
@@ -345,29 +331,7 @@ class Node:
         function or coroutine function. Raises ``UnknownOption``, ``ConfigurationError``, ``NameClash``.
         """
         self._require_open()
-        require_queue("push(queue)", queue)
-        hook = options.pop("on_dead_letter", None)
-        chosen = make_options(PushOptions, f"push({queue!r})", options)
-        if not chosen.reliable:
-            return self._push_bare(queue, options if hook is None else {**options, "on_dead_letter": hook})
-        if queue in self._bare_pushes:
-            raise NameClash(
-                f"node {self.name!r} already pushes to {queue!r} with reliable=False: use another queue name"
-            )
-        push = self._pushes.get(queue)
-        if push is not None:
-            if options and push.options != chosen:
-                raise NameClash(
-                    f"node {self.name!r} already pushes to {queue!r} with other options ({push.options}): "
-                    "open a queue once, and hand the socket around"
-                )
-        else:
-            outbox = self._engine.open_push(queue, chosen)
-            push = self._pushes[queue] = Push(self._driver, outbox, chosen, self._max_message_bytes)
-            self._driver.wake()
-        if hook is not None:
-            push.on_dead_letter(hook)
-        return push
+        return self._queues.push(queue, options)
 
     def pull(self, queue: str, **options: Unpack[PullKeywords]) -> Pull:
         """The consumer's end of a queue: a decorator for a handler, or an async iterator.
@@ -376,28 +340,7 @@ class Node:
         may take), ``type``, ``reliable``. Raises ``UnknownOption``, ``ConfigurationError``, ``NameClash``.
         """
         self._require_open()
-        require_queue("pull(queue)", queue)
-        chosen = make_options(PullOptions, f"pull({queue!r})", options)
-        if queue in self._engine.inboxes or queue in self._bare_pulls:
-            raise NameClash(
-                f"node {self.name!r} already pulls {queue!r}: one pull a queue and node; "
-                "use concurrency= for more handlers, or close the first pull"
-            )
-        if not chosen.reliable:
-            forget = partial(self._bare_pulls.pop, queue, None)
-            bare = self._bare_pulls[queue] = BarePull(self._driver, queue, chosen, forget)
-            if self._raws is not None:
-                bare.connect(self._raws)
-            return bare
-        inbox = self._engine.open_pull(queue, chosen.prefetch)
-        try:
-            pull = Pull(self._driver, inbox, chosen)
-        except BaseException:  # such as a type= that is none: nobody would take what is sent here
-            self._engine.close_pull(queue)
-            raise
-        self._pulls[queue] = pull
-        self._driver.wake()
-        return pull
+        return self._queues.pull(queue, options)
 
     @overload
     def pub(self, pattern: str, *, reliable: Literal[False]) -> BarePub: ...
@@ -431,9 +374,7 @@ class Node:
         """
         self._require_open()
         if group is not None:
-            member = open_group_sub(self._driver, pattern, {"group": group, **options})
-            self._pulls[member.queue] = member
-            return member
+            return self._queues.join(pattern, {"group": group, **options})
         return self._topics.sub(pattern, options)
 
     def router(self, service: str, **options: Unpack[RouterKeywords]) -> Router:
@@ -467,20 +408,6 @@ class Node:
         self._driver.require_usable()
         assert self._raws is not None, "a usable node has started its sockets"
         return self._raws.open(kind, name).socket
-
-    def _push_bare(self, queue: str, options: dict[str, Any]) -> BarePush:
-        if len(options) > 1:
-            others = ", ".join(sorted(set(options) - {"reliable"}))
-            raise ConfigurationError(f"push({queue!r}, reliable=False) is bare ZeroMQ and has no {others}")
-        if queue in self._pushes:
-            raise NameClash(f"node {self.name!r} already pushes to {queue!r} reliably: use another queue name")
-        bare = self._bare_pushes.get(queue)
-        if bare is None:
-            forget = partial(self._bare_pushes.pop, queue, None)
-            bare = self._bare_pushes[queue] = BarePush(self._driver, queue, forget)
-            if self._raws is not None:
-                bare.connect(self._raws)
-        return bare
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -577,19 +504,12 @@ class Node:
     def _handle_lost(self, node_id: str) -> None:
         self._engine.handle_withdrawn(node_id)
 
-    def _handle_outcome(self, outcome: Outcome) -> None:
-        push = self._pushes.get(outcome.queue)
-        if push is not None:
-            push.handle_outcome(outcome)
-
     def _handle_dead(self, letters: list[DeadLetter]) -> None:
         for letter in letters:
             text = f"{letter.id} ({letter.reason}): {letter.error}"
             self._hub.publish([Event("dead_letter", letter.died_at, queue=letter.queue, text=text)])
-            push = self._pushes.get(letter.queue)
-            if push is not None:
-                for awaitable in push.handle_dead(letter):
-                    self._spawn(awaitable)
+            for awaitable in self._queues.handle_dead(letter):
+                self._spawn(awaitable)
 
     def _spawn(self, awaitable: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(awaitable)

@@ -437,7 +437,7 @@ class _SharedNode(asynchronous.Node):
         """The loop ended unasked: nothing turns any more, and whoever waits for messages waits no more."""
         self._driver.closed = True
         self._driver.owner = 0
-        for consumer in (*self._pulls.values(), *self._bare_pulls.values(), *self._topics.subs):
+        for consumer in (*self._queues.consumers, *self._topics.subs):
             consumer.abandon()
         if self._transport is not None:
             self._transport.close(linger_ms=0)

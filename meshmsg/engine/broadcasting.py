@@ -80,7 +80,7 @@ class Broadcaster:
 
     def sync(self, peer: PeerState) -> None:
         """A peer's offers are new."""
-        self.publisher.on_offers(peer.key, peer.offers_version, peer.offers.get("sub", ()), self._output.now)
+        self.publisher.on_offers(peer.key, peer.offers_version, peer.offers.get("sub", {}), self._output.now)
         self._follow_or_not(peer)
 
     def resume(self, peer: PeerState) -> None:

@@ -228,7 +228,7 @@ class Calls:
             self._report(call, None, self._late(call))
             return None
         if call.peer is not None:
-            provider = next((each for each in known.providers.listed() if call.peer in (each.key, each.name)), None)
+            provider = next((each for each in known.providers.listed() if _is_called(each, call.peer)), None)
         else:
             provider = known.providers.pick(call.options.balance, now, call.key, call.avoid)
         if call.number in self._table and (provider is None or provider.key in call.avoid):
@@ -461,6 +461,8 @@ class Calls:
     def _explain_nobody(self, call: Call, known: Clients) -> str:
         everybody = known.providers.everybody()
         if call.peer is not None:
+            if any(_is_called(each, call.peer) for each in everybody):
+                return f"{call.peer!r} offers {call.service!r}, and says that it is not serving, or is stuck"
             names = ", ".join(sorted({repr(each.name) for each in everybody})) or "nobody"
             return f"{call.peer!r} does not offer {call.service!r}; {names} does: give peer= a node's name or id"
         if everybody:
@@ -530,3 +532,8 @@ class Calls:
         for number, call in self._table.items():
             assert not call.done, f"call {number} has its outcome and is still in the table"
             assert number == call.number or (call.hedges is not None and number in call.hedges)
+
+
+def _is_called(provider: Provider, peer: str) -> bool:
+    """Whether ``peer=`` means this one: by its name, its node's id, or this life of it."""
+    return peer in (provider.name, provider.key, provider.key.partition(".")[0])

@@ -138,14 +138,14 @@ class Engine:
 
     def open_sub(self, subscription: Subscription) -> None:
         """Topics to hear of, each with a buffer of its own for the application to take from."""
-        self.offer("sub", subscription.pattern, {})
-        self._broadcaster.subscribe(subscription, self.identity.offers_version)
+        self._broadcaster.subscribe(subscription, self.identity.offers_version + 1)
+        self.offer("sub", subscription.pattern, self.subscriptions.offers()[subscription.pattern])
 
     def close_sub(self, subscription: Subscription) -> None:
         """Hears of them no more."""
         self._broadcaster.unsubscribe(subscription, self.identity.offers_version + 1)
         if subscription.pattern in self.subscriptions.offers():  # another one is open
-            self.offer("sub", subscription.pattern, {})
+            self.offer("sub", subscription.pattern, self.subscriptions.offers()[subscription.pattern])
         else:
             self.withdraw("sub", subscription.pattern)
 

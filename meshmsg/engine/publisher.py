@@ -7,7 +7,7 @@ what goes to single subscribers. Peers are keyed ``<node id>.<incarnation>``, as
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from meshmsg.engine.topic_log import Headers, TopicLog, TopicOptions
@@ -68,7 +68,7 @@ class Follower:
     def __init__(self, peer: str) -> None:
         self.peer = peer
         self.offers_version = -1
-        self.patterns: dict[str, int] = {}  # with the version of the offers that brought each
+        self.patterns: dict[str, int] = {}  # with the version of the offers that had each first
         self.confirmed = 0  # all filters of this version are live at the XPUB
         self.start: list[list[Any]] | None = None  # what the last marker found, until the subscriber has it
         self.start_version = 0  # of the marker that the last one answers
@@ -227,31 +227,24 @@ class Publisher:
 
     # -- subscribers -----------------------------------------------------------------------------------------
 
-    def on_offers(self, peer: str, version: int, patterns: Iterable[str], now: float) -> None:
+    def on_offers(self, peer: str, version: int, offered: Mapping[str, Mapping[str, Any]], now: float) -> None:
         """Takes what a peer subscribes to, complete; an older version is passed over (G11: ``ProtocolError``)."""
-        wanted = list(patterns)
-        if len(wanted) > MAX_PATTERNS:
-            raise ProtocolError(f"{len(wanted)} subscriptions; at most {MAX_PATTERNS}")
-        for pattern in wanted:
-            fault = find_fault(pattern, pattern=True)
-            if fault is not None:
-                raise ProtocolError(f"a subscription that is no pattern: {fault}")
         follower = self.followers.get(peer)
+        if version <= (follower.offers_version if follower is not None else -1):
+            return
+        wanted = _read_subscriptions(offered, version, follower.patterns if follower is not None else {})
         if follower is None:
             if not wanted:
                 return
             follower = self.followers[peer] = Follower(peer)
-        if version <= follower.offers_version:
-            return
         follower.offers_version = version
         new = [pattern for pattern in wanted if pattern not in follower.patterns]
         known = {log.topic for log in self._followed(follower)} if new else set()
-        for pattern in follower.patterns.keys() - set(wanted):
-            del follower.patterns[pattern]
+        for pattern in follower.patterns.keys() - wanted.keys():
             self._index.remove(pattern, follower)
         for pattern in new:
-            follower.patterns[pattern] = version
             self._index.add(pattern, follower)
+        follower.patterns = wanted
         for topic in [topic for topic in follower.positions if follower not in self._index.match(topic)]:
             del follower.positions[topic]
         for log in self._followed(follower) if new else ():
@@ -513,6 +506,24 @@ class Publisher:
             limit = log.behind_limit
             self._set_limit(log)
             assert limit == log.behind_limit, f"{log.topic} waits at {limit} instead of {log.behind_limit}"
+
+
+def _read_subscriptions(
+    offered: Mapping[str, Mapping[str, Any]], version: int, known: Mapping[str, int]
+) -> dict[str, int]:
+    """Patterns with the version of the offers that had each first: whatever marker came since holds for it."""
+    if len(offered) > MAX_PATTERNS:
+        raise ProtocolError(f"{len(offered)} subscriptions; at most {MAX_PATTERNS}")
+    wanted: dict[str, int] = {}
+    for pattern, details in offered.items():
+        fault = None if pattern in known else find_fault(pattern, pattern=True)
+        if fault is not None:
+            raise ProtocolError(f"a subscription that is no pattern: {fault}")
+        since = details.get("since")
+        if type(since) is not int or not 0 < since <= version:
+            raise ProtocolError("a subscription that does not say since which version of the offers it is there")
+        wanted[pattern] = since
+    return wanted
 
 
 def make_marker(node_id: str, incarnation: int, version: int) -> bytes:

@@ -38,6 +38,8 @@ class Subscriptions:
         self.wake: Callable[[], None] = lambda: None  # asks for a ``collect``: an application took something
         self._index = PatternIndex[Subscription]()
         self._subscriptions: dict[Subscription, None] = {}
+        self._patterns: dict[str, int] = {}  # with the number of their subscriptions
+        self._offers: dict[str, dict[str, Any]] = {}
         self._stirred: dict[Reception, None] = {}  # something happened to them, or is still to
 
     def add(self, subscription: Subscription, version: int) -> None:
@@ -47,13 +49,20 @@ class Subscriptions:
         self.generation += 1
         self._subscriptions[subscription] = None
         self._index.add(subscription.pattern, subscription)
+        self._patterns[subscription.pattern] = self._patterns.get(subscription.pattern, 0) + 1
+        self._offers.setdefault(subscription.pattern, {"since": version})
 
     def remove(self, subscription: Subscription, version: int) -> None:
         """The application is done with a subscription; what it has not taken stays in it."""
+        if subscription not in self._subscriptions:
+            return
         self.version = version
         self.generation += 1
-        self._subscriptions.pop(subscription, None)
+        del self._subscriptions[subscription]
         self._index.remove(subscription.pattern, subscription)
+        self._patterns[subscription.pattern] -= 1
+        if not self._patterns[subscription.pattern]:
+            del self._patterns[subscription.pattern], self._offers[subscription.pattern]
         for reception in self.receptions.values():
             reception.drop(subscription)
 
@@ -70,8 +79,11 @@ class Subscriptions:
         return [subscription for subscription in self._subscriptions if subscription.version <= version]
 
     def offers(self) -> dict[str, dict[str, Any]]:
-        """What to offer as ``sub``."""
-        return {subscription.pattern: {} for subscription in self._subscriptions}
+        """What to offer as ``sub``: with each pattern the version of the offers that had it first.
+
+        A publisher may see only later offers, and still has to know which markers hold for the pattern.
+        """
+        return self._offers
 
     def filters(self) -> list[bytes]:
         """The prefixes that a SUB socket needs, without the marker."""

@@ -217,7 +217,7 @@ class BareSub(Sub):
         else:
             self._arrived()
 
-    def _leave(self) -> None:
+    def _withdraw(self) -> None:
         self._bare.remove(self)
 
 

@@ -135,25 +135,44 @@ class Consumer:
     async def close(self, drain: float = 0.0) -> None:
         """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10).
 
+        What a ``sub`` without a group has received cannot go back: its handlers go on with it for these seconds.
+
         Who is cancelled here, such as a handler that closes its own pull, does not undo it. A second call waits for the
         first, but no longer than its own ``drain``.
         """
         require_number("close(drain=)", drain, at_least=0)
         require_here(self._driver)
         if self._closing is None:
-            self._closed = True
-            if self._handoff is not None:
-                self._handoff.close()
+            if not (drain and self._finishes):
+                self._hand_out_no_more()
             self._withdraw()
             self._closing = asyncio.ensure_future(self._end(drain))
             await asyncio.shield(self._closing)
             return
         await asyncio.wait({self._closing}, timeout=drain)
         if not self._closing.done() and self._workers is not None:
+            self._hand_out_no_more()
             await self._workers.stop(0.0)
+
+    @property
+    def _finishes(self) -> bool:
+        """Whether handlers still get what has been received, if there is time."""
+        return False
+
+    def _hand_out_no_more(self) -> None:
+        self._closed = True
+        if self._handoff is not None:
+            self._handoff.close()
 
     async def _end(self, drain: float) -> None:
         """Hands out nothing any more, and gives handlers ``drain`` seconds."""
+        if not self._closed and self._workers is not None:
+            loop = asyncio.get_running_loop()
+            until = loop.time() + drain
+            await self._workers.finish(drain)
+            self._hand_out_no_more()
+            drain = max(0.0, until - loop.time())
+        self._note_unstarted()
         self._inbox.return_unstarted()
         self._arrived()
         if self._workers is not None:
@@ -164,6 +183,9 @@ class Consumer:
 
     def _withdraw(self) -> None:
         """Whoever sends here is told that this consumer takes no more."""
+
+    def _note_unstarted(self) -> None:
+        """What waits now is not handed out here any more."""
 
     def _leave(self) -> None:
         """No handler runs any more."""

@@ -71,6 +71,7 @@ class Handoff:
         self.closed = False
         self.room = True  # whether producers may send more before anything is settled
         self.more = False  # whether something waits that is not lent
+        self._finishing = False
         self._inbox = inbox
         self._topics = inbox if isinstance(inbox, TopicBuffer) else None
         self._wanted = 0  # messages that a thread waits for
@@ -228,8 +229,10 @@ class Handoff:
                 if arrival.expires_at is not None:
                     arrival.expires_at += offset
                 self._lent.extend(arrival.open())
+            # Threads take what they have been lent, and then see that this is the end.
+            self.closed = self._finishing and not self.more
         self._look_for_room()
-        self._wake(min(len(self._tickets), len(self._lent)))
+        self._wake(len(self._tickets) if self.closed else min(len(self._tickets), len(self._lent)))
 
     def _take_back(self) -> Iterable[Arrival]:
         topics = self._topics
@@ -277,6 +280,11 @@ class Handoff:
             logger.exception("a verdict on message %d of %r failed", seq, lane.queue)
             if kind != EXTENDED:
                 lane.judge(seq, frames.NACKED, None, f"its verdict failed: {describe_error(error)}")
+
+    def finish(self) -> None:
+        """Lets threads take what there is of topics, and then go."""
+        self._finishing = True
+        self.lend()
 
     def close(self) -> None:
         """Lends no more, takes back what nobody started, and lets every waiting thread go."""

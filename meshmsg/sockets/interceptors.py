@@ -13,6 +13,7 @@ from meshmsg.checks import require_items
 from meshmsg.errors import ConfigurationError
 from meshmsg.sockets.dealer import Dealer, require_headers
 from meshmsg.sockets.item_stream import Answer, Incoming
+from meshmsg.sockets.methods import find_kind
 
 T = TypeVar("T")
 OPTIONS = ("timeout", "peer", "key", "idempotent", "items")  # with ``headers``, all that is no argument of the method
@@ -43,8 +44,8 @@ def require_interceptors(where: str, given: Iterable[Any]) -> tuple[Any, ...]:
     require_items(where, given, "write interceptors=[function]")
     interceptors = tuple(given)
     for each in interceptors:
-        if not callable(each):
-            raise ConfigurationError(f"{where} takes coroutine functions, not {reprlib.repr(each)}")
+        if not callable(each) or find_kind(each) != "coroutine":
+            raise ConfigurationError(f"{where} takes an `async def (outgoing, proceed)`, not {reprlib.repr(each)}")
     return interceptors
 
 

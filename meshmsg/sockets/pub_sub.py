@@ -318,6 +318,7 @@ class Sub(Consumer):
     ) -> None:
         self.pattern = subscription.pattern
         self.gaps = 0  # messages that were lost, each told by a ``Gap``
+        self.discarded = 0  # messages that had come, and that nobody took before the close
         self._subscription = subscription
         self._on_gap = on_gap
         self._forget = forget  # called when it is closed
@@ -334,8 +335,21 @@ class Sub(Consumer):
         """Messages that a newer value of their topic made needless (``latest=True``)."""
         return self._subscription.conflated
 
-    def _leave(self) -> None:
+    @property
+    def _finishes(self) -> bool:
+        return self._workers is not None
+
+    def _withdraw(self) -> None:
         self._driver.engine.close_sub(self._subscription)
+        self._driver.wake()
+
+    def _note_unstarted(self) -> None:
+        self.discarded = self._topics.waiting
+        if self.discarded:
+            text = f"{self.discarded} messages had come, and were not taken before the close"
+            self._driver.on_events([Event("sub.discarded", time.time(), queue=self.pattern, text=text)])
+
+    def _leave(self) -> None:
         self._forget(self)
 
     def _arrived(self) -> None:

@@ -185,6 +185,8 @@ class Router:
 
     def start(self) -> None:
         """The node has started; called by it."""
+        if self._closing is not None:
+            return
         self._started_at = self._driver.now()
         self._workers.start()
 

@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import Context as Variables
 from contextvars import copy_context
 from functools import partial
@@ -129,24 +129,25 @@ class CallWorkers:
         for future in self._idle:
             if not future.done():
                 future.set_result(None)
-        await self._wait(drain)
+        await self._wait(self._workers, drain)
         for worker in list(self._workers):
             served = worker.served
             if served is not None:
                 text = f"{served.service}.{served.method} was stopped: the service closes, and it took too long"
                 self._give_up(worker, served, Unavailable.code, text)
-        await self._wait(CLEANUP_S)
+        await self._wait([worker for worker in self._workers if not worker.in_thread], CLEANUP_S)
         for worker in self._workers:
             if worker.task is not None:
                 worker.task.cancel()  # such as one that waits for its thread
-        await self._wait(0.0)
+        await self._wait(self._workers, 0.0)
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._threads is not None:
             self._threads.stop()
 
-    async def _wait(self, timeout: float) -> None:
-        tasks = [worker.task for worker in self._workers if worker.task is not None]
+    @staticmethod
+    async def _wait(workers: Iterable[Worker], timeout: float) -> None:
+        tasks = [worker.task for worker in workers if worker.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=max(0.0, timeout))
 

@@ -65,15 +65,25 @@ class ThreadWorkers:
         if self._options.timeout is not None:
             self._watch()
 
-    async def stop(self, drain: float) -> None:
-        """Lets handlers end within ``drain`` seconds; what the others hold is nacked (G10)."""
-        if self._handoff is None or self._ended is None:
-            return
+    async def finish(self, drain: float) -> None:
+        """Waits until everything in the inbox was handled, for ``drain`` seconds at most."""
+        if self._handoff is not None:
+            self._handoff.finish()
+            await self._wait_for_end(drain)
+
+    async def _wait_for_end(self, drain: float) -> None:
+        assert self._ended is not None, "threads were started"
         try:
             async with asyncio.timeout(max(0.0, drain)):
                 await self._ended.wait()
         except TimeoutError:
             pass
+
+    async def stop(self, drain: float) -> None:
+        """Lets handlers end within ``drain`` seconds; what the others hold is nacked (G10)."""
+        if self._handoff is None:
+            return
+        await self._wait_for_end(drain)
         self._handoff.apply()
         for worker in self._workers:
             if worker.message is not None:

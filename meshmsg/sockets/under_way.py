@@ -60,6 +60,8 @@ class UnderWay:
         try:
             async with asyncio.timeout_at(call.deadline):
                 await future
+            self.require_open()
+            self._open.discard(future)  # for the call, which is started next
         except BaseException as error:
             self._open.discard(future)
             self._advance()
@@ -70,8 +72,6 @@ class UnderWay:
                 "make fewer at a time, or add providers"
             )
             raise about(call, DeadlineExceeded(f"{call.service}.{call.method} {text}")) from None
-        self._open.discard(future)
-        self.require_open()
 
     def _advance(self) -> None:
         """Lets those in line have the room that there is, the first one first."""

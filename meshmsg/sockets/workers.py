@@ -85,6 +85,7 @@ class Workers:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
         self._stopping = False
+        self._finishing = False
         if options.timeout is not None:
             inbox.watch_extensions(self._extended)
 
@@ -103,12 +104,18 @@ class Workers:
             if not future.done():
                 future.set_result(None)
 
+    async def finish(self, drain: float) -> None:
+        """Waits until everything in the inbox was handled, for ``drain`` seconds at most."""
+        self._finishing = True
+        self._wake_all()
+        tasks = [worker.task for worker in self._workers if worker.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=drain)
+
     async def stop(self, drain: float) -> None:
         """Lets handlers end within ``drain`` seconds, cancels the rest; what they held is nacked (G10)."""
         self._stopping = True
-        for future in self._idle:
-            if not future.done():
-                future.set_result(None)
+        self._wake_all()
         tasks = [worker.task for worker in self._workers if worker.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=max(0.0, drain))
@@ -118,6 +125,11 @@ class Workers:
                 await asyncio.wait(late, timeout=0.5)
         if self._watchdog is not None:
             self._watchdog.cancel()
+
+    def _wake_all(self) -> None:
+        for future in self._idle:
+            if not future.done():
+                future.set_result(None)
 
     async def _work(self, worker: Worker) -> None:
         inbox, driver, handler = self._inbox, self._driver, self._handler
@@ -134,6 +146,8 @@ class Workers:
                     driver.turn()  # the verdicts leave now; a turn of their own would only come later
                     if inbox.arrivals:
                         continue
+                if self._finishing:
+                    return
                 future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._idle.append(future)
                 await future

@@ -196,6 +196,13 @@ class World:
 
     # -- the application -------------------------------------------------------------------------------------
 
+    def open_something_else(self, sink: Sink) -> None:
+        """A queue, a service: the offers are new, and hold the same subscriptions."""
+        sink.version += 1
+        for channel in self.channels:
+            if channel.sink is sink and self.random.random() < 0.7:  # of the others only the last one arrives
+                self.offer(channel)
+
     def add_reader(self, sink: Sink) -> None:
         options: dict[str, Any] = {
             "latest": self.random.random() < 0.2,
@@ -359,6 +366,8 @@ class World:
                 self.unlink(channel, noticed=self.random.random() < 0.5)
             else:
                 self.link(channel)
+        elif act < 0.965:
+            self.open_something_else(channel.sink)
         elif act < 0.97:
             self.add_reader(channel.sink)
         elif act < 0.98:
@@ -411,6 +420,12 @@ class World:
         for source in self.sources:
             for topic in source.publisher.topics():
                 assert not source.publisher.blocked(topic), f"{topic} is blocked for ever"
+                wanted = [
+                    sink.peer
+                    for sink in self.sinks
+                    if any(matches(reader.subscription.pattern, topic) for reader in sink.readers)
+                ]
+                assert sorted(source.publisher.confirmed(topic)) == wanted, f"{topic} has unconfirmed subscribers"
             for sink in self.sinks:
                 assert source.publisher.lags(sink.peer) == {}
 

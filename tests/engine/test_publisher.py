@@ -21,9 +21,13 @@ def publish(publisher: Publisher, topic: str, count: int, now: float = 0.0, body
         publisher.collect(now)
 
 
+def offer(*patterns: str, since: int = 1) -> dict[str, dict[str, Any]]:
+    return {pattern: {"since": since} for pattern in patterns}
+
+
 def join(publisher: Publisher, *patterns: str, peer: str = PEER, version: int = 1) -> list[frames.PubSubFrame]:
     """A subscriber with live filters; what it is told."""
-    publisher.on_offers(peer, version, patterns, 0.0)
+    publisher.on_offers(peer, version, offer(*patterns, since=version), 0.0)
     node_id, _, incarnation = peer.partition(".")
     publisher.on_filter(make_marker(node_id, int(incarnation), version), True, 0.0)
     return [answer.frame for answer in publisher.answers(0.0) if answer.peer == peer]
@@ -104,11 +108,11 @@ def test_a_marker_confirms_what_the_offers_of_its_version_hold() -> None:
     publish(publisher, "b", 1)
     publisher.on_filter(make_marker("s", 1, 1), True, 0.0)
     assert publisher.answers(0.0) == [] and publisher.confirmed("a") == []
-    publisher.on_offers(PEER, 1, ["a", "c"], 0.0)
+    publisher.on_offers(PEER, 1, offer("a", "c"), 0.0)
     assert [answer.frame for answer in publisher.answers(0.0)] == [frames.Start(1, [["a", 3, 3, False]], True)]
     assert publisher.confirmed("a") == publisher.confirmed("c") == [PEER]
     assert publisher.confirmed("b") == []
-    publisher.on_offers(PEER, 2, ["a", "b"], 0.0)
+    publisher.on_offers(PEER, 2, offer("a") | offer("b", since=2), 0.0)
     assert publisher.confirmed("b") == [], "its filter may not be there yet"
     assert publisher.confirmed("c") == []
     publisher.on_filter(make_marker("s", 1, 2), True, 0.0)
@@ -116,6 +120,20 @@ def test_a_marker_confirms_what_the_offers_of_its_version_hold() -> None:
     assert publisher.confirmed("b") == [PEER]
     publisher.on_filter(make_marker("s", 1, 2), False, 0.0)
     assert publisher.confirmed("b") == []
+
+
+@pytest.mark.guarantee("G6")
+def test_a_marker_confirms_also_what_only_later_offers_told_of() -> None:
+    publisher = Publisher()
+    publisher.on_filter(make_marker("s", 1, 2), True, 0.0)
+    publisher.on_offers(PEER, 5, offer("a") | offer("b", since=2) | offer("c", since=3), 0.0)
+    assert publisher.confirmed("a") == publisher.confirmed("b") == [PEER]
+    assert publisher.confirmed("c") == []
+    publisher.on_down(PEER)
+    publisher.on_offers(PEER, 9, offer("a") | offer("b", since=7), 0.0)  # closed, and opened again meanwhile
+    assert publisher.confirmed("a") == [PEER] and publisher.confirmed("b") == []
+    publisher.on_offers(PEER, 10, offer("a", since=10), 0.0)
+    assert publisher.confirmed("a") == []
 
 
 @pytest.mark.guarantee("G6")
@@ -295,9 +313,15 @@ def test_what_was_never_published_cannot_be_spoken_of() -> None:
         publisher.on_lag(PEER, frames.Lag(1, [["a", 4]]))
     with pytest.raises(ProtocolError):
         publisher.on_lag(PEER, frames.Lag(1, [["b", 0]]))
-    for patterns in (["a..b"], ["a*"], [""], ["a"] * (MAX_PATTERNS + 1)):
+    too_many = [f"a.{number}" for number in range(MAX_PATTERNS + 1)]
+    for patterns in (["a..b"], ["a*"], [""], too_many):
         with pytest.raises(ProtocolError):
-            publisher.on_offers(PEER, 9, patterns, 0.0)
+            publisher.on_offers(PEER, 9, offer(*patterns), 0.0)
+    for since in (None, 0, 10, 1.0, "1", True):
+        with pytest.raises(ProtocolError, match="since"):
+            publisher.on_offers(PEER, 9, {"b": {"since": since}}, 0.0)
+    with pytest.raises(ProtocolError, match="since"):
+        publisher.on_offers(PEER, 9, {"b": {}}, 0.0)
     publisher.check()
 
 
@@ -361,7 +385,7 @@ def test_a_subscriber_that_was_gone_is_confirmed_again_by_its_old_filters() -> N
     publisher.on_down(PEER)
     assert publisher.confirmed("a") == []
     publish(publisher, "a", 2)
-    publisher.on_offers(PEER, 1, ["a"], 0.0)
+    publisher.on_offers(PEER, 1, offer("a"), 0.0)
     assert publisher.confirmed("a") == [PEER]
     assert [answer.frame for answer in publisher.answers(0.0)] == [frames.Start(1, [["a", 2, 2, False]], True)]
     publisher.on_lag(PEER, frames.Lag(1, [["a", 0]]))

@@ -208,7 +208,7 @@ def test_only_the_subscribers_that_something_is_due_to_are_looked_at() -> None:
     publisher = Publisher()
     for number in range(QUEUES):
         peer = f"s{number}.1"
-        publisher.on_offers(peer, 1, ["a"], 0.0)
+        publisher.on_offers(peer, 1, {"a": {"since": 1}}, 0.0)
         publisher.on_filter(b"\xff" + f"{peer}.1".encode(), True, 0.0)
         publisher.on_lag(peer, frames.Lag(1, []))
     assert len(publisher.followers) == QUEUES

@@ -22,7 +22,7 @@ def test_what_is_due_is_done_when_it_is_due() -> None:
     for _ in range(1000):
         now = chance.uniform(0.0, 10.0)
         publisher = Publisher()
-        publisher.on_offers("b.1", 1, ["news"], now)
+        publisher.on_offers("b.1", 1, {"news": {"since": 1}}, now)
         publisher.on_filter(make_marker("b", 1, 1), True, now)
         assert len(publisher.answers(now)) == 1
         due = publisher.wake_at(now)

@@ -99,13 +99,11 @@ class FarEnd:
         self.driver.wake()
 
     def fault(self, number: int, code: str, message: str = "", name: str = "b1") -> None:
-        self.calls.on_fault(
-            f"{name}-id.1", [items.FAULT, number, code, "", message, None, None, 0], self.driver.now()
-        )
+        self.calls.on_fault(f"{name}-id.1", [items.FAULT, number, code, "", message, None, None, 0], self.driver.now())
         self.driver.wake()
 
     def yields(self, number: int, *values: Any, name: str = "b1") -> None:
-        self.calls.on_items(f"{name}-id.1", number, list(values), len(values))
+        self.calls.on_items(f"{name}-id.1", number, list(values), 0)
 
     def end(self, number: int, name: str = "b1") -> None:
         self.calls.on_end(f"{name}-id.1", number, self.driver.now())

@@ -297,7 +297,7 @@ async def test_messages_that_wait_for_a_thread_go_back_when_the_pull_closes() ->
             started.release()
             assert go_on.wait(PATIENCE_S)
 
-        pull = node._pulls["work"]
+        pull = node._queues._pulls["work"]
         jobs = node.push("work", retry=ONCE)
         await jobs.send_many(range(6))
         for _ in range(2):

@@ -319,7 +319,7 @@ async def test_a_large_message_takes_more_places_than_one(monkeypatch: pytest.Mo
             taken.append(0)
             while camera.publish(b"topic", bytes(size)):
                 taken[-1] += 1
-    assert taken == [19, 2]  # one place each, eleven each
+    assert taken == [19, 2]  # one place each; eleven each
 
 
 async def test_what_only_fills_places_is_no_message(monkeypatch: pytest.MonkeyPatch) -> None:

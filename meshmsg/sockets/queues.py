@@ -1,0 +1,150 @@
+"""A node's pushing and pulling sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from meshmsg.checks import require_queue
+from meshmsg.driver import Driver
+from meshmsg.engine.effects import Outcome
+from meshmsg.errors import ConfigurationError, NameClash
+from meshmsg.message import DeadLetter
+from meshmsg.options import PullOptions, PushOptions, make_options
+from meshmsg.sockets.bare import BarePull, BarePush
+from meshmsg.sockets.group_sub import GroupSub, open_group_sub
+from meshmsg.sockets.push_pull import Pull, Push
+from meshmsg.sockets.raw import RawSockets
+
+
+class Queues:
+    """Opens them, and gives each queue one ``Push``. The node has checked that it is open."""
+
+    def __init__(self, driver: Driver, max_message_bytes: int) -> None:
+        self._driver = driver
+        self._engine = driver.engine
+        self._max_message_bytes = max_message_bytes
+        self._pushes: dict[str, Push] = {}
+        self._pulls: dict[str, Pull] = {}
+        self._bare_pushes: dict[str, BarePush] = {}
+        self._bare_pulls: dict[str, BarePull] = {}
+        self._raws: RawSockets | None = None
+
+    def connect(self, raws: RawSockets) -> None:
+        """The node has started."""
+        self._raws = raws
+        for bare_push in self._bare_pushes.values():
+            bare_push.connect(raws)
+        for bare_pull in self._bare_pulls.values():
+            bare_pull.connect(raws)
+            bare_pull.start()
+        for pull in self._pulls.values():
+            pull.start()
+
+    @property
+    def consumers(self) -> Iterator[Pull]:
+        """Whoever takes work here, members of groups too."""
+        yield from self._bare_pulls.values()
+        yield from self._pulls.values()
+
+    async def drain(self, seconds: float) -> None:
+        """Consumes no more; handlers get so many seconds to end."""
+        await asyncio.gather(*(pull.close(seconds) for pull in self.consumers))
+
+    async def close_bare(self) -> None:
+        """ZeroMQ sends what it was given, as far as it can."""
+        for bare in list(self._bare_pushes.values()):
+            await bare.close()
+
+    def close(self) -> None:
+        """The node is closed: whoever waits for an outcome hears that there is none."""
+        for push in self._pushes.values():
+            push.close()
+
+    # -- opening ---------------------------------------------------------------------------------------------
+
+    def push(self, queue: str, options: Mapping[str, Any]) -> Push | BarePush:
+        """The same queue with the same options is the same socket."""
+        require_queue("push(queue)", queue)
+        plain = dict(options)
+        hook = plain.pop("on_dead_letter", None)
+        chosen = make_options(PushOptions, f"push({queue!r})", plain)
+        if not chosen.reliable:
+            return self._push_bare(queue, plain if hook is None else {**plain, "on_dead_letter": hook})
+        name = self._engine.identity.name
+        if queue in self._bare_pushes:
+            raise NameClash(f"node {name!r} already pushes to {queue!r} with reliable=False: use another queue name")
+        push = self._pushes.get(queue)
+        if push is None:
+            outbox = self._engine.open_push(queue, chosen)
+            push = self._pushes[queue] = Push(self._driver, outbox, chosen, self._max_message_bytes)
+            self._driver.wake()
+        elif plain and push.options != chosen:
+            raise NameClash(
+                f"node {name!r} already pushes to {queue!r} with other options ({push.options}): "
+                "open a queue once, and hand the socket around"
+            )
+        if hook is not None:
+            push.on_dead_letter(hook)
+        return push
+
+    def _push_bare(self, queue: str, options: Mapping[str, Any]) -> BarePush:
+        if len(options) > 1:
+            others = ", ".join(sorted(set(options) - {"reliable"}))
+            raise ConfigurationError(f"push({queue!r}, reliable=False) is bare ZeroMQ and has no {others}")
+        if queue in self._pushes:
+            name = self._engine.identity.name
+            raise NameClash(f"node {name!r} already pushes to {queue!r} reliably: use another queue name")
+        bare = self._bare_pushes.get(queue)
+        if bare is None:
+            forget = partial(self._bare_pushes.pop, queue, None)
+            bare = self._bare_pushes[queue] = BarePush(self._driver, queue, forget)
+            if self._raws is not None:
+                bare.connect(self._raws)
+        return bare
+
+    def pull(self, queue: str, options: Mapping[str, Any]) -> Pull:
+        """One pull a queue."""
+        require_queue("pull(queue)", queue)
+        chosen = make_options(PullOptions, f"pull({queue!r})", options)
+        if queue in self._engine.inboxes or queue in self._bare_pulls:
+            raise NameClash(
+                f"node {self._engine.identity.name!r} already pulls {queue!r}: one pull a queue and node; "
+                "use concurrency= for more handlers, or close the first pull"
+            )
+        if not chosen.reliable:
+            forget = partial(self._bare_pulls.pop, queue, None)
+            bare = self._bare_pulls[queue] = BarePull(self._driver, queue, chosen, forget)
+            if self._raws is not None:
+                bare.connect(self._raws)
+            return bare
+        inbox = self._engine.open_pull(queue, chosen.prefetch)
+        try:
+            pull = Pull(self._driver, inbox, chosen)
+        except BaseException:  # such as a type= that is none: nobody would take what is sent here
+            self._engine.close_pull(queue)
+            raise
+        self._pulls[queue] = pull
+        self._driver.wake()
+        return pull
+
+    def join(self, pattern: str, options: Mapping[str, Any]) -> GroupSub:
+        """A member of a group, which is a pull of the group's queue."""
+        member = open_group_sub(self._driver, pattern, options)
+        self._pulls[member.queue] = member
+        return member
+
+    # -- what the driver tells -------------------------------------------------------------------------------
+
+    def handle_outcome(self, outcome: Outcome) -> None:
+        """A message that somebody watches came to its end."""
+        push = self._pushes.get(outcome.queue)
+        if push is not None:
+            push.handle_outcome(outcome)
+
+    def handle_dead(self, letter: DeadLetter) -> list[Awaitable[Any]]:
+        """A message became a dead letter; returns what its hooks left to be awaited."""
+        push = self._pushes.get(letter.queue)
+        return push.handle_dead(letter) if push is not None else []

@@ -1,0 +1,144 @@
+"""Interceptors of a dealer: they see and change what is sent, and are not there when nobody asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from meshmsg import ConfigurationError, RemoteError
+from meshmsg.sockets.dealer import Dealer
+from meshmsg.sockets.interceptors import Outgoing, Proceed
+from meshmsg.wire.items import CALL, CANCEL
+from tests.sockets.far_end import FarEnd, outcome
+
+
+def start(coroutine: Any) -> asyncio.Task[Any]:
+    return asyncio.ensure_future(coroutine)
+
+
+async def collect(stream: Any) -> list[Any]:
+    return [item async for item in stream]
+
+
+async def test_interceptors_go_from_the_first_to_the_last() -> None:
+    seen = []
+
+    async def sign(outgoing: Outgoing, proceed: Proceed) -> Any:
+        seen.append(("sign", outgoing.kind, outgoing.service, outgoing.method))
+        outgoing.headers["token"] = "secret"
+        return await proceed()
+
+    async def double(outgoing: Outgoing, proceed: Proceed) -> Any:
+        seen.append(("double", dict(outgoing.headers)))
+        outgoing.args = (outgoing.args[0] * 2,)
+        return -await proceed()
+
+    far = FarEnd()
+    dealer = far.dealer(interceptors=[sign, double])
+    given = {"user": "ada"}
+    asked = start(dealer.request("add", 4, b=1, headers=given, timeout=3))
+    _, item, bodies = await far.next(CALL)
+    assert bodies == [[[8], {"b": 1}]] and item[8] == {"user": "ada", "token": "secret"} and item[5] <= 3
+    assert given == {"user": "ada"}
+    far.reply(item[1], 9)
+    assert await asked == -9
+    assert seen == [
+        ("sign", "request", "math", "add"),
+        ("double", {"user": "ada", "token": "secret"}),
+    ]
+    asked = start(dealer.add(4))  # attribute style goes through them, too
+    _, item, bodies = await far.next(CALL)
+    assert bodies == [[[8], {}]]
+    far.reply(item[1], 1)
+    assert await asked == -1
+    far.require_idle(dealer)
+
+
+async def test_an_interceptor_may_answer_refuse_and_try_again() -> None:
+    async def decide(outgoing: Outgoing, proceed: Proceed) -> Any:
+        if outgoing.method == "cached":
+            return "from here"
+        if outgoing.method == "forbidden":
+            raise PermissionError("not you")
+        try:
+            return await proceed()
+        except RemoteError:
+            return await proceed()
+
+    far = FarEnd()
+    dealer = far.dealer(interceptors=[decide])
+    assert await dealer.request("cached") == "from here"
+    with pytest.raises(PermissionError):
+        await dealer.request("forbidden")
+    asked = start(dealer.request("add"))
+    _, item, _ = await far.next(CALL)
+    far.fault(item[1], "error", "broken")
+    _, item, _ = await far.next(CALL)
+    far.reply(item[1], "second")
+    assert await asked == "second"
+    far.require_idle(dealer)
+
+
+async def test_streams_and_surveys_are_intercepted_too() -> None:
+    async def wrap(outgoing: Outgoing, proceed: Proceed) -> Any:
+        outgoing.headers["kind"] = outgoing.kind
+        source = await proceed()
+
+        async def shout() -> Any:
+            async with source:
+                async for item in source:
+                    yield (outgoing.kind, item)
+
+        return shout()
+
+    far = FarEnd()
+    dealer = far.dealer(interceptors=[wrap])
+    reading = start(collect(dealer.stream("count", 2)))
+    _, item, _ = await far.next(CALL)
+    assert item[8] == {"kind": "stream"}
+    far.yields(item[1], 0, 1)
+    far.end(item[1])
+    assert await reading == [("stream", 0), ("stream", 1)]
+    reading = start(collect(dealer.survey("ping")))
+    _, item, _ = await far.next(CALL)
+    far.reply(item[1], "pong")
+    assert [(kind, answer.value) for kind, answer in await reading] == [("survey", "pong")]
+    stream = dealer.stream("count")
+    first = start(anext(stream))
+    _, item, _ = await far.next(CALL)
+    far.yields(item[1], 0)
+    assert await first == ("stream", 0)
+    await stream.aclose()
+    assert (await far.next(CANCEL))[1] == [CANCEL, [item[1]]]
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
+async def test_cancelling_goes_through_interceptors() -> None:
+    async def plain(outgoing: Outgoing, proceed: Proceed) -> Any:
+        return await proceed()
+
+    far = FarEnd()
+    dealer = far.dealer(interceptors=[plain, plain])
+    asked = start(outcome(dealer.request("add")))
+    await far.next(CALL)
+    asked.cancel()
+    await far.next(CANCEL)
+    far.require_idle(dealer)
+
+
+@pytest.mark.parametrize("given", [[5], [lambda outgoing, proceed: None], "abc", 7])
+async def test_wrong_interceptors_are_explained(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"dealer\('math', interceptors=\) takes"):
+        FarEnd().dealer(interceptors=given)
+
+
+async def test_without_interceptors_there_is_nothing_of_them() -> None:
+    assert type(FarEnd().dealer()) is Dealer
+    dealer = FarEnd().dealer(interceptors=[outcome])
+    with pytest.raises(ConfigurationError, match=r"request\(headers=\) takes a dict"):
+        await dealer.request("add", headers=5)  # type: ignore[arg-type]

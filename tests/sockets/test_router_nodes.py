@@ -1,0 +1,114 @@
+"""Routers of real nodes, asked by real dealers: what the tests with a desk cannot see."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from meshmsg import BodyTooLarge, Node, NoResponders, RemoteError
+from meshmsg.sockets.context import Context
+from meshmsg.sockets.dealer import Dealer
+
+PATIENCE_S = 10.0
+
+
+@contextlib.asynccontextmanager
+async def two_nodes(server_bytes: int = 2**20, client_bytes: int = 2**20) -> AsyncIterator[tuple[Node, Node]]:
+    mesh = f"router-{uuid.uuid4().hex[:12]}"
+    async with Node("server", mesh=mesh, mdns=False, max_message_bytes=server_bytes, drain=0) as server:
+        seeds = server.endpoints[:1]
+        async with Node(
+            "client", mesh=mesh, mdns=False, seeds=seeds, max_message_bytes=client_bytes, drain=0
+        ) as client:
+            yield server, client
+
+
+async def meet(client: Node) -> Dealer:
+    await client.wait_for(router="math", timeout=PATIENCE_S)
+    return client.dealer("math", timeout=PATIENCE_S)
+
+
+@pytest.mark.guarantee("G8")
+async def test_all_kinds_of_methods_answer() -> None:
+    async with two_nodes() as (server, client):
+        router = server.router("math")
+
+        @router.method
+        async def add(a: int, b: int = 1) -> int:
+            return a + b
+
+        @router.method
+        def add_plainly(a: int, *, b: int = 1) -> int:
+            return a + b
+
+        @router.method
+        async def count(to: int) -> AsyncIterator[int]:
+            for number in range(to):
+                yield number
+
+        @router.method
+        def count_plainly(to: int) -> Iterator[int]:
+            yield from range(to)
+
+        @router.method
+        async def total(numbers: AsyncIterator[int]) -> int:
+            return sum([number async for number in numbers])
+
+        @router.method
+        def negate(numbers: Iterator[int], context: Context) -> Iterator[int]:
+            assert context.caller.name == "client"
+            for number in numbers:
+                yield -number
+
+        math = await meet(client)
+        assert [await math.add(2, 3), await math.add(2, b=4), await math.add_plainly(2, b=5)] == [5, 6, 7]
+        for name in ("count", "count_plainly"):
+            assert [number async for number in math.stream(name, 1000)] == list(range(1000))
+        assert await math.request("total", items=range(1000)) == 499_500
+        assert [each async for each in math.stream("negate", items=range(1000))] == [-each for each in range(1000)]
+        assert sorted((await math.request("stats"))["methods"]) == sorted(router.methods)
+
+
+async def test_a_result_that_the_caller_does_not_take_is_an_error_and_no_silence() -> None:
+    async with two_nodes(server_bytes=2**20, client_bytes=300_000) as (server, client):
+        router = server.router("math")
+
+        @router.method
+        async def zeros(count: int) -> bytes:
+            return bytes(count)
+
+        math = await meet(client)
+        assert len(await math.zeros(299_000)) == 299_000
+        with pytest.raises(RemoteError, match="result of 300005 bytes; the limit is 300000") as caught:
+            await math.zeros(300_000)
+        assert caught.value.type == f"meshmsg.errors.{BodyTooLarge.__name__}"
+
+
+@pytest.mark.guarantee("G8", "G10")
+async def test_a_node_that_leaves_finishes_what_runs() -> None:
+    async with two_nodes() as (server, client):
+        router = server.router("math", concurrency=1)
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        @router.method
+        async def wait() -> str:
+            begun.set()
+            await go_on.wait()
+            return "done"
+
+        math = await meet(client)
+        running = asyncio.ensure_future(math.wait())
+        await begun.wait()
+        waiting = asyncio.ensure_future(math.wait())
+        while not router._offer.waiting:
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(server.close(drain=PATIENCE_S))
+        with pytest.raises(NoResponders):  # it did not run, may go elsewhere, and nobody else is there
+            await waiting
+        go_on.set()
+        assert await running == "done"
+        await closing
