@@ -316,6 +316,11 @@ class Sub(Consumer):
         """Messages that a newer value of their topic made needless (``latest=True``)."""
         return self._sub.conflated
 
+    @property
+    def discarded(self) -> int:
+        """Messages that had come, and that nobody took before the close."""
+        return self._sub.discarded
+
 
 class GroupMember(Consumer):
     """A member of a group. ``node.sub(pattern, group=...)`` makes it; use it as a ``Pull`` (G7).

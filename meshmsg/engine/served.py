@@ -246,7 +246,8 @@ class Serving:
         if self._answer(served, fault):
             service = served.run.service
             service.errors += 1
-            service.last_error = f"{served.method}: {type_name or code}: {fault[4]}"
+            what = code if code == BadRequest.code else type_name or code  # its type is an argument's name
+            service.last_error = f"{served.method}: {what}: {fault[4]}"
 
     def grant(self, served: Served) -> bool:
         """Tells the caller that it may send more, if after what was taken that is worth a word; says whether it is."""

@@ -22,17 +22,17 @@ class Services:
         self._driver = driver
         self._engine = driver.engine
         self._max_message_bytes = max_message_bytes
-        self._routers: list[Router] = []
+        self._routers: dict[str, Router] = {}  # by service, the newest of each
         driver.on_answered = settle
 
     def connect(self) -> None:
         """The node has started."""
-        for router in self._routers:
+        for router in self._routers.values():
             router.start()
 
     async def drain(self, seconds: float) -> None:
         """Takes no more requests, and gives those that run time to end."""
-        await asyncio.gather(*(router.close(seconds) for router in self._routers))
+        await asyncio.gather(*(router.close(seconds) for router in self._routers.values()))
 
     def router(self, service: str, options: Mapping[str, Any]) -> Router:
         """One router a service."""
@@ -46,7 +46,7 @@ class Services:
         except BaseException:
             self._engine.close_router(service)
             raise
-        self._routers.append(router)
+        self._routers[service] = router
         self._driver.wake()
         return router
 

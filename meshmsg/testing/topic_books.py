@@ -161,8 +161,10 @@ class TopicBooks:
         ]
 
     def _is_confirmed(self, record: Record, sub: ClusterSub) -> bool:
-        follower = record.node.engine.publisher.followers.get(sub.node.key)
-        return follower is not None and follower.confirmed >= sub.subscription.version
+        publisher = record.node.engine.publisher
+        follower = publisher.followers.get(sub.node.key)
+        known = sub.node.key in publisher.confirmed(record.topic)  # as ``wait_for(sub=)`` counts
+        return known and follower is not None and follower.confirmed >= sub.subscription.version
 
     def outstanding(self) -> list[str]:
         """What living subscriptions still have to account for, of living publishers."""

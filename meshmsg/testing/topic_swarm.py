@@ -31,6 +31,7 @@ class TopicSwarm:
         self.cluster = cluster
         self.faults = faults
         self.chance = chance = random.Random(f"topics of {seed}")
+        self.offer_chance = random.Random(f"offers of {seed}")
         self.options = {pattern: self._draw_options() for pattern in PUBLISHED}
         self.subs: list[ClusterSub] = []
         self.healthy = False
@@ -101,6 +102,13 @@ class TopicSwarm:
         }
         pattern = chance.choice(SUBSCRIBED)
         self._in(node, lambda: self.subs.append(node.sub(pattern, **options)))
+        for _ in range(self.offer_chance.choice((0, 0, 1, 3))):
+            later = self.cluster.now + self.offer_chance.choice((0.0, 0.0, 0.001, 1.0))
+            self._at(later, partial(self._offer_something, node))
+
+    def _offer_something(self, node: ClusterNode) -> None:
+        """What a node opens besides its subscriptions makes new offers, of which a publisher may see only the last."""
+        self._in(node, lambda: node.engine.offer("note", "something", {}))
 
     # -- work and faults -------------------------------------------------------------------------------------
 

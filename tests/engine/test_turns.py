@@ -136,6 +136,37 @@ def test_a_nack_with_a_delay_is_due_later() -> None:
     assert [message.attempt for message in farm.b.inboxes["q5"].take(9, farm.now)] == [2]
 
 
+def test_what_comes_back_unstarted_with_a_delay_is_due_later() -> None:
+    farm = Farm()
+    farm.a.outboxes["q5"].push(b"\x01")
+    farm.carry()
+    (lane,) = farm.a.outboxes["q5"].lanes.values()
+    back = [0, frames.RETURNED, 0.25, "another message is on trial here"]
+    ack = frames.Ack(lane.number, 1, lane.limit, lane.returns, 0, [], [back], 0)
+    farm.a.handle_parts(b"from-b", frames.encode(ack), farm.now)
+    assert farm.a.drain(farm.now).wake_at == 0.25
+
+
+def test_queues_that_wait_for_the_end_of_a_suspect_go_on_when_it_came() -> None:
+    farm = Farm()
+    farm.a.outboxes["q1"].push(b"\x01")
+    farm.carry()
+    (lane,) = farm.a.outboxes["q1"].lanes.values()
+    farm.a.handle_parts(b"from-b", frames.encode(frames.Lost(lane.number)), farm.now)
+    farm.carry()
+    farm.carry()  # on the new lane, on trial
+    farm.a.outboxes["q2"].push(b"\x02")
+    farm.carry()
+    assert farm.a.outboxes["q2"].waiting == 1
+    for message in farm.b.inboxes["q1"].take(9, farm.now):
+        message.ack()
+    farm.carry()
+    farm.touched()
+    farm.carry()
+    assert farm.a.outboxes["q2"].waiting == 0 and farm.a.outboxes["q1"].pending == 0
+    assert [message.body for message in farm.b.inboxes["q2"].take(9, farm.now)] == [2]
+
+
 def test_a_queue_that_nobody_consumes_any_more_is_due_when_patience_ends() -> None:
     farm = Farm(unroutable_after=5.0)
     farm.a.outboxes["q5"].push(b"\x01")

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import weakref
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -482,7 +483,7 @@ async def test_items_leave_as_the_method_takes_them(asynchronous: bool) -> None:
             taken.append(number)
             yield number
 
-    async def numbers_async() -> Any:
+    async def numbers_async() -> AsyncIterator[Any]:
         for number in numbers():
             yield number
 
@@ -527,14 +528,14 @@ async def test_no_items_are_a_stream_too() -> None:
 async def test_items_end_with_the_request() -> None:
     cleaned = []
 
-    async def endless() -> Any:
+    async def endless() -> AsyncIterator[Any]:
         try:
             yield 1
             await asyncio.Event().wait()
         finally:
             cleaned.append("waiting")
 
-    async def fast() -> Any:
+    async def fast() -> AsyncIterator[Any]:
         try:
             while True:
                 yield 1
@@ -562,7 +563,7 @@ async def test_items_that_fail_end_the_request(asynchronous: bool) -> None:
         yield 1
         raise KeyError("no more")
 
-    async def numbers_async() -> Any:
+    async def numbers_async() -> AsyncIterator[Any]:
         for number in numbers():
             yield number
 
@@ -596,7 +597,7 @@ async def test_an_item_that_cannot_be_sent_is_named() -> None:
 
 
 async def test_items_that_are_cancelled_by_themselves_end_the_request() -> None:
-    async def numbers() -> Any:
+    async def numbers() -> AsyncIterator[Any]:
         yield 1
         raise asyncio.CancelledError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ async def test_streams_and_surveys_are_intercepted_too() -> None:
         outgoing.headers["kind"] = outgoing.kind
         source = await proceed()
 
-        async def shout() -> Any:
+        async def shout() -> AsyncIterator[Any]:
             async with source:
                 async for item in source:
                     yield (outgoing.kind, item)
