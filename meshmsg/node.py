@@ -441,11 +441,13 @@ class Node:
         def found() -> int:
             if kind == "peer":
                 return sum(1 for each in self.peers() if each.name == name and each.state == "alive")
-            return self._engine.count(kind, name)
+            return self._topics.count_subscribers(name) if kind == "sub" else self._engine.count(kind, name)
 
         if not await self._driver.until(lambda: found() >= count, timeout):
             nobody = kind == "pull" and not found()
             hint = self._engine.peers.describe_consumers(name) if nobody else f"{len(self.peers())} peers seen"
+            if kind == "sub":
+                hint = self._topics.describe_subscribers(name) or hint
             raise WaitTimeout(f"found {found()} of {count} for {kind}={name!r} within {timeout} s; {hint}")
         self._driver.require_usable()
 

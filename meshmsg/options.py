@@ -189,15 +189,16 @@ class PubOptions:
     block:
         Let ``send`` wait for a subscriber that is ``window`` messages behind, instead of having it lose some.
     window:
-        Messages of a topic that the slowest subscriber may be behind; counts with ``block``.
+        Messages of a topic that the slowest subscriber may be behind; counts with ``block``. Behind is what it has yet
+        to receive: what waits in its ``buffer`` it has. So handlers set the pace only with a small ``buffer`` there.
     will:
         A body that every subscriber of the topic gets when this node is gone without a goodbye: crashed, killed, or out
         of reach. It has the header ``will``. Needs one topic, and has 4 KiB at most.
     reliable:
         False for bare ZeroMQ PUB: no repair, no past, no ``Gap``. Its subscribers have to say so, too.
     retry, max_pending, max_pending_bytes, dead_letter_to:
-        As for ``push``, for each group that subscribes here (G7). Of several pubs that a group overlaps, the one that
-        was opened first decides.
+        As for ``push``, for each group that subscribes here (G7). A group whose pattern reaches into several pubs of
+        this node is one queue: the pub that was opened first decides.
     """
 
     retain: bool = False
@@ -265,7 +266,7 @@ class SubOptions:
         ``"history"``, as far as the publisher keeps them.
     buffer:
         Messages that wait here at most. What does not fit stays with its publisher, and is lost with a ``Gap`` when
-        that keeps it no longer.
+        that keeps it no longer. A publisher with ``block`` waits for what stays with it, not for what waits here.
     prefetch, concurrency, timeout, type:
         As for ``pull``.
     reliable:
@@ -319,7 +320,8 @@ class GroupOptions:
         The members of one group share the work; every group gets all of it.
     durable:
         Publishers keep collecting for the group while it has no members, up to their ``max_pending``; then the oldest
-        become dead letters. What the last member said counts.
+        become dead letters. One that starts meanwhile does not know the group. What the last member to join said
+        counts: joining without it, and leaving, ends a durable group.
     where:
         Only messages whose headers hold these values; looked at by the publisher.
     prefetch, concurrency, timeout, type:

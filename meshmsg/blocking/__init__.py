@@ -6,9 +6,11 @@
 camera []
 """
 
+from meshmsg.blocking.dealer import Dealer, Incoming
 from meshmsg.blocking.node import Events, Node
 from meshmsg.blocking.pub_sub import GroupMember, Pub, Sub
 from meshmsg.blocking.pull import Pull
 from meshmsg.blocking.push import Push
+from meshmsg.blocking.router import Router
 
-__all__ = ["Events", "GroupMember", "Node", "Pub", "Pull", "Push", "Sub"]
+__all__ = ["Dealer", "Events", "GroupMember", "Incoming", "Node", "Pub", "Pull", "Push", "Router", "Sub"]

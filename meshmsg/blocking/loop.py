@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from meshmsg.errors import NodeClosed, WrongThread
 from meshmsg.sockets.handoff import acquire
@@ -15,6 +15,13 @@ END_S = 1.0  # what a loop that is ending may take for it
 
 ResultT = TypeVar("ResultT")
 logger = logging.getLogger("meshmsg.blocking")
+
+
+class Waiter(Protocol):
+    """Somebody who waits for something that the loop does."""
+
+    def abandon(self, error: BaseException) -> None:
+        """The loop has ended without that."""
 
 
 class Call:
@@ -88,7 +95,7 @@ class LoopThread:
         self.loop: asyncio.AbstractEventLoop
         self._loop_factory = loop_factory
         self._require_process = require_process  # in a forked child there is no such thread: waiting would hang
-        self._calls: set[Call] = set()
+        self._waiters: set[Waiter] = set()
         self._lock = threading.Lock()
         self._stop: asyncio.Event
         self._started = threading.Lock()
@@ -128,7 +135,7 @@ class LoopThread:
         try:
             in_time = acquire(call.ticket, timeout_s)
         except BaseException:
-            self._post(call.cancel)
+            self.post(call.cancel)
             raise
         if not in_time:
             raise TimeoutError(f"node {self.name!r} did not answer within {timeout_s} s")
@@ -145,26 +152,35 @@ class LoopThread:
         call = Call(coroutine, lambda: self._forget(call, done))
         try:
             self._require_process()
-            with self._lock:
-                if self.ended.is_set():
-                    raise self._explain_end()
-                self._calls.add(call)
-            if not self._post(call.begin):
-                self._calls.discard(call)
+            self.enter(call)
+            if not self.post(call.begin):
+                self.leave(call)
                 raise self._explain_end()
         except BaseException:
             coroutine.close()
             raise
         return call
 
+    def enter(self, waiter: Waiter) -> None:
+        """Has somebody told if the loop ends before ``leave``."""
+        with self._lock:
+            if self.ended.is_set():
+                raise self._explain_end()
+            self._waiters.add(waiter)
+
+    def leave(self, waiter: Waiter) -> None:
+        """That one waits no more."""
+        self._waiters.discard(waiter)
+
     def stop(self, timeout_s: float) -> None:
         """Ends the loop and waits for that."""
         if not self.ended.is_set():
-            self._post(lambda: self._stop.set())
+            self.post(lambda: self._stop.set())
         if not self.is_current:
             self._thread.join(timeout_s)
 
-    def _post(self, function: Callable[[], None]) -> bool:
+    def post(self, function: Callable[[], None]) -> bool:
+        """Has a function called in the loop soon; False if there is no loop any more."""
         try:
             self.loop.call_soon_threadsafe(function)
         except RuntimeError:  # it is closed, and about to say so
@@ -172,7 +188,7 @@ class LoopThread:
         return True
 
     def _forget(self, call: Call, done: Callable[[], None]) -> None:
-        self._calls.discard(call)
+        self._waiters.discard(call)
         done()
 
     def _explain_end(self) -> NodeClosed:
@@ -192,9 +208,9 @@ class LoopThread:
         finally:
             with self._lock:
                 self.ended.set()
-                calls = list(self._calls)
-            for call in calls:  # the loop ended before it got to them
-                call.abandon(self._explain_end())
+                waiters = list(self._waiters)
+            for waiter in waiters:  # the loop ended before it got to them
+                waiter.abandon(self._explain_end())
             if self._started.locked():
                 self._started.release()
             if self.failure is not None:

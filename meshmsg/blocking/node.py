@@ -13,25 +13,36 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from meshmsg import node as asynchronous
-from meshmsg.blocking.consumer import Consumer
+from meshmsg.blocking.calls import SharedDealer
+from meshmsg.blocking.dealer import Dealer, InterceptedDealer, require_plain_interceptors
 from meshmsg.blocking.hooks import Hooks
 from meshmsg.blocking.loop import LoopThread
 from meshmsg.blocking.outbox import SharedOutbox
 from meshmsg.blocking.pub_sub import GroupMember, Pub, Sub, UnreliablePub
 from meshmsg.blocking.pull import Pull
 from meshmsg.blocking.push import Push, UnreliablePush
+from meshmsg.blocking.router import Router
 from meshmsg.checks import require_number
 from meshmsg.errors import ConfigurationError, NodeClosed
 from meshmsg.loops import choose_loop
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventStream
-from meshmsg.options import GroupKeywords, PubKeywords, PullKeywords, PushKeywords, SubKeywords
+from meshmsg.options import (
+    DealerKeywords,
+    GroupKeywords,
+    PubKeywords,
+    PullKeywords,
+    PushKeywords,
+    RouterKeywords,
+    SubKeywords,
+)
 from meshmsg.sockets import pub_sub, push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.bare_pub_sub import BarePub
+from meshmsg.sockets.call_threads import PlainInterceptor
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import INTERRUPTS_LOCKS, STEP_S
 from meshmsg.sockets.pub_sub import require_on_gap
@@ -42,6 +53,12 @@ ResultT = TypeVar("ResultT")
 HOOKS_S = 0.5  # what on_dead_letter hooks get at the close, so that they hear of its own dead letters
 STOP_S = 1.0  # what the loop gets to end after the node has closed
 EXIT_S = 1.5  # what a node that nobody closed gets at the end of the process
+
+
+class Socket(Protocol):
+    """What a node opens: it gets to know the loop's thread at the start."""
+
+    def connect(self, loop: LoopThread) -> None: ...
 
 
 class Events(Iterator[Event]):
@@ -95,7 +112,7 @@ class Node:
         self._uvloop = uvloop
         self._loop: LoopThread | None = None
         self._hooks = Hooks(self._node.name)
-        self._sockets: list[Push | UnreliablePush | Consumer | Pub | UnreliablePub] = []
+        self._sockets: list[Socket] = []
         self._pubs: dict[str, Pub | UnreliablePub] = {}
         self._pushes: dict[str, Push | UnreliablePush] = {}
         self._lock = threading.RLock()
@@ -320,7 +337,40 @@ class Node:
             self._add(sub)
         return sub
 
-    def _add(self, socket: Push | UnreliablePush | Consumer | Pub | UnreliablePub) -> None:
+    def router(self, service: str, **options: Unpack[RouterKeywords]) -> Router:
+        """A service that other nodes may request: ``@router.method`` offers a plain function or generator (G8).
+
+        Takes the options of ``meshmsg.Node.router``; ``interceptors`` are plain functions ``(context, proceed)``, and
+        run in threads.
+        """
+        self._node.driver.require_process()
+        if "interceptors" in options:
+            where = f"router({service!r}, interceptors=)"
+            plain = require_plain_interceptors(where, options["interceptors"], "context")
+            options["interceptors"] = [PlainInterceptor(each) for each in plain]
+        with self._lock:
+            router = Router(self._call(self._node.router, service, **options), self._node.driver)
+            self._add(router)
+        return router
+
+    def dealer(self, service: str, **options: Unpack[DealerKeywords]) -> Dealer:
+        """The client's end of a service: ``dealer.request(method, ...)`` asks one of those who offer it (G8).
+
+        Takes the options of ``meshmsg.Node.dealer``; ``interceptors`` are plain functions ``(outgoing, proceed)``, and
+        run in the thread that makes the request.
+        """
+        driver = self._node.driver
+        driver.require_process()
+        where = f"dealer({service!r}, interceptors=)"
+        interceptors = require_plain_interceptors(where, options.pop("interceptors", ()), "outgoing")
+        with self._lock:
+            inner = self._call(self._node.dealer, service, **options)
+            assert isinstance(inner, SharedDealer), "what this node makes"
+            dealer = InterceptedDealer(inner, driver, interceptors) if interceptors else Dealer(inner, driver)
+            self._add(dealer)
+        return dealer
+
+    def _add(self, socket: Socket) -> None:
         if self._loop is None:
             self._sockets.append(socket)  # until the start
         else:
@@ -335,17 +385,19 @@ class Node:
         push: str | None = None,
         sub: str | None = None,
         group: str | None = None,
+        router: str | None = None,
         peer: str | None = None,
         count: int = 1,
         timeout: float | None = None,
     ) -> None:
         """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
 
-        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group. Use
-        it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
+        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group; with
+        ``router``: until so many serve it. Use it instead of sleeping for slow joiners. This node counts too, except
+        for ``peer``.
         """
         waiting = self._node.wait_for(
-            pull=pull, push=push, sub=sub, group=group, peer=peer, count=count, timeout=timeout
+            pull=pull, push=push, sub=sub, group=group, router=router, peer=peer, count=count, timeout=timeout
         )
         try:
             self._node.driver.require_running()
@@ -422,6 +474,7 @@ class _SharedNode(asynchronous.Node):
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)
         self._engine.make_outbox = SharedOutbox
+        self._services.make_dealer = SharedDealer
         self.driver = self._driver
 
     @property

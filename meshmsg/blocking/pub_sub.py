@@ -128,7 +128,7 @@ class Pub:
         """Publishes no more to these topics. What was published can still be repaired while the node is open."""
         self._driver.require_process()
         if self._loop is None or self._loop.ended.is_set():
-            self._async.close()
+            self._async.end()
         else:
             self._loop.call(self._close)
 
@@ -210,7 +210,7 @@ class Pub:
 
     def _close(self) -> None:
         self.hand_over()
-        self._async.close()
+        self._async.end()
 
     def _send_now(self, name: str, encoded: bytes, details: Details | None) -> None:
         self._publish()
@@ -283,9 +283,9 @@ class UnreliablePub:
         """Publishes no more."""
         self._driver.require_process()
         if self._loop is None or self._loop.ended.is_set():
-            self._async.close()
+            self._async.end()
         else:
-            self._loop.call(self._async.close)
+            self._loop.call(self._async.end)
 
     def _running_loop(self) -> LoopThread:
         self._driver.require_running()

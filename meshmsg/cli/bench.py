@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from meshmsg.cli import bench_beside, bench_measures, bench_moments, bench_profile, bench_pub_sub
+from meshmsg.cli import bench_beside, bench_measures, bench_moments, bench_profile, bench_pub_sub, bench_request
 from meshmsg.cli.bench_measures import Result
 from meshmsg.cli.bench_processes import BenchmarkFailed
 
@@ -59,6 +59,11 @@ def run(measure: Callable[[], Result], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return
+    show(result)
+
+
+def show(result: Result) -> None:
+    """Prints what a benchmark found, for people."""
     click.echo(f"{result.bench}: {result.ours:,} {result.unit}")
     if result.baseline is not None:
         click.echo(f"  baseline {result.baseline:,} {result.unit}, ratio {result.ratio}")
@@ -118,6 +123,34 @@ def pub_sub(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:
         raise click.UsageError("--profile goes not with --json")
     require_profiler()
     click.echo(bench_pub_sub.profile_pub_sub(**options))
+
+
+@bench.command("request")
+@shared_options(repeat=3)
+@click.option("--count", type=click.IntRange(1), help="Requests a round.  [default: 2000 one by one, else 20000]")
+@click.option("--concurrency", multiple=True, type=click.IntRange(1), default=bench_request.CONCURRENCIES,
+              show_default=True, help="Requests under way at once; repeatable.")  # fmt: skip
+@click.option("--stream", is_flag=True, help="Items of streams instead of requests; so many streams at once.")
+@click.option("--uvloop", is_flag=True, help="Run everybody who has a loop in uvloop.")
+@click.option("--profile", is_flag=True, help="Instead of rates: tables of where the time goes.")
+def request(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:
+    """Requests a second, beside zmq.asyncio's DEALER and ROUTER, grpc.aio, and bare REQ/REP one by one."""
+    if profile:
+        if as_json:
+            raise click.UsageError("--profile goes not with --json")
+        require_profiler()
+        click.echo(bench_request.profile_requests(**options))
+        return
+    try:
+        results = bench_request.measure_requests(repeat=repeat, **options)
+    except BenchmarkFailed as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(bench_request.choose_main(results)))
+        return
+    for result in results:
+        click.echo(f"{result.extra['concurrency']} at a time")
+        show(result)
 
 
 @bench.command("beside")

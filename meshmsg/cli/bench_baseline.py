@@ -1,7 +1,7 @@
 """What the baseline's processes run: bare pyzmq, blocking, bytes, no acks, no repairs.
 
-``python -m meshmsg.cli.bench_baseline ROLE OPTIONS``. The only file outside ``transport`` that imports zmq: a
-baseline that went through meshmsg's own transport would not be one.
+``python -m meshmsg.cli.bench_baseline ROLE OPTIONS``. With ``bench_request_baseline`` the only file outside
+``transport`` that imports zmq: a baseline that went through meshmsg's own transport would not be one.
 """
 
 from __future__ import annotations

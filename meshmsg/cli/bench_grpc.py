@@ -19,6 +19,7 @@ from meshmsg.cli.bench_processes import commands_in_loop, say
 from meshmsg.cli.bench_request_ours import METHOD, SERVICE, STREAM, obey
 
 Options = dict[str, Any]
+UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 CODEC = {"request_serializer": msgpack.packb, "response_deserializer": msgpack.unpackb}
 
 
@@ -50,7 +51,7 @@ async def serve(options: Options) -> None:
         METHOD: grpc.unary_unary_rpc_method_handler(echo, **codec),
         STREAM: grpc.unary_stream_rpc_method_handler(repeat, **codec),
     }
-    server = aio.server()
+    server = aio.server(options=UNLIMITED)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -64,7 +65,7 @@ async def ask(options: Options) -> None:
     """Makes requests, or asks for streams."""
     aio: Any = importlib.import_module("grpc.aio")
     body = make_body(options["size"])
-    async with aio.insecure_channel(options["endpoint"]) as channel:
+    async with aio.insecure_channel(options["endpoint"], options=UNLIMITED) as channel:
         call = channel.unary_unary(f"/{SERVICE}/{METHOD}", **CODEC)
         open_stream = channel.unary_stream(f"/{SERVICE}/{STREAM}", **CODEC)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from datetime import datetime
 from typing import Any
 
 from meshmsg import Message
+
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def parse_text(line: bytes) -> str | bytes:
@@ -48,6 +52,32 @@ def to_line(body: Any) -> bytes:
     if isinstance(body, bytes):
         return body
     return body.encode() if isinstance(body, str) else to_json(body).encode()
+
+
+def to_single_line(body: Any) -> bytes:
+    """``to_line`` with what would end the line, or steer a terminal, as escapes.
+
+    >>> to_single_line("a\\nb\\t\\x1b"), to_single_line(b"\\xff\\r")
+    (b'a\\\\nb\\t\\\\u001b', b'\\xff\\\\r')
+    """
+    if isinstance(body, bytes):
+        return _CONTROL_BYTES.sub(lambda found: _escape(found[0].decode()).encode(), body)
+    return escape_control(body if isinstance(body, str) else to_json(body)).encode()
+
+
+def escape_control(text: str) -> str:
+    """Control characters other than tabs, and all that ends lines, as escapes."""
+    return _CONTROL.sub(lambda found: _escape(found[0]), text)
+
+
+def escape_invisible(name: str) -> str:
+    """Everything that cannot be seen as an escape: names that look the same are the same."""
+    return name if name.isprintable() else "".join(each if each.isprintable() else _escape(each) for each in name)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return {"\n": "\\n", "\r": "\\r"}.get(character) or (f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}")
 
 
 def describe_message(message: Message) -> dict[str, Any]:

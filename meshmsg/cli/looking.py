@@ -1,10 +1,11 @@
-"""What ``nodes``, ``queues`` and ``topics`` share: waiting for a mesh to show itself, and printing it."""
+"""What ``nodes``, ``queues``, ``topics`` and ``services`` share: waiting for a mesh to show itself, and printing it."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import click
@@ -57,7 +58,7 @@ class Listing:
         self,
         session: Session,
         columns: Sequence[str],
-        describe: Callable[[Node], dict[str, Any]],
+        describe: Callable[[Node], dict[str, Any] | Awaitable[dict[str, Any]]],
         tabulate: Callable[[dict[str, Any]], Rows],
         things: str = "queues",
     ) -> None:
@@ -78,11 +79,17 @@ class Listing:
                 return exits.OK
             if stop.requested:
                 return exits.INTERRUPTED
-            document = self._describe(node)
+            document = await stop.unless(self._look(node))
+            if document is None:
+                return exits.INTERRUPTED
             found = bool(self._tabulate(document))
             if found or self._session.json:
                 self._print(document)
             return exits.OK if found else self._complain_nothing(node)
+
+    async def _look(self, node: Node) -> dict[str, Any]:
+        document = self._describe(node)
+        return await document if inspect.isawaitable(document) else document
 
     def _complain_nothing(self, node: Node) -> int:
         count = len(node.peers())
@@ -100,8 +107,8 @@ class Listing:
             live.start()
         try:
             while not stop.requested:
-                document = self._describe(node)
-                if document != shown:
+                document = await stop.unless(self._look(node))
+                if document is not None and document != shown:
                     shown = document
                     if live is not None:
                         live.update(self._table(document), refresh=True)

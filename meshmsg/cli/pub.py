@@ -31,6 +31,7 @@ class Publishing:
     subscribers: int
     keeps: bool  # something for late joiners, as long as this process lives
     seen: set[str] = field(default_factory=set)  # names of subscribers
+    reached: bool = True  # whether anybody subscribed when the last message was published
 
     async def wait_for_subscribers(self) -> bool:
         """Until there are enough; with ``--timeout`` false if they don't come."""
@@ -72,6 +73,13 @@ class Publishing:
             if any(matches(f"{each.get('pattern')}", topic) for each in peer.offers.get("group", {}).values())
         ]
 
+    async def look_who_listens(self) -> None:
+        """Whether anybody gets what was just published."""
+        try:
+            await self.node.wait_for(sub=self.pub.pattern, count=0 if self._group_members() else 1, timeout=0)
+        except WaitTimeout:
+            self.reached = False
+
     async def settle(self) -> None:
         """Until all subscribers have everything, and groups have processed it, or time runs out."""
         async with asyncio.timeout(self.job.timeout_s):
@@ -100,6 +108,8 @@ class Publishing:
             click.echo(to_json({**document, "pending": pending, "dead": dead}))
         late = [f"{name!r} has yet to receive {count}" for name, count in behind.items()]
         late += [f"{queue!r} has yet to process {count}" for queue, count in pending.items()]
+        if job.sent and not self.reached and not self.keeps:
+            late.append(f"nobody subscribes ({len(self.node.peers())} nodes seen in mesh {self.node.mesh!r})")
         late += [f"{dead} messages became dead letters of a group"] if dead else []
         for line in late:
             click.echo(f"meshmsg: pub {topic!r}: {job.sent} published, {line}", err=True)
@@ -119,6 +129,7 @@ class Publishing:
         if not found:
             return complain(self._describe_nobody(), exits.NOTHING)
         fed = await stop.unless(_done(feed(self.job, self.pub)))
+        await self.look_who_listens()
         try:
             settled = await stop.unless(_done(self.settle()))
         except TimeoutError:

@@ -44,12 +44,16 @@ def make_render(
     as_json: bool,
     fields: Sequence[str] = FIELDS,
     describe: Callable[[Message], dict[str, Any]] = describe_message,
+    show: Callable[[Any], bytes] = to_line,
 ) -> Render:
-    """How a message becomes a line; raises ``BadFormat`` for a format that no message fits."""
+    """How a message becomes a line; raises ``BadFormat`` for a format that no message fits.
+
+    ``show`` makes a line of a body, and a text of whatever else a format asks for.
+    """
     if as_json:
         return lambda message: to_json(describe(message)).encode()
     if template is None:
-        return lambda message: to_line(message.body)
+        return lambda message: show(message.body)
     template = template.replace("\\t", "\t").replace("\\n", "\n")
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -58,17 +62,21 @@ def make_render(
     for name in names:
         if name.partition(".")[0].partition("[")[0] not in fields:
             raise BadFormat(f"--format has no {{{name}}}; there are {', '.join(f'{{{each}}}' for each in fields)}")
-    return lambda message: _fill(template, message, {name: read_field(message, name) for name in fields})
+    formatter = LineFormatter(show)
+    return lambda message: _fill(formatter, template, message, {name: read_field(message, name) for name in fields})
 
 
 class LineFormatter(string.Formatter):
-    """``str.format`` that writes what is not a text or number as ``pull`` would print it."""
+    """``str.format`` that writes what is no number as the verb would print it."""
+
+    def __init__(self, show: Callable[[Any], bytes]) -> None:
+        self._show = show
 
     def format_field(self, value: Any, spec: str) -> str:
         """One value in its place."""
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             return format(value, spec)
-        return format(to_line(value).decode(errors="replace"), spec)
+        return format(self._show(value).decode(errors="replace"), spec)
 
 
 def read_field(message: Message, name: str) -> Any:
@@ -76,9 +84,9 @@ def read_field(message: Message, name: str) -> Any:
     return number_of(message) if name == "number" else getattr(message, name)
 
 
-def _fill(template: str, message: Message, values: dict[str, Any]) -> bytes:
+def _fill(formatter: LineFormatter, template: str, message: Message, values: dict[str, Any]) -> bytes:
     try:
-        line = LineFormatter().format(template, **values)
+        line = formatter.format(template, **values)
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise BadFormat(f"--format does not fit message {message.id}: {type(error).__name__}: {error}") from None
     return line.encode(errors="replace")

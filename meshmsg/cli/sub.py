@@ -10,9 +10,10 @@ import click
 
 from meshmsg import WaitTimeout
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import describe_publication
+from meshmsg.cli.bodies import describe_publication, to_single_line
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
 from meshmsg.cli.pull import PREFETCH, BadFormat, Render, Wanted, close_on, make_render, pull_lines
+from meshmsg.cli.push import read_headers
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
 from meshmsg.errors import NodeClosed
@@ -77,6 +78,9 @@ async def print_topics(sub: Sub, wish: Wish, stop: Stop) -> int:
               help="What of the past to begin with, as far as publishers keep it.")  # fmt: skip
 @click.option("--latest", is_flag=True, help="Pass over what is out of date: only each topic's newest value waits.")
 @click.option("--group", metavar="NAME", help="Share the work: of each group, one member gets each message.")
+@click.option("--durable", is_flag=True, help="With --group: publishers collect while no member is there.")
+@click.option("--where", multiple=True, metavar="NAME=VALUE", callback=read_headers,
+              help="Only messages with this header, a text; repeatable. Members of a group need the same.")  # fmt: skip
 @session_options(json_help="One JSON object a message, with id, topic, sender, number, headers and body.")
 def sub(
     session: Session,
@@ -87,12 +91,15 @@ def sub(
     replay: Literal["none", "latest", "history"],
     latest: bool,
     group: str | None,
+    durable: bool,
+    where: dict[str, str],
 ) -> None:
     """Subscribe to topics and print each message as a line.
 
-    PATTERN is a topic, or a pattern: * is one segment, ** any number. Text is printed as it is, anything else as
-    JSON. What could not be had any more is told on standard error, with its numbers. With --group a message is
-    acked when its line is out, and what is not printed goes to another member.
+    PATTERN is a topic, or a pattern: * is one segment, ** any number. Text is printed as it is, but with control
+    characters as escapes, so that a message stays a line; anything else as JSON. What could not be had any more is
+    told on standard error, with its numbers. With --group a message is acked when its line is out, and what is not
+    printed goes to another member.
 
     \b
     Examples:
@@ -102,8 +109,12 @@ def sub(
     """
     if group is not None and (latest or replay != "none"):
         raise click.UsageError("--group gets every message once: it goes with neither --latest nor --replay")
+    if durable and group is None:
+        raise click.UsageError("--durable is for a --group: without one, --replay asks for what was published before")
+    if latest and where:
+        raise click.UsageError("--latest keeps a topic's newest message whatever its headers: leave out --where")
     try:
-        render = make_render(template, session.json, FIELDS, describe_publication)
+        render = make_render(template, session.json, FIELDS, describe_publication, to_single_line)
     except BadFormat as error:
         raise click.UsageError(str(error)) from None
 
@@ -112,13 +123,13 @@ def sub(
             try:
                 if group is not None:
                     held = min(PREFETCH, count or PREFETCH)
-                    member = node.sub(pattern, group=group, prefetch=held)
+                    member = node.sub(pattern, group=group, prefetch=held, durable=durable, where=where or None)
                     return await pull_lines(member, Wanted(count, timeout, "ack", render), stop)
 
                 def on_gap(gap: Gap) -> None:
                     complain(describe_gap(gap), exits.OK)
 
-                subscription = node.sub(pattern, replay=replay, latest=latest, on_gap=on_gap)
+                subscription = node.sub(pattern, replay=replay, latest=latest, where=where or None, on_gap=on_gap)
                 return await print_topics(subscription, Wish(count, timeout, render), stop)
             except BadFormat as error:
                 return complain(error, exits.USAGE)

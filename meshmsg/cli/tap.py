@@ -10,7 +10,7 @@ import click
 
 from meshmsg import Message, NodeClosed, WaitTimeout
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import describe_publication, number_of, to_json, to_line
+from meshmsg.cli.bodies import describe_publication, escape_invisible, number_of, to_json, to_single_line
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
 from meshmsg.cli.pull import close_on
 from meshmsg.cli.running import Stop, complain, run
@@ -46,8 +46,10 @@ class Tape:
         if self.as_json:
             self._add(to_json(describe_publication(message)).encode())
         else:
-            start = f"{message.topic}  {message.sender}  #{number_of(message)}  "
-            self._add(start.encode() + to_line(message.body))
+            start = (
+                f"{escape_invisible(f'{message.topic}')}  {escape_invisible(message.sender)}  #{number_of(message)}  "
+            )
+            self._add(start.encode() + to_single_line(message.body))
 
     def add_gap(self, gap: Gap) -> None:
         """A gap as a line."""
@@ -56,7 +58,8 @@ class Tape:
             self._add(to_json({"topic": gap.topic, "sender": gap.publisher, "gap": lost}).encode())
         else:
             numbers = f"#{gap.start} to #{gap.stop - 1}"
-            self._add(f"{gap.topic}  {gap.publisher}  gap: {gap.missed} are lost, {numbers}".encode())
+            start = f"{escape_invisible(gap.topic)}  {escape_invisible(gap.publisher)}"
+            self._add(f"{start}  gap: {gap.missed} are lost, {numbers}".encode())
 
     def _add(self, line: bytes) -> None:
         if len(self._lines) >= MAX_WAITING:

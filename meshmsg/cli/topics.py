@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from meshmsg import Node
+from meshmsg.cli.bodies import escape_invisible
 from meshmsg.cli.looking import Listing, Rows
 from meshmsg.cli.running import run
 from meshmsg.cli.session import Session, session_options
@@ -22,7 +23,13 @@ class End(NamedTuple):
     """What one node says of one pattern."""
 
     pattern: str
+    reliable: bool
     who: dict[str, Any]
+
+    @property
+    def row(self) -> tuple[str, bool]:
+        """Reliable and bare ends of one pattern never meet."""
+        return self.pattern, not self.reliable
 
 
 def describe(node: Node) -> dict[str, Any]:
@@ -33,24 +40,31 @@ def describe(node: Node) -> dict[str, Any]:
     peers = sorted(node.peers(), key=lambda peer: (peer.name, peer.id))
     published = [end for peer in peers for end in _published(peer)]
     subscribed = [end for peer in peers for end in _subscribed(peer)]
-    rows = sorted({end.pattern for end in published})
-    in_vain = [end for end in subscribed if not any(_meet(end.pattern, row) for row in rows)]
+    rows = sorted({end.row for end in published})
+    in_vain = [end for end in subscribed if not any(_fits(end, row) for row in rows)]
     topics = [
         _row(
             row,
-            [end for end in published if end.pattern == row],
-            [end for end in subscribed if _meet(end.pattern, row)],
+            [end for end in published if end.row == row],
+            [end for end in subscribed if _fits(end, row)],
         )
         for row in rows
     ]
-    for row in sorted({end.pattern for end in in_vain}):
-        topics.append(_row(row, [], [end for end in in_vain if end.pattern == row]))
+    for row in sorted({end.row for end in in_vain}):
+        topics.append(_row(row, [], [end for end in in_vain if end.row == row]))
     return {"mesh": node.mesh, "topics": topics}
 
 
-def _row(topic: str, publishers: list[End], subscribers: list[End]) -> dict[str, Any]:
+def _fits(subscriber: End, row: tuple[str, bool]) -> bool:
+    pattern, bare = row
+    return subscriber.reliable is not bare and _meet(subscriber.pattern, pattern)
+
+
+def _row(row: tuple[str, bool], publishers: list[End], subscribers: list[End]) -> dict[str, Any]:
+    topic, bare = row
     return {
         "topic": topic,
+        "reliable": not bare,
         "publishers": [end.who for end in publishers],
         "subscribers": [end.who for end in subscribers],
     }
@@ -59,15 +73,19 @@ def _row(topic: str, publishers: list[End], subscribers: list[End]) -> dict[str,
 def _published(peer: Peer) -> Iterator[End]:
     for pattern, details in _offers(peer, "pub"):
         window = details.get("window")
-        yield End(pattern, {**_name(peer), "window": window if type(window) is int else None})
+        yield End(pattern, True, {**_name(peer), "window": window if type(window) is int else None})
+    for pattern, _ in _offers(peer, "bare_pub"):
+        yield End(pattern, False, {**_name(peer), "window": None})
 
 
 def _subscribed(peer: Peer) -> Iterator[End]:
     for pattern, _ in _offers(peer, "sub"):
-        yield End(pattern, {**_name(peer), "pattern": pattern, "group": None})
+        yield End(pattern, True, {**_name(peer), "pattern": pattern, "group": None})
+    for pattern, _ in _offers(peer, "bare_sub"):
+        yield End(pattern, False, {**_name(peer), "pattern": pattern, "group": None})
     for _, details in _offers(peer, "group"):
         pattern, group = f"{details.get('pattern')}", f"{details.get('group')}"
-        yield End(pattern, {**_name(peer), "pattern": pattern, "group": group})
+        yield End(pattern, True, {**_name(peer), "pattern": pattern, "group": group})
 
 
 def _offers(peer: Peer, kind: str) -> list[tuple[str, dict[str, Any]]]:
@@ -90,7 +108,7 @@ def tabulate(document: dict[str, Any]) -> Rows:
     """The same as rows."""
     return [
         (
-            each["topic"],
+            escape_invisible(each["topic"]) + ("" if each["reliable"] else " (reliable=False)"),
             ", ".join(_label(who) for who in each["publishers"]) or "-",
             ", ".join(_label(who, each["topic"]) for who in each["subscribers"]) or "-",
         )
@@ -104,7 +122,7 @@ def _label(who: dict[str, Any], topic: str = "") -> str:
     if who.get("group"):
         details.append(f"group {who['group']}")
     if who.get("pattern", topic) != topic and topic:
-        details.append(who["pattern"])
+        details.append(escape_invisible(who["pattern"]))
     return f"{who['name']} ({', '.join(details)})" if details else str(who["name"])
 
 

@@ -29,6 +29,10 @@ VERBS = {
     "pub": Verb("meshmsg.cli.pub", "pub", "Publish messages to a topic, and wait until its subscribers have them."),
     "sub": Verb("meshmsg.cli.sub", "sub", "Subscribe to topics and print each message as a line."),
     "tap": Verb("meshmsg.cli.tap", "tap", "Watch topics from the side: every message with its number, every gap."),
+    "services": Verb("meshmsg.cli.services", "services", "List the services of a mesh, with who offers them."),
+    "request": Verb("meshmsg.cli.request", "request_", "Call a method of a service, and print what it returns."),
+    "survey": Verb("meshmsg.cli.survey", "survey", "Ask everybody who serves a method, and print a line of each."),
+    "reply": Verb("meshmsg.cli.reply", "reply", "Offer a method that runs a command, or returns a constant."),
     "bench": Verb(
         "meshmsg.cli.bench", "bench", "Measure meshmsg on this machine, each time beside a baseline in the same run."
     ),
@@ -39,7 +43,7 @@ Exit codes:
   0    done
   1    nothing found, or time ran out before everything was done
   2    wrong use: an option, a body or a format that cannot work
-  3    messages became dead letters
+  3    messages became dead letters, or a requested method failed
   4    the node could not run: address taken, mDNS unavailable
   130  interrupted before it was done"""
 

@@ -37,10 +37,6 @@ class Agenda(Generic[T]):
         self._entries += 1  # among equal times the first comes first, and things need no order
         heapq.heappush(self._heap, (at, self._entries, thing))
 
-    def forget(self, thing: T) -> None:
-        """This is due no more."""
-        self._times.pop(thing, None)
-
     def take(self, now: float) -> list[T]:
         """What is due by now, soonest first. It is noted no more."""
         taken: list[T] = []

@@ -54,6 +54,7 @@ class Broadcaster:
         self._away: dict[str, float] = {}  # publishers that fell silent, and when
         self._ending: dict[str, tuple[float, PeerState, str]] = {}  # publishers that are gone, and why
         self._changed = False  # whether filters may have to
+        self._subscribed = False  # whether it may be others that are to be followed
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -61,14 +62,18 @@ class Broadcaster:
         """A subscription that the offers of this version hold."""
         subscription.on_arrival = self._on_arrival
         self.subscriptions.add(subscription, version)
-        self._sync_all()
+        self._subscribed = True
 
     def unsubscribe(self, subscription: Subscription, version: int) -> None:
         """The application is done with it; the offers of this version don't hold it any more."""
         self.subscriptions.remove(subscription, version)
-        self._sync_all()
+        self._subscribed = True
 
-    def _sync_all(self) -> None:
+    def sync_all(self) -> None:
+        """This node's offers are being told: once, however many subscriptions came or went."""
+        if not self._subscribed:
+            return
+        self._subscribed = False
         self._changed = True
         for peer in self._peers.by_id.values():
             self._follow_or_not(peer)

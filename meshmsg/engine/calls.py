@@ -33,7 +33,7 @@ from meshmsg.wire.codec import Undecodable
 # (peer's key, items, bodies)
 Send = Callable[[str, list[list[Any]], Sequence[bytes]], None]
 
-_RETRY, _HEDGE = "retry", "hedge"
+_RETRY = -1  # in the place of an attempt's number
 _OVER = "the request is over"
 
 
@@ -60,6 +60,7 @@ class Call:
         "sent_at",
         "service",
         "sink",
+        "spoke",
         "timeout",
         "up",
     )
@@ -100,6 +101,7 @@ class Call:
         self.attempts = 0
         self.avoid: set[str] = set()
         self.deadline: float | None = None
+        self.spoke = False  # the server has items of this side, or their end; nobody else can have them
         self.done = False
 
 
@@ -130,7 +132,8 @@ class Calls:
         self._table: dict[int, Call] = {}
         self._next_number = 0
         self._deadlines: list[tuple[float, int, int]] = []  # (when, first number, count): one a run
-        self._timers: list[tuple[float, int, str, Call]] = []  # retries and hedges to come
+        # Retries, and hedges of an attempt: (when, tie, the attempt's number or _RETRY, call).
+        self._timers: list[tuple[float, int, int, Call]] = []
         self._tie = count()
 
     # -- commands --------------------------------------------------------------------------------------------
@@ -168,11 +171,13 @@ class Calls:
         """Items of the caller's stream; not more than ``call.up.room``."""
         if not call.done and call.provider is not None and call.up is not None:
             call.up.take(len(bodies))
+            call.spoke = True
             self._send(call.provider.key, [[items.UP_ITEMS, call.number, len(bodies)]], bodies)
 
     def end_items(self, call: Call) -> None:
         """The caller's stream is complete."""
         if not call.done and call.provider is not None:
+            call.spoke = True
             self._send(call.provider.key, [[items.UP_END, call.number]], ())
 
     def grant(self, call: Call) -> None:
@@ -234,10 +239,13 @@ class Calls:
         if call.number in self._table and (provider is None or provider.key in call.avoid):
             return None  # a hedge without another provider; the first attempt goes on
         if provider is None:
+            call.attempts += call.attempts > 0  # a retry that finds nobody is one, too
             self._fail(call, NoResponders(self._explain_nobody(call, known)), now)
             return None
         limit = self._limit_of(provider.key)
         if limit is not None and len(call.body) > limit:
+            if call.number in self._table:
+                return None  # a hedge, and only the first one takes as much
             text = f"{provider.name!r} takes {limit} bytes of arguments, got {len(call.body)}: stream them, items=..."
             self._report(call, None, BodyTooLarge(f"{call.service}.{call.method}: {text}"))
             return None
@@ -282,7 +290,7 @@ class Calls:
         if after == "p95":
             after = self.clients(call.service).latencies.p95()
         if after is not None and call.repeatable and call.attempts < MAX_REQUEST_ATTEMPTS and call.peer is None:
-            heappush(self._timers, (now + float(after), next(self._tie), _HEDGE, call))
+            heappush(self._timers, (now + float(after), next(self._tie), call.number, call))
 
     # -- in --------------------------------------------------------------------------------------------------
 
@@ -379,9 +387,11 @@ class Calls:
             call.avoid.add(provider.key)
         if call.number in self._table or call.hedges:
             return  # another attempt goes on
-        if never_ran and isinstance(error, (Unavailable, NoResponders)) and call.peer is None:
+        if never_ran and isinstance(error, (Unavailable, NoResponders)) and call.peer is None and not call.spoke:
             # It never reached the method: elsewhere it runs for the first time, as gRPC's transparent retries.
             if call.attempts <= MAX_REQUEST_ATTEMPTS:
+                if call.up is not None:
+                    call.up.allowed = 0  # what another server takes, it says itself
                 self._staged.append(call)
                 return
         self._fail(call, error, now, pause=pause)
@@ -483,12 +493,12 @@ class Calls:
                 if call is not None and not call.done:
                     self._expire(call, now)
         while self._timers and self._timers[0][0] <= now:
-            _, _, kind, call = heappop(self._timers)
+            _, _, number, call = heappop(self._timers)
             if call.done:
                 continue
-            if kind == _RETRY:
+            if number == _RETRY:
                 self._staged.append(call)
-            elif call.number in self._table:
+            elif number == call.number and number in self._table:
                 self._hedge(call, now)
 
     def _expire(self, call: Call, now: float) -> None:
@@ -529,9 +539,18 @@ class Calls:
 
     def check(self) -> None:
         """Raises AssertionError where the table contradicts itself."""
+        asked: dict[int, int] = {}
         for number, call in self._table.items():
-            assert not call.done, f"call {number} has its outcome and is still in the table"
-            assert number == call.number or (call.hedges is not None and number in call.hedges)
+            known = number == call.number or (call.hedges is not None and number in call.hedges)
+            assert known, f"call {number} is in the table, and its request does not know it"
+            assert not call.done or call in self._given_up, f"call {number} has its outcome and is still in the table"
+            provider = call.provider if number == call.number else (call.hedges or {})[number][0]
+            asked[id(provider)] = asked.get(id(provider), 0) + 1
+        for service, clients in self._clients.items():
+            clients.providers.check()
+            for each in clients.providers.everybody():
+                counted, found = each.pending, asked.get(id(each), 0)
+                assert counted == found, f"{each.name} owes {found} answers of {service}, counted are {counted}"
 
 
 def _is_called(provider: Provider, peer: str) -> bool:

@@ -34,6 +34,10 @@ from meshmsg.message import Ledger, Peer
 from meshmsg.options import LivenessOptions, PushOptions, RouterOptions
 from meshmsg.wire import frames
 
+# What offers cost at every peer; changes of many are told so seldom that this takes part of a peer's time only.
+OFFER_PAUSE_S = 20e-6  # for each
+MANY_OFFERS = 100
+
 
 class Engine:
     """One node's protocol. ``generator`` is the only source of chance, ``now`` the only clock."""
@@ -71,6 +75,8 @@ class Engine:
         self.inboxes = self._receiver.inboxes
         self._next_beat = 0.0
         self._closed = False
+        self._offers_changed = False  # since they were last told
+        self._offers_due = 0.0  # when they may be told again
         self._unanswered: set[int] = set()  # links a goodbye went out on, until it is answered
         self._unheard: set[int] = set()  # links that refused a frame since the last beat
         self._peers_wake_at: float | None = None  # None: to be worked out anew
@@ -190,21 +196,29 @@ class Engine:
         return self._receiver.leaving
 
     def offer(self, kind: str, name: str, details: dict[str, Any]) -> None:
-        """Tells every peer what this node has."""
-        offers = {**self.identity.offers, kind: {**self.identity.offers.get(kind, {}), name: details}}
-        self._set_offers(offers)
+        """Tells every peer what this node has; once, if much is opened in one turn."""
+        self.identity.offers.setdefault(kind, {})[name] = details
+        self._change_offers()
 
     def withdraw(self, kind: str, name: str) -> None:
         """Takes an offer back."""
-        left = {key: value for key, value in self.identity.offers.get(kind, {}).items() if key != name}
-        self._set_offers({**self.identity.offers, kind: left})
+        self.identity.offers.setdefault(kind, {}).pop(name, None)
+        self._change_offers()
 
-    def _set_offers(self, offers: dict[str, Any]) -> None:
-        self.identity.offers = offers
+    def _change_offers(self) -> None:
         self.identity.offers_version += 1
-        update = frames.Offers(self.identity.offers_version, offers)
-        for link, _ in self.peers.linked():
-            self._output.send(link, update)
+        self._offers_changed = True
+
+    def _tell_offers(self) -> None:
+        """They are complete each time. So the last of a turn do, and who has many does not tell each change of them."""
+        count = sum(map(len, self.identity.offers.values()))
+        self._offers_changed = False
+        self._offers_due = self._output.now + (count * OFFER_PAUSE_S if count >= MANY_OFFERS else 0.0)
+        self._output.send_all(
+            (link for link, _ in self.peers.linked()),
+            frames.Offers(self.identity.offers_version, self.identity.offers),
+        )
+        self._broadcaster.sync_all()
 
     def redrive(self, ids: Iterable[str]) -> list[str]:
         """Sends dead letters again, as far as their outboxes have room (G5); returns the ids of those that went."""
@@ -214,6 +228,8 @@ class Engine:
         """Says goodbye to everybody, after returning what was not started; from then on only answers to that count."""
         for queue in list(self.inboxes):
             self.close_pull(queue)
+        if self._offers_changed:
+            self._tell_offers()
         self._receiver.flush()  # after a goodbye nobody listens any more
         self._broadcaster.say_last()
         self._conversations.close()
@@ -441,6 +457,8 @@ class Engine:
         self._output.now = now
         self._apply_peer_news(now)
         if not self._closed:
+            if self._offers_changed and now >= self._offers_due:
+                self._tell_offers()
             self._broadcaster.dispatch()  # first, because it fills the outboxes of groups
             self._sender.dispatch()
             self._receiver.flush()
@@ -459,6 +477,8 @@ class Engine:
         if self._peers_wake_at is None:
             self._peers_wake_at = min(self.peers.wake_at(), default=self._next_beat)
         soonest = self._sender.wake_at(min(self._peers_wake_at, self._next_beat))
+        if self._offers_changed:
+            soonest = min(soonest, self._offers_due)
         return self._conversations.wake_at(self._broadcaster.wake_at(soonest))
 
     # -- looking ---------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from meshmsg.engine.effects import Effects
 from meshmsg.engine.notes import Notes
 from meshmsg.wire import frames
@@ -30,6 +32,13 @@ class Output:
     def send(self, link: int, frame: frames.Frame) -> None:
         """One frame is to leave on a link."""
         self.effects.send.append((link, frames.encode(frame)))
+
+    def send_all(self, links: Iterable[int], frame: frames.Frame) -> None:
+        """One frame is to leave on each of these links; it is encoded once."""
+        parts: list[bytes] | None = None
+        for link in links:
+            parts = parts or frames.encode(frame)
+            self.effects.send.append((link, parts))
 
     def take(self) -> Effects:
         """Everything since the last time."""

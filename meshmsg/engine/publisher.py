@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from meshmsg.engine.topic_log import Headers, TopicLog, TopicOptions
@@ -20,6 +21,7 @@ MAX_PATTERNS = 20_000  # of one subscriber
 MAX_MARKED = 10_000  # subscribers whose markers are remembered, known as peers or not
 MAX_MARKERS = 8  # of one subscriber: the one in use, and those that a change has not taken back yet
 MAX_ENTRIES = 2_000  # topics in one START or BEACON
+MAX_BEACONS = 4_000  # topics told to one subscriber at a heartbeat: it can repair no more until the next
 ANSWER_BYTES = 2**20  # of repairs to one subscriber in one turn, and in one answer
 REPAIR_BYTES_IN_ALL = 64 * 2**20  # kept for repairs over all topics without a history
 START_AGAIN_S = 1.0
@@ -245,7 +247,7 @@ class Publisher:
         for pattern in new:
             self._index.add(pattern, follower)
         follower.patterns = wanted
-        for topic in [topic for topic in follower.positions if follower not in self._index.match(topic)]:
+        for topic in [topic for topic in follower.positions if not self._follows(follower, topic)]:
             del follower.positions[topic]
         for log in self._followed(follower) if new else ():
             if log.topic not in known:  # else it may miss all of a topic that began since
@@ -300,8 +302,18 @@ class Publisher:
 
     def _followed(self, follower: Follower) -> Iterator[TopicLog]:
         if any(map(is_pattern, follower.patterns)):
-            return (log for log in self._logs.values() if follower in self._index.match(log.topic))
+            return (log for log in self._logs.values() if follower in self._followers_of(log))
         return self._logs_of(follower.patterns)
+
+    def _followers_of(self, log: TopicLog) -> tuple[Follower, ...]:
+        """Remembered with each topic, so that the cost of one does not depend on how many there are."""
+        if log.followers_of != self._index.generation:
+            log.followers_of = self._index.generation
+            log.followers = self._index.find(log.topic)
+        return log.followers
+
+    def _follows(self, follower: Follower, topic: str) -> bool:
+        return follower in self._followers_of(self._logs[topic])
 
     def _logs_of(self, topics: Iterable[str]) -> Iterator[TopicLog]:
         return (self._logs[topic] for topic in topics if topic in self._logs)
@@ -342,7 +354,7 @@ class Publisher:
             log = self._logs.get(topic)
             if log is None or position > log.next_seq:
                 raise ProtocolError("a LAG beyond what was published")
-            if follower is None or follower not in self._index.match(topic):
+            if follower is None or follower not in self._followers_of(log):
                 continue
             follower.positions[topic] = position
             if position < log.next_seq and topic not in self._touched and topic not in self._marks:
@@ -381,7 +393,7 @@ class Publisher:
         was_blocked = self.blocked(log.topic)
         log.behind_limit = frames.MAX_SEQ
         if log.options.window:
-            for follower in self._index.match(log.topic):
+            for follower in self._followers_of(log):
                 if follower.confirmed and not follower.paused:
                     position = follower.positions.get(log.topic, 0)
                     log.behind_limit = min(log.behind_limit, position + log.options.window)
@@ -396,7 +408,7 @@ class Publisher:
         if log is None or want.stop > log.next_seq:
             raise ProtocolError("a WANT beyond what was published")
         follower = self.followers.get(peer)
-        if follower is not None and follower in self._index.match(want.topic):
+        if follower is not None and follower in self._followers_of(log):
             follower.wants[want.topic] = (want.start, want.stop)
             self._owed[peer] = follower
 
@@ -405,7 +417,7 @@ class Publisher:
         for log in self._aging.values():
             log.trim(now)
         for topic, mark in self._marks.items():
-            for follower in self._index.match(topic):
+            for follower in self._followers_of(self._logs[topic]):
                 if follower.positions.get(topic, 0) < mark:
                     follower.behind[topic] = mark
         self._marks = {topic: self._logs[topic].next_seq for topic in self._touched}
@@ -416,9 +428,13 @@ class Publisher:
                 follower.behind = {
                     topic: mark
                     for topic, mark in follower.behind.items()
-                    if follower.positions.get(topic, 0) < mark and follower in self._index.match(topic)
+                    if follower.positions.get(topic, 0) < mark and self._follows(follower, topic)
                 }
-                stated = [[topic, mark] for topic, mark in follower.behind.items()]
+                stated = [[topic, mark] for topic, mark in islice(follower.behind.items(), MAX_BEACONS)]
+                if len(stated) < len(follower.behind):
+                    for topic, mark in stated:  # the others' turn is next
+                        del follower.behind[topic]
+                        follower.behind[topic] = mark
                 answers += [Answer(follower.peer, frames.Beacon(part), []) for part in _parts(stated, MAX_ENTRIES)]
         return answers
 

@@ -89,9 +89,7 @@ class Sender:
 
     def close_group(self, queue: str) -> int:
         """Forgets the queue of a group that is over; returns the first id that it never used."""
-        outbox = self.outboxes.pop(queue)
-        self._agenda.forget(outbox)
-        return outbox.next_id
+        return self.outboxes.pop(queue).next_id
 
     def redrive(self, ids: Iterable[str]) -> list[str]:
         """Sends dead letters again, as far as their outboxes have room (G5); returns the ids of those that went."""

@@ -81,6 +81,8 @@ class TopicLog:
         "behind_limit",
         "cost",
         "entries",
+        "followers",
+        "followers_of",
         "next_seq",
         "options",
         "retained",
@@ -100,6 +102,8 @@ class TopicLog:
         self.retained: tuple[int, bytes, dict[str, Any] | None] | None = None
         self.staged: list[bytes] = []
         self.staged_headers: dict[int, tuple[dict[str, Any], int]] | None = None  # with their size
+        self.followers: tuple[Any, ...] = ()  # whoever subscribed to it
+        self.followers_of = -1  # the generation of subscriptions that these are of
         self.behind_limit = MAX_SEQ  # the sequence number at which sending waits for the slowest subscriber
 
     # -- publishing ------------------------------------------------------------------------------------------

@@ -201,6 +201,7 @@ class PatternIndex(Generic[T]):
     """
 
     def __init__(self) -> None:
+        self.generation = 0  # changes with every change
         self._root: _Node[T] = _Node()
         self._cache: dict[str, tuple[T, ...]] = {}
         self._count = 0
@@ -219,6 +220,7 @@ class PatternIndex(Generic[T]):
         if value not in node.values:
             node.values[value] = None
             self._count += 1
+            self.generation += 1
             self._cache.clear()
 
     def remove(self, pattern: str, value: T) -> None:
@@ -235,6 +237,7 @@ class PatternIndex(Generic[T]):
             return
         del node.values[value]
         self._count -= 1
+        self.generation += 1
         self._cache.clear()
         for above, segment in reversed(way):
             below = above.children[segment]
@@ -246,13 +249,14 @@ class PatternIndex(Generic[T]):
         """The values of all patterns that a topic matches, each once."""
         found = self._cache.get(topic)
         if found is None:
-            found = self._find(topic)
+            found = self.find(topic)
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
             self._cache[topic] = found
         return found
 
-    def _find(self, topic: str) -> tuple[T, ...]:
+    def find(self, topic: str) -> tuple[T, ...]:
+        """As ``match``, for who remembers it himself until ``generation`` is another."""
         # Dicts as sets that keep their order: who is delivered to first must not depend on hashes.
         active: dict[_Node[T], bool] = {}  # node -> whether it is a '**', which swallows further segments
         self._enter(self._root, False, active)

@@ -3,6 +3,9 @@
 What a slow subscriber has no room for is lost, and nobody hears of it; there is no past, no confirmation, no headers
 and no ``Gap``. What remains is ZeroMQ's speed, discovery, patterns, and bounded buffers. Such subscribers hear such
 publishers only.
+
+A publisher knows who would hear it, as each subscriber adds a filter of its own behind that of a pattern: a zero byte,
+its node's id, a space, the pattern. No topic begins so.
 """
 
 from __future__ import annotations
@@ -10,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.engine.subscription import Delivery, Subscription
-from meshmsg.engine.topics import PatternIndex, choose_topic, find_fault, prefix_of
+from meshmsg.engine.topics import PatternIndex, choose_topic, find_fault, matches, prefix_of
 from meshmsg.errors import ConfigurationError, NodeClosed, ProtocolError
 from meshmsg.message import Event
 from meshmsg.options import SubOptions
@@ -27,17 +30,19 @@ from meshmsg.sockets.raw import RawSockets
 from meshmsg.sockets.sending import encode, require_size
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump
-from meshmsg.transport.raw import PUB, SUB
+from meshmsg.transport.raw import SUB, XPUB
 from meshmsg.wire.codec import Undecodable, decode_body, make_packer
 
 NAME = "meshmsg.topics"  # of the raw sockets, one of each kind a node
+BARE_PUB, BARE_SUB = "bare_pub", "bare_sub"  # what peers are told, beside "pub" and "sub"
+MAX_MARKERS = 100_000  # of subscribers, at one publisher
 BURST = 256
 
 logger = logging.getLogger("meshmsg.sockets")
 
 
 class BareTopics:
-    """What all bare publishers and subscribers of a node share: one PUB and one SUB."""
+    """What all bare publishers and subscribers of a node share: one XPUB and one SUB."""
 
     def __init__(self, driver: Driver) -> None:
         self.refused = 0  # messages that are none: not of two frames, or not MessagePack
@@ -48,7 +53,8 @@ class BareTopics:
         self._out: Pump | None = None
         self._in: Pump | None = None
         self._socket: Any = None
-        self._reader: asyncio.Task[None] | None = None
+        self._readers: list[asyncio.Task[None]] = []
+        self._markers: set[tuple[str, str]] = set()  # node id and pattern of subscribers
         self._numbers: dict[BareSub, int] = {}
         self._told_at: float | None = None
 
@@ -61,16 +67,27 @@ class BareTopics:
 
     @property
     def out(self) -> Pump:
-        """Where to publish; opened by the first who does."""
-        if self._out is None:
-            assert self._raws is not None, "a usable node has started its sockets"
-            self._out = Pump(self._raws.open(PUB, NAME).socket, asyncio.get_running_loop())
+        """Where to publish."""
+        assert self._out is not None, "a usable node that publishes has opened it"
         return self._out
+
+    def listen(self) -> None:
+        """Something will be published: whoever wants it may connect."""
+        if self._out is None:
+            assert self._raws is not None, "a started node has sockets"
+            self._out = Pump(self._raws.open(XPUB, NAME).socket, asyncio.get_running_loop())
+            self._start(self._hear(self._out))
+
+    def subscribers(self, topic: str) -> set[str]:
+        """Ids of the nodes that get what is published here to a topic, unless they have no room."""
+        return {node_id for node_id, pattern in self._markers if matches(pattern, topic)}
 
     def add(self, sub: BareSub) -> None:
         """A new subscription."""
         self._subs.add(sub.pattern, sub)
         self._numbers[sub] = 0
+        self._driver.engine.offer(BARE_SUB, sub.pattern, {})
+        self._driver.wake()
         if self._raws is None:
             self._early.append(sub)
         else:
@@ -81,26 +98,59 @@ class BareTopics:
         self._subs.remove(sub.pattern, sub)
         del self._numbers[sub]
         if self._socket is not None:
-            self._socket.unsubscribe(prefix_of(sub.pattern).encode())  # ZeroMQ counts them
+            self._socket.unsubscribe(self._marker_of(sub.pattern))  # ZeroMQ counts them
+            self._socket.unsubscribe(prefix_of(sub.pattern).encode())
         elif sub in self._early:
             self._early.remove(sub)
+        if not any(other.pattern == sub.pattern for other in self._numbers):
+            self._driver.engine.withdraw(BARE_SUB, sub.pattern)
+            self._driver.wake()
 
     def close(self) -> None:
         """The node is closed, and its sockets will be."""
         for pump in (self._out, self._in):
             if pump is not None:
                 pump.close()
-        if self._reader is not None:
-            self._reader.cancel()
+        for reader in self._readers:
+            reader.cancel()
 
     def _listen(self, pattern: str) -> None:
         if self._in is None:
             assert self._raws is not None
             self._socket = self._raws.open(SUB, NAME).socket
             self._in = Pump(self._socket, asyncio.get_running_loop())
-            self._reader = asyncio.ensure_future(self._read(self._in))
-            self._reader.add_done_callback(self._reader_done)
+            self._start(self._read(self._in))
         self._socket.subscribe(prefix_of(pattern).encode())
+        self._socket.subscribe(self._marker_of(pattern))
+
+    def _marker_of(self, pattern: str) -> bytes:
+        return f"\0{self._driver.engine.identity.node_id} {pattern}".encode()
+
+    def _start(self, reading: Coroutine[Any, Any, None]) -> None:
+        reader = asyncio.ensure_future(reading)
+        reader.add_done_callback(self._reader_done)
+        self._readers.append(reader)
+
+    async def _hear(self, pump: Pump) -> None:
+        """Who subscribes; for whoever waits for that."""
+        while True:
+            arrived = pump.receive(BURST)
+            if not arrived:
+                await pump.wait_readable()
+                continue
+            for parts in arrived:
+                self._note_filter(parts[0])
+            self._driver.wake()
+            await yield_turn()
+
+    def _note_filter(self, change: bytes) -> None:
+        if change[1:2] != b"\0":
+            return
+        node_id, _, pattern = change[2:].decode("utf-8", "replace").partition(" ")
+        if change[:1] == b"\0":
+            self._markers.discard((node_id, pattern))
+        elif len(self._markers) < MAX_MARKERS:
+            self._markers.add((node_id, pattern))
 
     async def _read(self, pump: Pump) -> None:
         while True:
@@ -141,7 +191,7 @@ class BareTopics:
     @staticmethod
     def _reader_done(reader: asyncio.Future[None]) -> None:
         if not reader.cancelled() and reader.exception() is not None:
-            logger.error("sub(reliable=False) hears no more", exc_info=reader.exception())
+            logger.error("pub or sub with reliable=False hears no more", exc_info=reader.exception())
 
 
 class BarePub:
@@ -158,6 +208,8 @@ class BarePub:
         self._pack = make_packer()
         self._closed = False
         self._count = 0
+        driver.engine.offer(BARE_PUB, pattern, {})
+        driver.wake()
 
     async def send(self, body: Any, topic: str | None = None) -> None:
         """Hands one message to ZeroMQ, which drops it for whoever has no room."""
@@ -182,12 +234,18 @@ class BarePub:
         for body in bodies:
             await self.send(body, topic)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Publishes no more."""
+        self.end()
+
+    def end(self) -> None:
+        """``close``, which waits for nothing."""
         require_here(self._driver)
         if not self._closed:
             self._closed = True
             self._forget()
+            self._driver.engine.withdraw(BARE_PUB, self.pattern)
+            self._driver.wake()
 
 
 class BareSub(Sub):

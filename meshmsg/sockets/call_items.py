@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -19,7 +19,7 @@ Encode = Callable[[Any, int], bytes]
 
 
 async def send_items(driver: Driver, calls: Calls, call: Call, items: Items, encode: Encode) -> None:
-    """Sends what the application iterates, as fast as the method takes it; ends early with the call.
+    """Sends what the application iterates, as fast as the method takes it. Whoever releases the call cancels this.
 
     Nothing is taken from ``items`` before there is room for it, and nothing is said before the method gave the first
     credit: until then the call may still go to another provider.
@@ -31,13 +31,12 @@ async def send_items(driver: Driver, calls: Calls, call: Call, items: Items, enc
     source = aiter(items) if isinstance(items, AsyncIterable) else None
     try:
         if source is not None:
-            whole = await _send_as_they_come(driver, calls, call, up, stir, source, encode)
+            await _send_as_they_come(driver, calls, call, up, stir, source, encode)
         else:
             assert isinstance(items, Iterable), "checked when the call was made"
-            whole = await _send_parts(driver, calls, call, up, stir, iter(items), encode)
-        if whole:
-            calls.end_items(call)
-            driver.wake()
+            await _send_parts(driver, calls, call, up, stir, iter(items), encode)
+        calls.end_items(call)
+        driver.wake()
     finally:
         up.wake = None
         close = getattr(source, "aclose", None)
@@ -53,43 +52,41 @@ async def _send_as_they_come(
     stir: asyncio.Event,
     source: AsyncIterator[Any],
     encode: Encode,
-) -> bool:
+) -> None:
     count = 0
-    while await _has_room(up, stir):
+    while True:
+        await _wait_for_room(up, stir)
         try:
             item = await anext(source)
         except StopAsyncIteration:
-            return True
+            return
+        await _wait_for_room(up, stir)  # another server may have the call meanwhile, and did not say what it takes
         calls.send_items(call, [encode(item, count)])
         driver.wake()
         count += 1
         if count % BURST == 0:
             await yield_turn()
-    return False
 
 
 async def _send_parts(
-    driver: Driver, calls: Calls, call: Call, up: OutStream, stir: asyncio.Event, source: Any, encode: Encode
-) -> bool:
+    driver: Driver, calls: Calls, call: Call, up: OutStream, stir: asyncio.Event, source: Iterator[Any], encode: Encode
+) -> None:
     count = 0
-    while await _has_room(up, stir):
+    while True:
+        await _wait_for_room(up, stir)
         wanted = min(up.room, BURST)
         bodies = [encode(item, place) for place, item in enumerate(islice(source, wanted), count)]
         if bodies:
             calls.send_items(call, bodies)
             driver.wake()
         if len(bodies) < wanted:
-            return True
+            return
         count += wanted
         await yield_turn()
-    return False
 
 
-async def _has_room(up: OutStream, stir: asyncio.Event) -> bool:
-    """Waits until an item may leave; False when nobody takes any more."""
+async def _wait_for_room(up: OutStream, stir: asyncio.Event) -> None:
+    """Until an item may leave. There is never any after a cut."""
     while up.room < 1:
-        if up.cut is not None:
-            return False
         stir.clear()
         await stir.wait()
-    return True

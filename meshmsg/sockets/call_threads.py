@@ -6,11 +6,12 @@ import asyncio
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import closing
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from meshmsg.errors import Cancelled
 from meshmsg.message import describe_error
 
 
@@ -94,6 +95,42 @@ class CallThreads:
             self._busy -= 1
             if not job.future.done():
                 job.future.set_result(ended)
+
+
+class PlainInterceptor:
+    """An interceptor that is a plain function ``(context, proceed)``; the workers run it in a thread."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    async def __call__(self, context: object, proceed: object) -> Any:
+        """Is never called: the workers know its kind."""
+        raise TypeError(f"{self.function!r} runs in a thread")
+
+
+def run_in_loop(loop: asyncio.AbstractEventLoop, begin: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Runs a coroutine in the loop from a thread, with the thread's context variables; waits for its result."""
+    variables = contextvars.copy_context()
+    ended: SimpleQueue[Ended] = SimpleQueue()
+
+    async def run() -> None:
+        try:
+            ended.put(Ended(await begin(), None))
+        except Exception as error:
+            ended.put(Ended(None, error))
+        except BaseException as error:
+            ended.put(Ended(None, Cancelled(f"it was stopped: {describe_error(error)}")))
+            raise
+
+    tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them but weakly
+    loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(run(), context=variables)))
+    result, error = ended.get()
+    if error is None:
+        return result
+    try:
+        raise error
+    finally:
+        del error  # or it would hold this frame, which holds it
 
 
 class Feed:

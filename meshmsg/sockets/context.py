@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from _thread import get_ident
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -41,11 +41,12 @@ class Context:
     ...     return f"Hello {name}, says {context.service} to {context.caller.name}"
     """
 
-    __slots__ = ("_place", "_served", "deadline")
+    __slots__ = ("_inner", "_place", "_served", "deadline")
 
     def __init__(self, served: Served, place: Place, deadline: float | None) -> None:
         self._served = served
         self._place = place
+        self._inner: set[Callable[[], None]] | None = None
         self.deadline = deadline
         """When it has to be answered, in seconds of the loop's clock (``loop.time()``); None for no limit."""
 
@@ -91,6 +92,22 @@ class Context:
     def cancelled(self) -> bool:
         """Whether nobody wants the result any more. A coroutine is cancelled then; a plain function has to look."""
         return self._served.cancelled is not None
+
+    def hold(self, stop: Callable[[], None]) -> None:
+        """In the loop: has this called when a plain function that serves this is wanted no more, until ``release``."""
+        if self._inner is None:
+            self._inner = set()
+        self._inner.add(stop)
+
+    def release(self, stop: Callable[[], None]) -> None:
+        """That has ended by itself."""
+        if self._inner is not None:
+            self._inner.discard(stop)
+
+    def stop_inner(self) -> None:
+        """Stops what a plain function waits for, as it cannot be stopped itself."""
+        for stop in list(self._inner or ()):
+            stop()
 
     def items(self) -> Items:
         """What the caller streams to this method, one by one as it comes; a slow reader stops the caller.

@@ -10,7 +10,7 @@ from inspect import isawaitable
 from typing import Any, Generic, Literal, TypeVar
 
 from meshmsg.checks import require_items
-from meshmsg.errors import ConfigurationError
+from meshmsg.errors import Cancelled, ConfigurationError
 from meshmsg.sockets.dealer import Dealer, require_headers
 from meshmsg.sockets.item_stream import Answer, Incoming
 from meshmsg.sockets.methods import find_kind
@@ -69,13 +69,13 @@ class InterceptedDealer(Dealer):
         """As ``Dealer.stream``; the interceptors run when the first item is asked for."""
         self._require_here()
         outgoing = self._describe("stream", method, args, given)
-        return InterceptedIncoming(partial(self._go, outgoing, super().stream, 0))
+        return InterceptedIncoming(partial(self._go, outgoing, super().stream, 0), f"{self.service}.{method}")
 
     def survey(self, method: str, /, *args: Any, **given: Any) -> Incoming[Answer]:
         """As ``Dealer.survey``; the interceptors run once for all, when the first answer is asked for."""
         self._require_here()
         outgoing = self._describe("survey", method, args, given)
-        return InterceptedIncoming(partial(self._go, outgoing, super().survey, 0))
+        return InterceptedIncoming(partial(self._go, outgoing, super().survey, 0), f"{self.service}.{method}")
 
     def _describe(
         self, kind: Literal["request", "stream", "survey"], method: str, args: tuple[Any, ...], given: dict[str, Any]
@@ -98,14 +98,15 @@ class InterceptedDealer(Dealer):
 class InterceptedIncoming(Incoming[T], Generic[T]):
     """What a stream or survey brings, as its interceptors hand it on."""
 
-    def __init__(self, begin: Proceed) -> None:
+    def __init__(self, begin: Proceed, label: str) -> None:
         self._begin = begin
+        self._label = label
         self._source: AsyncIterator[T] | None = None
         self._closed = False
 
     async def __anext__(self) -> T:
         if self._closed:
-            raise StopAsyncIteration
+            raise Cancelled(f"{self._label}: given up")
         if self._source is None:
             self._source = aiter(await self._begin())
         return await anext(self._source)

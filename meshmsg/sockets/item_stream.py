@@ -191,7 +191,6 @@ class ItemStream(Called[Any]):
 
     def _drop(self) -> None:
         self._down.take_all()
-        self._down.end(Cancelled("given up"))
 
     def _raise_end(self) -> None:
         fault = self._down.fault

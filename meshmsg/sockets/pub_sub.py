@@ -202,8 +202,14 @@ class Pub:
                 found[engine.peers.name_of(key)] = ours
         return found
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Publishes no more to these topics. What was published can still be repaired while the node is open."""
+        self.end()
+
+    # -- for another face ------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """``close``, which waits for nothing."""
         require_here(self._driver)
         if not self._closed:
             self._closed = True
@@ -213,8 +219,6 @@ class Pub:
             if self.options.will is not None:
                 self._driver.engine.withdraw(WILL, self.pattern)
             self._driver.wake()  # whoever waits in send hears of it
-
-    # -- for another face ------------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
@@ -364,7 +368,7 @@ class Sub(Consumer):
             return
         try:
             self._on_gap(gap)
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # of something that it awaits no more
             logger.exception("on_gap of %s failed", self.label)
 
     def _note_failure(self, message_id: str, error: str) -> None:

@@ -105,16 +105,8 @@ class Router:
         >>> router.methods
         ('ping', 'info', 'stats', 'shout')
         """
-        if isinstance(offered, type):
-            try:
-                made = offered()
-            except TypeError as error:
-                raise ConfigurationError(
-                    f"{self.label}.offer cannot make a {offered.__name__} ({error}): offer an object"
-                ) from error
-            self.offer(made)
-            return offered
-        functions = list_public(offered)
+        made = make_offered(self.label, offered)
+        functions = list_public(made)
         if not functions:
             raise ConfigurationError(f"{self.label}.offer got {offered!r}, which has no public methods")
         self._add(functions)
@@ -224,6 +216,18 @@ class Router:
     @property
     def _arrivals(self) -> str:
         return f"router:{self.service}"
+
+
+def make_offered(label: str, offered: Any) -> Any:
+    """The object whose methods are offered: made now, if a class was given."""
+    if not isinstance(offered, type):
+        return offered
+    try:
+        return offered()
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{label}.offer cannot make a {offered.__name__} ({error}): offer an object"
+        ) from error
 
 
 def require_interceptors(label: str, interceptors: Iterable[Interceptor]) -> tuple[Interceptor, ...]:

@@ -23,6 +23,7 @@ class Services:
         self._engine = driver.engine
         self._max_message_bytes = max_message_bytes
         self._routers: dict[str, Router] = {}  # by service, the newest of each
+        self.make_dealer: type[Dealer] = Dealer
         driver.on_answered = settle
 
     def connect(self) -> None:
@@ -57,4 +58,4 @@ class Services:
         interceptors = plain.pop("interceptors", ())
         chosen = make_options(DealerOptions, f"dealer({service!r})", plain)
         what = (self._driver, self._engine.calls, service, chosen, self._max_message_bytes)
-        return InterceptedDealer(*what, interceptors=interceptors) if interceptors != () else Dealer(*what)
+        return InterceptedDealer(*what, interceptors=interceptors) if interceptors != () else self.make_dealer(*what)

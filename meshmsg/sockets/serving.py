@@ -18,7 +18,7 @@ from meshmsg.engine.served import BY_CALLER, Served, Service, Serving
 from meshmsg.errors import BadRequest, BodyTooLarge, Cancelled, DeadlineExceeded, EncodeError, NoSuchMethod, Unavailable
 from meshmsg.message import describe_error
 from meshmsg.options import RouterOptions
-from meshmsg.sockets.call_threads import CallThreads, Feed
+from meshmsg.sockets.call_threads import CallThreads, Feed, PlainInterceptor, run_in_loop
 from meshmsg.sockets.context import Context, Place, current
 from meshmsg.sockets.failures import fail
 from meshmsg.sockets.methods import Method
@@ -40,18 +40,22 @@ logger = logging.getLogger("meshmsg.handlers")
 class Worker:
     """One of ``concurrency``: what it serves, and whether it was told to stop that."""
 
-    __slots__ = ("expires_at", "in_thread", "served", "stopped", "task")
+    __slots__ = ("context", "expires_at", "in_thread", "served", "stopped", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.served: Served | None = None
+        self.context: Context | None = None
         self.expires_at: float | None = None  # the end of the router's timeout, if that comes before the deadline
         self.in_thread = False
         self.stopped = False
 
     def stop(self) -> None:
-        """The call that it serves is wanted no more. A thread goes on; one that waits for a stream hears it there."""
-        if not self.in_thread and not self.stopped and self.task is not None:
+        """The call that it serves is wanted no more. A thread goes on; what it waits for ends, such as a request."""
+        if self.in_thread:
+            if self.context is not None:
+                self.context.stop_inner()
+        elif not self.stopped and self.task is not None:
             self.stopped = True
             self.task.cancel()
 
@@ -219,7 +223,7 @@ class CallWorkers:
         worker.served = served
         served.on_cancel = worker.stop
         deadline = served.deadline if self._options.timeout is None else self._limit(worker, served, started)
-        context = Context(served, self._place, deadline)
+        worker.context = context = Context(served, self._place, deadline)
         current.set(context)
         failure = None
         try:
@@ -237,7 +241,7 @@ class CallWorkers:
             if not isinstance(error, Exception):
                 raise  # it may be meant for the worker: another one takes its place, if the loop goes on
         finally:
-            worker.served = worker.expires_at = None
+            worker.served = worker.context = worker.expires_at = None
             if method is not None:
                 method.note(self._driver.now() - started, failure)
             if not self._driver.scheduled:
@@ -273,7 +277,21 @@ class CallWorkers:
                 raise Cancelled(f"{served.service}.{served.method}: {served.cancelled}")
             return await self._call(worker, context, served, method)
         proceed = partial(self._intercept, worker, context, served, method, position + 1)
-        return await self._interceptors[position](context, proceed)
+        intercept = self._interceptors[position]
+        if isinstance(intercept, PlainInterceptor):
+            assert self._place is not None, "a worker runs in a loop"
+            proceed_there = partial(run_in_loop, self._place.loop, proceed)
+            return await self._run_plain(worker, partial(intercept.function, context, proceed_there))
+        return await intercept(context, proceed)
+
+    async def _run_plain(self, worker: Worker, function: Callable[[], Any]) -> Any:
+        """Runs a plain function in a thread, which cannot be stopped."""
+        assert self._threads is not None, "a worker runs in a loop"
+        before, worker.in_thread = worker.in_thread, True
+        try:
+            return await self._threads.run(function)
+        finally:
+            worker.in_thread = before
 
     async def _call(self, worker: Worker, context: Context, served: Served, method: Method | None) -> Any:
         """Runs the method, of whatever kind it is; returns its result, or None at the end of its items."""
@@ -290,17 +308,16 @@ class CallWorkers:
             result = await method.function(*args, **kwargs)
             method.signature.check_result(result)
             return result
-        assert self._threads is not None, "a worker runs in a loop"
-        worker.in_thread = True
-        try:
-            function = partial(method.function, *args, **kwargs)
-            if method.kind == "generator":
+        function = partial(method.function, *args, **kwargs)
+        if method.kind == "generator":
+            before, worker.in_thread = worker.in_thread, True
+            try:
                 return await self._feed(served, method, function)
-            result = await self._threads.run(function)
-            method.signature.check_result(result)
-            return result
-        finally:
-            worker.in_thread = False
+            finally:
+                worker.in_thread = before
+        result = await self._run_plain(worker, function)
+        method.signature.check_result(result)
+        return result
 
     async def _stream(self, served: Served, method: Method, items: AsyncGenerator[Any, None]) -> None:
         """Sends what an async generator yields, as fast as its caller takes it."""

@@ -9,10 +9,10 @@ from typing import Any
 from meshmsg.driver import Driver
 from meshmsg.engine.broadcasting import WILL
 from meshmsg.engine.topic_log import TopicOptions
-from meshmsg.engine.topics import require_pattern
+from meshmsg.engine.topics import matches, require_pattern
 from meshmsg.errors import ConfigurationError, NameClash
 from meshmsg.options import PubOptions, SubOptions, make_options
-from meshmsg.sockets.bare_pub_sub import BarePub, BareTopics, open_bare_sub
+from meshmsg.sockets.bare_pub_sub import BARE_SUB, BarePub, BareTopics, open_bare_sub
 from meshmsg.sockets.pub_sub import Pub, Sub, open_sub, require_will
 from meshmsg.sockets.raw import RawSockets
 
@@ -36,6 +36,8 @@ class Topics:
         self._connected = True
         self._offer(self._pubs.values())
         self._bare.connect(raws)
+        if self._bare_pubs:
+            self._bare.listen()
         for sub in self.subs:
             sub.start()
 
@@ -81,7 +83,35 @@ class Topics:
             forget = partial(self._bare_pubs.pop, pattern, None)
             bare = BarePub(self._driver, pattern, self._bare, self._max_message_bytes, forget)
             self._bare_pubs[pattern] = bare
+            if self._connected:
+                self._bare.listen()
         return bare
+
+    def count_subscribers(self, topic: str) -> int:
+        """How many living nodes get what is published here to a topic, reliably or not, as this node does."""
+        if not self._is_bare(topic):
+            return self._engine.count("sub", topic)
+        living = {peer.node_id for peer in self._engine.peers.by_id.values() if peer.state == "alive"}
+        return len(self._bare.subscribers(topic) & living)
+
+    def describe_subscribers(self, topic: str) -> str:
+        """In words, who wants a topic in another way than it is published here; nothing if nobody does."""
+        bare = self._is_bare(topic)
+        peers = self._engine.peers.by_id.values()
+        wanting = [
+            peer.name for peer in peers if any(matches(each, topic) for each in peer.offers.get(_other(bare), ()))
+        ]
+        if not wanting or self.count_subscribers(topic):
+            return ""
+        theirs, ours = ("reliably", "has reliable=False") if bare else ("with reliable=False", "is reliable")
+        names = ", ".join(map(repr, wanting[:5]))
+        verb = "subscribes" if len(wanting) == 1 else "subscribe"
+        return f"{names} {verb} to it {theirs}, this pub {ours}: both ends need the same"
+
+    def _is_bare(self, topic: str) -> bool:
+        if not any(matches(pattern, topic) for pattern in self._bare_pubs):
+            return False
+        return not any(matches(pattern, topic) for pattern in self._pubs)
 
     def _offer(self, pubs: Iterable[Pub]) -> None:
         """Tells the mesh what is published here, and where it can be followed."""
@@ -107,3 +137,8 @@ class Topics:
             sub = open_sub(self._driver, pattern, options, self._sub_count, self.subs.remove)
         self.subs.append(sub)
         return sub
+
+
+def _other(bare: bool) -> str:
+    """What those offer who do not hear such a publisher."""
+    return "sub" if bare else BARE_SUB

@@ -39,8 +39,8 @@ class UnderWay:
 
     @property
     def full(self) -> bool:
-        """Whether a further call has to wait: for room, or behind others who do."""
-        return len(self._open) >= self._limit or bool(self._line)
+        """Whether a further call has to wait; with others in line it does, as room is theirs first."""
+        return len(self._open) >= self._limit
 
     def require_open(self) -> None:
         """Raises the exception that tells why no call can be made here and now."""
@@ -75,7 +75,7 @@ class UnderWay:
 
     def _advance(self) -> None:
         """Lets those in line have the room that there is, the first one first."""
-        while self._line and (len(self._open) < self._limit or self.closed):
+        while self._line and len(self._open) < self._limit:
             future = self._line.popleft()
             if not future.done():
                 self._open.add(future)
@@ -135,12 +135,11 @@ class UnderWay:
             sink.set_exception(error)
 
     def close(self) -> None:
-        """Ends all of them."""
+        """Ends all of them; who is in line hears of it when their room is given to it."""
         self.closed = True
         for call in list(self._open):
             if isinstance(call, Call):
                 self.abort(call, Cancelled(f"{call.service}.{call.method}: the dealer was closed"))
-        self._advance()
 
 
 def about(call: Call, error: RequestError) -> RequestError:

@@ -8,14 +8,19 @@ from meshmsg.testing.cluster import Cluster
 from meshmsg.testing.messages import make_message
 from meshmsg.testing.network import Network
 from meshmsg.testing.nodes import ClusterNode, ClusterPull, ClusterPush
+from meshmsg.testing.requests import ClusterCall, ClusterDealer, ClusterRequest, ClusterRouter
 from meshmsg.testing.topics import ClusterPub, ClusterSub
 
 __all__ = [
     "Cluster",
+    "ClusterCall",
+    "ClusterDealer",
     "ClusterNode",
     "ClusterPub",
     "ClusterPull",
     "ClusterPush",
+    "ClusterRequest",
+    "ClusterRouter",
     "ClusterSub",
     "GuaranteeBroken",
     "Network",

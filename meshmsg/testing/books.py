@@ -13,6 +13,7 @@ from meshmsg.engine.lane import InLane
 from meshmsg.engine.outbox import Outbox
 from meshmsg.message import DeadLetter, Event, Message
 from meshmsg.testing.broken import GuaranteeBroken
+from meshmsg.testing.request_books import RequestBooks
 from meshmsg.testing.topic_books import TopicBooks
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Books:
     def __init__(self) -> None:
         self.accounts: dict[tuple[str, str], Account] = {}
         self.topics = TopicBooks()
+        self.requests = RequestBooks()
         self.strict_attempts = False  # True while nothing but verdicts may cost an attempt
         self.only_nodes_speak = True  # False when somebody throws garbage
         self.travel_s: float | None = None  # how long a frame is under way at most; None if nobody knows

@@ -24,7 +24,7 @@ class Cluster:
     """Nodes, queues and handlers that run at once and behave the same every time, faults included.
 
     It is the real engine under the real driver; only sockets, clock and discovery are simulated. While it runs, it
-    holds what it sees against the guarantees G1 to G5, and raises ``GuaranteeBroken`` where one fails.
+    holds what it sees against the guarantees G1 to G6 and G8, and raises ``GuaranteeBroken`` where one fails.
 
     Parameters
     ----------
@@ -186,6 +186,7 @@ class Cluster:
                     raise GuaranteeBroken("check", f"{node.name}: {error}") from error
                 if not node.driver.scheduled:  # else it has news that its application does not know yet
                     self.books.audit(node)
+        self.books.requests.audit(self.clock.now, self.liveness.heartbeat)
 
     # -- faults ----------------------------------------------------------------------------------------------
 
@@ -207,7 +208,16 @@ class Cluster:
         for pull in pulls:
             pull.close()
         node.pulls = specs  # for a restart
-        steps = self._leave(node, lambda: any(pull.unsettled for pull in pulls), node.loop.time() + drain)
+        routers = dict(node.routers)
+        for router in routers.values():
+            router.close(drain)
+            router.closed = False
+        node.routers = routers
+
+        def busy() -> bool:
+            return any(pull.unsettled for pull in pulls) or any(router.running for router in routers.values())
+
+        steps = self._leave(node, busy, node.loop.time() + drain)
         life = node.life
 
         def go_on() -> None:
@@ -231,6 +241,7 @@ class Cluster:
         node.driver.retire()
         while not node.engine.parted and loop.time() < patience:
             yield True
+        self.books.requests.check_closed(node)
         self.say(node.name, "is gone")
         self.network.close(node.transport, keep=1.0)
         node.end()

@@ -20,9 +20,10 @@ from meshmsg.engine.run import Details
 from meshmsg.engine.topics import require_pattern
 from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull, Reject
 from meshmsg.message import Batch, DeadLetter, Event, Ledger, Message, describe_error
-from meshmsg.options import PubOptions, PushOptions, Replay, SubOptions, make_options
+from meshmsg.options import DealerOptions, PubOptions, PushOptions, Replay, RouterOptions, SubOptions, make_options
 from meshmsg.testing.clock import ProcessLoop
 from meshmsg.testing.network import SimulatedTransport
+from meshmsg.testing.requests import ClusterDealer, ClusterRequest, ClusterRouter, settle
 from meshmsg.testing.topics import ClusterPub, ClusterSub
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
@@ -236,6 +237,9 @@ class ClusterNode:
         self.pubs: list[ClusterPub] = []
         self.subs: list[ClusterSub] = []
         self.sub_count = 0
+        self.routers: dict[str, ClusterRouter] = {}
+        self.serving_now: ClusterRequest | None = None  # whose handler runs at the moment
+        self.pack = make_packer()
         self.events: list[Event] = []
         self.letters: list[DeadLetter] = []
         self.engine: Engine
@@ -342,6 +346,34 @@ class ClusterNode:
         self.pulls[binding.queue] = member
         return member
 
+    def router(
+        self,
+        service: str,
+        handler: Handler | None = None,
+        *,
+        takes: float | Callable[[], float] = 0.0,
+        **options: Any,
+    ) -> ClusterRouter:
+        """Serves requests with a handler that gets each as a ``ClusterRequest``; takes the options of ``Node.router``.
+
+        A plain function answers ``takes`` seconds later with what it returns or raises. A coroutine function may await
+        ``request.sleep``, ``request.send``, ``request.take`` and requests of this node's own. Without one, the answer
+        is the arguments.
+        """
+        self.require_alive()
+        require_name("router(service)", service)
+        router = ClusterRouter(
+            self, service, handler, make_options(RouterOptions, f"router({service!r})", options), takes
+        )
+        self.routers[service] = router
+        return router
+
+    def dealer(self, service: str, **options: Any) -> ClusterDealer:
+        """The client's end of a service; takes the options of ``Node.dealer`` but ``interceptors``."""
+        self.require_alive()
+        require_name("dealer(service)", service)
+        return ClusterDealer(self, service, make_options(DealerOptions, f"dealer({service!r})", options))
+
     def ledger(self) -> dict[str, Ledger]:
         """The books of every queue that this node sends to."""
         return self.engine.ledger()
@@ -395,6 +427,7 @@ class ClusterNode:
         self.driver.on_outcome = self._on_outcome
         self.driver.on_dead = self._on_dead
         self.driver.on_events = self._on_events
+        self.driver.on_answered = partial(settle, self)
         self.engine.groups.on_taken = partial(cluster.books.on_groups, self)
         self.transport.wake = self.driver.wake
         self.driver.start(self.loop, self.transport)
@@ -406,6 +439,9 @@ class ClusterNode:
             pub.open()
         for sub in self.subs:
             sub.open()
+        self.serving_now = None
+        for router in self.routers.values():
+            router.open()
 
     def end(self) -> None:
         """Its process is no more."""

@@ -19,6 +19,7 @@ from meshmsg.testing.cluster import Cluster
 from meshmsg.testing.garbage import Garbage
 from meshmsg.testing.network import SimulatedLink
 from meshmsg.testing.nodes import ClusterNode
+from meshmsg.testing.request_swarm import RequestSwarm
 from meshmsg.testing.topic_swarm import TopicSwarm
 from meshmsg.wire import frames
 
@@ -26,6 +27,7 @@ WORK_S = 6.0  # work is sent and faults happen in this time
 NOTICE_S = 8.0  # and every death is noticed by everybody, whatever it interrupted
 SETTLE_S = 200.0  # after the heal, everything must have its end within this time
 TOPICS_EVERY = 3  # every third seed publishes and subscribes, too
+REQUESTS_EVERY = 3  # and the one after it requests and serves
 MAX_STEPS = 100_000  # more than ten times what a run takes: something goes round in circles
 FAULTS = tuple(
     "crash freeze stall disconnect partition one_way delay lost_acks duplicates crowding slow failing poison jump "
@@ -79,6 +81,9 @@ class Swarm:
         self.serial = 0
         self.cluster.network.on_frame = self._on_frame
         self.topics = TopicSwarm(seed, self.cluster, self.faults) if seed % TOPICS_EVERY == 0 else None
+        self.requests = None
+        if seed % REQUESTS_EVERY == 1:
+            self.requests = RequestSwarm(seed, self.cluster, self.faults, self._kill)
 
     # -- the cast --------------------------------------------------------------------------------------------
 
@@ -89,12 +94,16 @@ class Swarm:
         self._plan_faults()
         if self.topics is not None:
             self.topics.cast([*self.producers, *self.consumers], WORK_S)
+        if self.requests is not None:
+            self.requests.cast([*self.producers, *self.consumers], WORK_S)
         self.cluster.run(WORK_S)
         self._heal()
         self.cluster.run(0.1)  # what was held up is sent now
         self.cluster.settle(SETTLE_S)
         if self.topics is not None:
             self.topics.check_rest()
+        if self.requests is not None:
+            self.requests.check_rest()
         self._check_rest()
 
     def _cast(self) -> None:
@@ -184,6 +193,8 @@ class Swarm:
     def _plan_work(self) -> None:
         chance = self.chance
         total = chance.choice((20, 80, 250))
+        if self.requests is not None:
+            total //= 4
         self.extras = chance.choice((0.0, 0.2, 0.9))  # share of messages that are more than a body
         poisons = chance.randint(1, 2) if "poison" in self.faults else 0
         while total > 0 or poisons:
@@ -379,6 +390,8 @@ class Swarm:
         cluster.heal()
         if self.topics is not None:
             self.topics.heal()
+        if self.requests is not None:
+            self.requests.heal()
         for node in cluster.nodes:
             if not node.alive and node in self.consumers:
                 self._restart(node)

@@ -11,7 +11,7 @@ from meshmsg.errors import AddressUnavailable, ConfigurationError
 from meshmsg.transport.endpoints import bind_all, is_diallable, uses_ipv6
 from meshmsg.transport.tuning import Context, Socket, Tuning, explain
 
-PUSH, PULL, PUB, SUB = zmq.PUSH, zmq.PULL, zmq.PUB, zmq.SUB  # for rooms that don't know zmq
+PUSH, PULL, XPUB, SUB = zmq.PUSH, zmq.PULL, zmq.XPUB, zmq.SUB  # for rooms that don't know zmq
 
 LINGER_MS = 100  # libzmq's own default is for ever, the usual reason for programs that do not end (pyzmq#102)
 RECONNECT_MAX_MS = 5000  # libzmq's own default is every 100 ms without growth

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmsg.cli.bodies import describe_message, parse_json, parse_text, to_json, to_line
+from meshmsg.cli.bodies import (
+    describe_message,
+    escape_invisible,
+    parse_json,
+    parse_text,
+    to_json,
+    to_line,
+    to_single_line,
+)
 from meshmsg.testing import make_message
 
 JSON_VALUES = st.recursive(
@@ -51,3 +59,26 @@ def test_a_message_as_json() -> None:
         "id", "queue", "sender", "attempt", "redelivered", "key", "priority", "headers", "body",
     ]  # fmt: skip
     assert json.loads(to_json(described))["body"] == {"path": "a.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("tab\tand ü 👩\u200d🚀", "tab\tand ü 👩\u200d🚀"),
+        ("two\nlines\r", "two\\nlines\\r"),
+        ("\x1b[31m\x07\x00", "\\u001b[31m\\u0007\\u0000"),
+        ("a\x85b\u2028c\u2029", "a\\u0085b\\u2028c\\u2029"),
+        (["a\nb", "\x9b"], '["a\\nb","\\u009b"]'),
+    ],
+)
+def test_a_single_line_is_one(body: Any, line: str) -> None:
+    assert to_single_line(body) == line.encode()
+    assert len(to_single_line(body).decode().splitlines()) == 1
+
+
+def test_bytes_on_a_single_line_are_what_they_are_but_for_control_characters() -> None:
+    assert to_single_line(b"\xff\xfe\t\n\x7f") == b"\xff\xfe\t\\n\\u007f"
+
+
+def test_names_show_what_cannot_be_seen() -> None:
+    assert escape_invisible("a.\u200bb.\u202e.ü \u00a0\U000e0001") == "a.\\u200bb.\\u202e.ü \\u00a0\\U000e0001"

@@ -125,7 +125,9 @@ def test_pub_says_whom_it_waits_for(shell: Shell) -> None:
 
 def test_pub_that_need_not_wait_does_not(shell: Shell) -> None:
     ended = shell.run("pub", "a", "x", "--subscribers", "0")
-    assert (ended.code, ended.stdout, ended.stderr) == (0, "", "")
+    assert (ended.code, ended.stdout) == (0, "")
+    nobody = f"1 published, nobody subscribes (0 nodes seen in mesh {shell.mesh!r})"
+    assert ended.stderr == f"meshmsg: pub 'a': {nobody}\n"
 
 
 def test_ctrl_c_ends_a_pub_that_waits(shell: Shell) -> None:

@@ -56,11 +56,33 @@ def test_the_document_has_what_offers_tell() -> None:
         "topics": [
             {
                 "topic": "a",
+                "reliable": True,
                 "publishers": [{"name": "p", "id": "id-p", "state": "alive", "window": 7}],
                 "subscribers": [{"name": "s", "id": "id-s", "state": "alive", "pattern": "*", "group": None}],
             }
         ],
     }
+
+
+def test_bare_ends_meet_bare_ends_only() -> None:
+    found = rows(
+        peer("p", pub={"a": {}}, bare_pub={"a": {}, "b.*": {}}),
+        peer("s", sub={"**": {}}, bare_sub={"b.c": {}, "d": {}}),
+        peer("t", bare_sub={"a": {}}),
+    )
+    assert found == [
+        ("a", "p", "s (**)"),
+        ("a (reliable=False)", "p", "t"),
+        ("b.* (reliable=False)", "p", "s (b.c)"),
+        ("d (reliable=False)", "-", "s"),
+    ]
+
+
+def test_topics_show_what_cannot_be_seen() -> None:
+    assert rows(peer("p", pub={"a\u200b": {}}), peer("s", sub={"*\u202e.a": {}})) == [
+        ("a\\u200b", "p", "-"),
+        ("*\\u202e.a", "-", "s"),
+    ]
 
 
 @pytest.mark.parametrize("details", [{}, {"group": 7, "pattern": None}, {"pattern": ""}])

@@ -191,7 +191,7 @@ def test_a_node_of_a_loop_belongs_to_its_thread(face: Face) -> None:
         lambda: out.send_many([1]).send(None),
         out.delete_retained,
         out.lag,
-        out.close,
+        lambda: out.close().send(None),
         lambda: sub.get().send(None),
         lambda: sub(print),
         lambda: sub.close().send(None),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from meshmsg.engine.agenda import MAX_VOID, Agenda
 
-STEPS = st.lists(st.tuples(st.sampled_from(["put", "put", "forget", "take"]), st.integers(0, 5), st.integers(0, 20)))
+STEPS = st.lists(st.tuples(st.sampled_from(["put", "put", "take"]), st.integers(0, 5), st.integers(0, 20)))
 
 
 @given(STEPS)
@@ -17,9 +17,6 @@ def test_it_does_what_a_dict_would(steps: list[tuple[str, int, int]]) -> None:
         if step == "put":
             agenda.put(thing, at)
             times[thing] = min(at, times.get(thing, at))
-        elif step == "forget":
-            agenda.forget(thing)
-            times.pop(thing, None)
         else:
             due = agenda.take(at)
             assert sorted(due) == [each for each in sorted(times) if times[each] <= at]
@@ -42,7 +39,5 @@ def test_what_counts_no_more_is_not_kept() -> None:
     agenda = Agenda[str]()
     for number in range(10_000):
         agenda.put("sooner and sooner", 20_000.0 - number)
-        agenda.put("there and gone", 30_000.0)
-        agenda.forget("there and gone")
     assert len(agenda._heap) <= MAX_VOID + 4
     assert agenda.soonest == 10_001.0

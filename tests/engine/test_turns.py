@@ -199,10 +199,51 @@ def test_a_node_in_a_lane_that_is_over_is_forgotten_at_both_ends() -> None:
     farm = Farm()
     for name in farm.names:
         farm.b.close_pull(name)
+    farm.time(0.1)  # it has many offers, and tells of changes now and then
     for _ in range(3):
         farm.carry()
     assert not farm.b.leaving and not farm.b._receiver._homes
     assert not farm.a._sender._lanes
+
+
+# --- offers -------------------------------------------------------------------------------------------------
+
+
+def offers_told(engine: Engine, now: float) -> list[int]:
+    """How much each of the frames in a turn offers."""
+    told = [frames.decode(parts) for link, parts in engine.drain(now).send if link]
+    return [sum(map(len, frame.offers.values())) for frame in told if isinstance(frame, frames.Offers)]
+
+
+def test_what_is_opened_in_one_turn_is_told_once() -> None:
+    farm = Farm()
+    farm.time(1.0)
+    farm.b.drain(1.0)
+    for number in range(2000):
+        farm.b.open_sub(Subscription(f"a.{number}"))
+    assert offers_told(farm.b, 1.0) == [QUEUES + 2000]
+
+
+def test_who_has_many_offers_does_not_tell_each_change_of_them() -> None:
+    farm = Farm()
+    farm.time(1.0)
+    farm.b.drain(1.0)
+    subscriptions = [Subscription(f"a.{number}") for number in range(2000)]
+    for subscription in subscriptions:
+        farm.b.open_sub(subscription)
+    assert offers_told(farm.b, 1.0) == [QUEUES + 2000]
+    for subscription in subscriptions[:100]:
+        farm.b.close_sub(subscription)
+        assert offers_told(farm.b, 1.0) == []
+    wake_at = farm.b.drain(1.0).wake_at
+    assert wake_at is not None and 1.0 < wake_at < 1.1
+    assert offers_told(farm.b, wake_at) == [QUEUES + 1900]
+    assert offers_told(farm.b, wake_at + 1.0) == []
+    farm.b.close_sub(subscriptions[100])
+    assert offers_told(farm.b, wake_at + 1.0) == [QUEUES + 1899]
+    farm.b.close_sub(subscriptions[101])
+    farm.b.close()  # whoever leaves tells all of it at once
+    assert offers_told(farm.b, wake_at + 1.0)
 
 
 # --- topics -------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class FarDriver(Driver):
         self.scheduled = False
         self.far.calls.dispatch(self.now())
         answered, self.far.calls.answered = self.far.calls.answered, []
+        self.far.flush()
         settle(answered)
 
 
@@ -54,6 +55,7 @@ class FarEnd:
         self.calls = Calls(random.Random(0), self._send, lambda key: None)
         self.driver = FarDriver(self)
         self.sent: list[tuple[str, list[Any], list[Any]]] = []
+        self._staged: list[tuple[str, list[Any], list[Any]]] = []
         self.pack = make_packer()
         for name in providers or ("b1",):
             self.calls.on_peer(f"{name}-id.1", name, {"math": {}}, alive=True)
@@ -70,8 +72,13 @@ class FarEnd:
         left = [decode_body(body) for body in bodies]
         for item in talked:
             count = items.bodies_of(item)
-            self.sent.append((key.removesuffix("-id.1"), item, left[:count]))
+            self._staged.append((key.removesuffix("-id.1"), item, left[:count]))
             del left[:count]
+
+    def flush(self) -> None:
+        """What was told until now leaves, with the turn."""
+        self.sent += self._staged
+        self._staged.clear()
 
     async def next(self, op: int) -> tuple[str, list[Any], list[Any]]:
         """Waits for the next item of this kind; others before it are dropped."""

@@ -231,6 +231,20 @@ async def test_a_nested_request_inherits_the_deadline() -> None:
 
 
 @pytest.mark.guarantee("G8")
+async def test_an_inherited_deadline_ends_a_request_without_one() -> None:
+    far = FarEnd()
+    dealer = far.dealer(timeout=None)
+    token = current.set(AnyContext(far.driver.now() + 2, 2))  # type: ignore[arg-type]
+    asked = start(outcome(dealer.request("add")))
+    current.reset(token)
+    await far.next(CALL)
+    far.pass_time(3)
+    error = await asked
+    assert type(error) is DeadlineExceeded and "within 2 s" in str(error)
+    far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
 async def test_nested_requests_with_one_deadline_leave_together() -> None:
     far = FarEnd()
     dealer = far.dealer()

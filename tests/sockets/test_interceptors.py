@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meshmsg import ConfigurationError, RemoteError
+from meshmsg import Cancelled, ConfigurationError, RemoteError
 from meshmsg.sockets.dealer import Dealer
 from meshmsg.sockets.interceptors import Outgoing, Proceed
 from meshmsg.wire.items import CALL, CANCEL
@@ -113,8 +113,12 @@ async def test_streams_and_surveys_are_intercepted_too() -> None:
     assert await first == ("stream", 0)
     await stream.aclose()
     assert (await far.next(CANCEL))[1] == [CANCEL, [item[1]]]
-    with pytest.raises(StopAsyncIteration):
+    with pytest.raises(Cancelled, match=r"math\.count: given up"):
         await anext(stream)
+    unused = dealer.stream("count")
+    await unused.aclose()
+    with pytest.raises(Cancelled):
+        await anext(unused)
     far.require_idle(dealer)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from meshmsg import BodyTooLarge, Message, Node, OutboxFull
+from meshmsg import BodyTooLarge, Gap, Message, Node, OutboxFull
 from meshmsg.engine.broadcasting import unwrap_will, wrap_will
 from meshmsg.sockets import handoff
 from meshmsg.sockets.pub_sub import SEND_BURST
@@ -195,3 +195,19 @@ async def test_a_publisher_that_leaves_waits_until_its_subscribers_have_everythi
             assert sub.unsettled == 3000
             assert [(await sub.get(timeout=10)).body for _ in range(3000)] == list(range(3000))
             assert sub.gaps == 0
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), asyncio.CancelledError()])
+async def test_an_on_gap_that_fails_costs_no_messages(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(gap: Gap) -> None:
+        raise error
+
+    async with running() as node:
+        out, sub = node.pub("flood"), node.sub("flood", buffer=10, on_gap=fail)
+        await node.wait_for(sub="flood", timeout=5)
+        await out.send_many(range(5000))
+        received = [(await sub.get(timeout=5)).body]
+        while received[-1] != 4999:
+            received.append((await sub.get(timeout=5)).body)
+        assert len(received) + sub.gaps == 5000 and sub.gaps > 0
+    assert "on_gap of sub('flood') failed" in caplog.text

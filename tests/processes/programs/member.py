@@ -29,11 +29,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
-from meshmsg import Gap, Message, Node, Retry
+from meshmsg import Context, Gap, Message, Node, RequestError, Retry
 
 LOOK_AGAIN_S = 0.01
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -56,16 +56,14 @@ class Journal:
         """What happens to a message now."""
         body = message.body
         number = body.get("n") if isinstance(body, dict) else None
-        line = [
-            self._name,
-            os.getpid(),
-            phase,
-            message.id,
-            number,
-            message.attempt,
-            message.redelivered,
-            time.monotonic(),
-        ]
+        self._write(phase, message.id, number, message.attempt, message.redelivered)
+
+    def note_call(self, phase: str, number: int, context: Context) -> None:
+        """What happens to a request now; its id says where it runs and for whom."""
+        self._write(phase, f"{context.caller.name}>{context.service}.{context.method}", number, 1, False)
+
+    def _write(self, phase: str, id: str, number: int | None, attempt: int, redelivered: bool) -> None:
+        line = [self._name, os.getpid(), phase, id, number, attempt, redelivered, time.monotonic()]
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 
@@ -169,11 +167,127 @@ class TopicCommands:
         }
 
 
-class Member(TopicCommands):
+class Desk:
+    """A service whose methods take as long as they are told, and write down what becomes of each request."""
+
+    def __init__(self, node: Node, journal: Journal, gate: asyncio.Event) -> None:
+        self._node = node
+        self._journal = journal
+        self._gate = gate
+
+    async def work(self, number: int, seconds: float, context: Context) -> str:
+        """Takes so long; gives the name of this node."""
+        return await self._run(number, asyncio.sleep(seconds), context)
+
+    async def gate(self, number: int, context: Context) -> str:
+        """Waits until a command opens the gate."""
+        return await self._run(number, self._gate.wait(), context)
+
+    async def relay(self, number: int, services: list[str], context: Context) -> str:
+        """Asks the first of these services, which asks the next; the last one waits at its gate."""
+        service, *others = services
+        dealer = self._node.dealer(service, timeout=None)
+        asked = dealer.request("relay", number, others) if others else dealer.request("gate", number)
+        return await self._run(number, asked, context)
+
+    async def count(self, stop: int, context: Context) -> AsyncIterator[int]:
+        """Numbers, as fast as they are taken."""
+        self._journal.note_call("start", 0, context)
+        try:
+            for number in range(stop):
+                yield number
+            self._journal.note_call("finish", stop, context)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._journal.note_call("cancelled", number, context)
+            raise
+
+    async def _run(self, number: int, work: Coroutine[Any, Any, Any], context: Context) -> str:
+        self._journal.note_call("start", number, context)
+        try:
+            await work
+        except asyncio.CancelledError:
+            self._journal.note_call("cancelled", number, context)
+            raise
+        self._journal.note_call("finish", number, context)
+        return self._node.name
+
+
+class RequestCommands:
+    """Commands of a member about requests."""
+
+    node: Node
+    _journal: Journal
+    _gate: asyncio.Event
+
+    def __init__(self) -> None:
+        self._asked: dict[str, asyncio.Task[Any]] = {}
+
+    async def open_router(self, service: str = "desk", **options: Any) -> dict[str, Any]:
+        """Offers a ``Desk`` from now on."""
+        self.node.router(service, **options).offer(Desk(self.node, self._journal, self._gate))
+        return {}
+
+    async def request(
+        self, method: str, args: list[Any], service: str = "desk", label: str = "", timeout: float | None = None,
+        peer: str | None = None, dealer: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Makes one request; ``label`` names it for ``give_up``."""
+        options: dict[str, Any] = dealer or {}
+        asked = self.node.dealer(service, **options).request(method, *args, timeout=timeout, peer=peer)
+        task = self._asked[label] = asyncio.ensure_future(asked)
+        return {"outcome": await self._outcome(task)}
+
+    async def request_many(
+        self, method: str, count: int, args: list[Any], service: str = "desk", first: int = 0, burst: int = 10,
+        pause: float = 0, timeout: float | None = None, dealer: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Makes ``count`` requests with a number as their first argument, side by side, a pause after each burst."""
+        options: dict[str, Any] = dealer or {}
+        desk = self.node.dealer(service, **options)
+        tasks = []
+        for number in range(first, first + count):
+            tasks.append(asyncio.ensure_future(desk.request(method, number, *args, timeout=timeout)))
+            if pause and len(tasks) % burst == 0:
+                await asyncio.sleep(pause)
+        return {"outcomes": [await self._outcome(task) for task in tasks]}
+
+    async def give_up(self, label: str) -> dict[str, Any]:
+        """Cancels who waits for a request."""
+        self._asked[label].cancel()
+        return {}
+
+    async def stream(self, stop: int, service: str = "desk", pause: float = 0) -> dict[str, Any]:
+        """Reads a stream of numbers; what came, as the first number, the last, and whether none was missing."""
+        seen: list[int] = []
+        outcome = None
+        try:
+            async for number in self.node.dealer(service).stream("count", stop):
+                seen.append(number)
+                if number == 0:
+                    say(event="streaming")
+                if pause:
+                    await asyncio.sleep(pause)
+        except RequestError as error:
+            outcome = [type(error).__name__, error.peer]
+        return {"count": len(seen), "whole": seen == list(range(len(seen))), "outcome": outcome}
+
+    @staticmethod
+    async def _outcome(task: asyncio.Task[Any]) -> list[Any]:
+        """``["ok", result]``, or the error's type and the peer that it is about."""
+        try:
+            return ["ok", await task]
+        except RequestError as error:
+            return [type(error).__name__, error.peer]
+        except asyncio.CancelledError:
+            return ["given up", None]
+
+
+class Member(TopicCommands, RequestCommands):
     """The node, and the commands it knows: every public method with the command's arguments as its own."""
 
     def __init__(self, name: str, journal: str, **settings: Any) -> None:
-        super().__init__()
+        TopicCommands.__init__(self)
+        RequestCommands.__init__(self)
         self.node = Node(name, **settings)
         self._journal = Journal(journal, name)
         self._gate = asyncio.Event()
