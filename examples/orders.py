@@ -17,7 +17,8 @@ the dealer, when a provider crashes, and by a browser that never saw the answer 
 
 That an order was placed is an event (G6). To the group ``mail`` it is work (G7): a member sends one mail for each, and
 what no member can do becomes a dead letter at the front end, until somebody has repaired the cause and tries again.
-The front end keeps events in its memory: an order whose answer it could not give any more is repeated by its client.
+The front end keeps events in its memory, so a client that got no answer repeats its order. What nobody repeats stays
+reserved; a real shop would let reservations expire.
 """
 
 from __future__ import annotations
@@ -27,47 +28,45 @@ import os
 import socket
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-from meshmsg import (
-    DeadlineExceeded,
-    Dealer,
-    Message,
-    Node,
-    NoResponders,
-    Overloaded,
-    RemoteError,
-    RequestError,
-    Retry,
-)
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from meshmsg import DeadlineExceeded, Dealer, Message, Node, NoResponders, Overloaded, RemoteError, RequestError, Retry
 
 PRICES = {"lamp": 4900, "chair": 12900, "poster": 900}  # cents
 STOCK = 5  # of each article, in a new database
 PATIENCE_S = 5.0  # of whoever waits for a page
 
 
+def connect(path: str) -> sqlite3.Connection:
+    """A database in which each statement is a transaction."""
+    return sqlite3.connect(path, timeout=30, isolation_level=None)
+
+
 class Inventory:
-    """The service ``inventory``. Plain functions: they run in threads, and sqlite may block there."""
+    """The service ``inventory``: its public methods. Plain functions: they run in threads, and sqlite may block there."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        with closing(self._connect()) as database:
+        self.path = path
+        with closing(connect(self.path)) as database:
             database.execute("CREATE TABLE IF NOT EXISTS stock (article TEXT PRIMARY KEY, count INTEGER)")
             database.execute("CREATE TABLE IF NOT EXISTS reserved (id TEXT PRIMARY KEY, article TEXT, count INTEGER)")
             for article in PRICES:
                 database.execute("INSERT INTO stock VALUES (?, ?) ON CONFLICT DO NOTHING", [article, STOCK])
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=30, isolation_level=None)
-
     def reserve(self, order: str, article: str, count: int) -> int:
         """Takes goods for an order, once; says what they cost."""
         if article not in PRICES or count < 1:
             raise RemoteError(f"there is no {count} x {article!r} to buy", code="no_such_article")
-        with closing(self._connect()) as database:
+        with closing(connect(self.path)) as database:
             database.execute("BEGIN IMMEDIATE")
             if not database.execute("SELECT 1 FROM reserved WHERE id = ?", [order]).fetchone():
                 taken = database.execute(
@@ -81,7 +80,7 @@ class Inventory:
 
     def release(self, order: str) -> None:
         """Gives the goods of an order back, if it has any."""
-        with closing(self._connect()) as database:
+        with closing(connect(self.path)) as database:
             database.execute("BEGIN IMMEDIATE")
             row = database.execute("DELETE FROM reserved WHERE id = ? RETURNING article, count", [order]).fetchone()
             if row:
@@ -90,7 +89,7 @@ class Inventory:
 
     def stock(self) -> dict[str, int]:
         """How much there is of each article."""
-        with closing(self._connect()) as database:
+        with closing(connect(self.path)) as database:
             return dict(database.execute("SELECT article, count FROM stock"))
 
 
@@ -98,22 +97,19 @@ class Payment:
     """The service ``payment``."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        with closing(self._connect()) as database:
+        self.path = path
+        with closing(connect(self.path)) as database:
             database.execute("CREATE TABLE IF NOT EXISTS charges (id TEXT PRIMARY KEY, card TEXT, cents INTEGER)")
-
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=30, isolation_level=None)
 
     def charge(self, order: str, card: str, cents: int) -> None:
         """Takes the money for an order, once."""
         if not card.isdecimal():
             raise RemoteError(f"the card {card!r} was declined", code="declined")
-        with closing(self._connect()) as database:
+        with closing(connect(self.path)) as database:
             database.execute("INSERT INTO charges VALUES (?, ?, ?) ON CONFLICT DO NOTHING", [order, card, cents])
 
 
-async def send_mail(folder: Path, message: Message) -> None:
+def send_mail(folder: Path, message: Message) -> None:
     """Sends one mail: a file in a folder. Raises as long as there is a file named ``down`` in it."""
     order = message.body
     if (folder / "down").exists():
@@ -126,12 +122,12 @@ class Front:
     """The web front end, and its node."""
 
     def __init__(self, mesh: str) -> None:
-        self._node = Node("front", mesh=mesh)
+        self.node = Node("front", mesh=mesh)
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
         """The node lives as long as the web server. Starlette calls this."""
-        async with self._node as node:
+        async with self.node as node:
             self.inventory: Dealer = node.dealer("inventory", timeout=PATIENCE_S, idempotent=True)
             self.payment: Dealer = node.dealer("payment", timeout=PATIENCE_S, idempotent=True)
             self.placed = node.pub("orders.placed", retry=Retry(max_attempts=3, backoff=0.1))
@@ -142,14 +138,15 @@ class Front:
     async def order(self, request: Request) -> Response:
         """POST /orders."""
         wanted = await request.json()
-        order = request.headers.get("idempotency-key") or uuid.uuid4().hex
+        order = request.state.order = request.headers.get("idempotency-key") or uuid.uuid4().hex
         article, count = wanted["article"], wanted["count"]
         cents = await self.inventory.reserve(order, article, count)
         try:
             await self.payment.charge(order, wanted["card"], cents)
-        except (RemoteError, NoResponders, Overloaded):  # not charged; after any other error nobody knows
-            await self.inventory.release(order)
-            raise
+        except RemoteError as error:
+            if error.code == "declined":
+                await self.inventory.release(order)
+            raise  # after anything else nobody knows whether the card was charged: the client repeats the order
         await self.placed.send({"id": order, "article": article, "count": count, "email": wanted["email"]})
         return JSONResponse({"id": order, "cents": cents}, 201)
 
@@ -172,8 +169,8 @@ class Front:
     async def dead_letters(self, request: Request) -> Response:
         """GET /dead-letters; POST sends them again, with all their attempts."""
         if request.method == "POST":
-            return JSONResponse({"again": self._node.redrive()})
-        letters = self._node.dead_letters()
+            return JSONResponse({"again": self.node.redrive()})
+        letters = self.node.dead_letters()
         return JSONResponse([{"order": each.body["id"], "error": each.error, "id": each.id} for each in letters])
 
 
@@ -189,7 +186,8 @@ async def explain(request: Request, error: Exception) -> Response:
         status = {"declined": 402, "no_such_article": 404, "out_of_stock": 409}.get(error.code, 400)
     else:
         status = 400 if error.code == "bad_request" else 503 if isinstance(error, ConnectionError) else 500
-    return JSONResponse({"error": error.code, "text": str(error)}, status, headers)
+    order = getattr(request.state, "order", None)
+    return JSONResponse({"error": error.code, "text": str(error), "id": order}, status, headers)
 
 
 def serve(mesh: str, port: int) -> None:
@@ -229,7 +227,11 @@ def main() -> None:
             node.router("payment").offer(Payment(arguments.database))
         case "mail":
             arguments.folder.mkdir(exist_ok=True)
-            node.sub("orders.placed", group="mail", durable=True)(lambda message: send_mail(arguments.folder, message))
+
+            @node.sub("orders.placed", group="mail", durable=True)
+            async def mail(message: Message) -> None:
+                send_mail(arguments.folder, message)
+
     node.run()
 
 

@@ -88,7 +88,7 @@ class Node:
     heartbeat, suspect_after, gone_after, stall_after:
         Seconds, see ``LivenessOptions``.
     max_message_bytes:
-        Largest encoded body to send, and largest frame to take, in bytes.
+        Largest encoded body to send, in bytes. What is taken may be larger by 4 MiB, for the headers of frames.
     max_dead_letters:
         Dead letters kept in memory; the oldest go first, with an event.
     drain:

@@ -320,8 +320,8 @@ class GroupOptions:
         The members of one group share the work; every group gets all of it.
     durable:
         Publishers keep collecting for the group while it has no members, up to their ``max_pending``; then the oldest
-        become dead letters. One that starts meanwhile does not know the group. What the last member to join said
-        counts: joining without it, and leaving, ends a durable group.
+        become dead letters. One that starts meanwhile does not know the group. The last member to leave decides:
+        joining without it, and leaving, ends a durable group.
     where:
         Only messages whose headers hold these values; looked at by the publisher.
     prefetch, concurrency, timeout, type:

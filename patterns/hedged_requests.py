@@ -39,22 +39,22 @@ class Prices:
     """The service: quick, mostly."""
 
     def __init__(self, name: str) -> None:
-        self._chance = random.Random(name)
-        self._begun = self._stopped = 0
+        self.chance = random.Random(name)
+        self.begun = self.stopped = 0
 
     async def price(self, article: int) -> int:
         """The price of an article. Asking for it twice does no harm."""
-        self._begun += 1
+        self.begun += 1
         try:
-            await asyncio.sleep(SLOW_S if self._chance.random() < 1 / 30 else 0.002)
+            await asyncio.sleep(SLOW_S if self.chance.random() < 1 / 30 else 0.002)
         except asyncio.CancelledError:  # another provider was faster
-            self._stopped += 1
+            self.stopped += 1
             raise
         return article * 3
 
     async def counts(self) -> list[int]:
         """How many requests began here, and how many were called off."""
-        return [self._begun, self._stopped]
+        return [self.begun, self.stopped]
 
 
 def provide(mesh: str, name: str) -> None:

@@ -45,11 +45,11 @@ class Account:
     """The service: its public methods are what can be requested. They are plain functions, and run in threads."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
 
     def deposit(self, payment: str, cents: int, context: Context) -> str:
         """Stores a payment, once for each id; says whether it is new."""
-        with closing(connect(self._path)) as database:
+        with closing(connect(self.path)) as database:
             stored = database.execute("INSERT INTO payments VALUES (?, ?) ON CONFLICT DO NOTHING", [payment, cents])
         new = stored.rowcount == 1
         if new and context.headers.get("kill"):
@@ -62,7 +62,7 @@ class Account:
 
     def balance(self) -> int:
         """The sum of all payments."""
-        with closing(connect(self._path)) as database:
+        with closing(connect(self.path)) as database:
             ((cents,),) = database.execute("SELECT coalesce(sum(cents), 0) FROM payments")
             return cents
 

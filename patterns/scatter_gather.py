@@ -39,25 +39,25 @@ class Shard:
     """A node that holds some of the files, and knows what is in them."""
 
     def __init__(self, part: int) -> None:
-        self._part = part
-        self._given_up = 0
+        self.part = part
+        self.called_off = 0
         paths = sorted(Path(ast.__file__).parent.glob("*.py"))[part:60:SHARDS]
-        self._texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+        self.texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
     async def count(self, word: str, context: Context) -> dict[str, int]:
         """How often the files of this shard have a word."""
-        if context.headers.get("fails") == self._part:
+        if context.headers.get("fails") == self.part:
             os.kill(os.getpid(), signal.SIGKILL)
-        if context.headers.get("hangs") == self._part:
+        if context.headers.get("hangs") == self.part:
             try:
                 await asyncio.sleep(3600)
             finally:
-                self._given_up += 1
-        return {"part": self._part, "files": len(self._texts), "count": sum(text.count(word) for text in self._texts)}
+                self.called_off += 1
+        return {"part": self.part, "files": len(self.texts), "count": sum(text.count(word) for text in self.texts)}
 
     async def given_up(self) -> int:
         """How many questions were called off here."""
-        return self._given_up
+        return self.called_off
 
 
 def hold(mesh: str, part: int) -> None:

@@ -35,19 +35,19 @@ class Table:
     """The service: methods that yield give streams, and one that takes an ``AsyncIterator`` gets one."""
 
     def __init__(self) -> None:
-        self._made, self._open = 0, False
+        self.made, self.open = 0, False
 
     async def rows(self, start: int, stop: int, context: Context) -> AsyncIterator[dict[str, int]]:
         """Rows from a number on. Each ``yield`` waits while the reader has enough."""
-        self._made, self._open = 0, True
+        self.made, self.open = 0, True
         try:
             for number in range(start, stop):
                 if number == DEADLY and context.headers.get("kill"):
                     os.kill(os.getpid(), signal.SIGKILL)
-                self._made += 1
+                self.made += 1
                 yield {"row": number, "square": number * number}
         finally:
-            self._open = False
+            self.open = False
 
     async def store(self, numbers: AsyncIterator[int]) -> dict[str, int]:
         """An import: takes items as they come, and says once what became of all."""
@@ -64,7 +64,7 @@ class Table:
 
     async def watch(self) -> dict[str, int | bool]:
         """How many rows the last stream made, and whether it goes on."""
-        return {"made": self._made, "open": self._open}
+        return {"made": self.made, "open": self.open}
 
 
 def serve(mesh: str, name: str) -> None:

@@ -12,7 +12,7 @@ import click
 
 from meshmsg import Dealer, MeshError, Node
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import parse_json, parse_text, to_json, to_line
+from meshmsg.cli.bodies import parse_json, parse_text, to_json, to_line, to_single_line
 from meshmsg.cli.lines_in import LinesIn
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
 from meshmsg.cli.push import read_headers
@@ -46,7 +46,9 @@ class Question:
 
     def render(self, name: str, value: Any) -> bytes:
         """A line of output."""
-        return to_json({name: value}).encode() if self.json else to_line(value)
+        if self.json:
+            return to_json({name: value}).encode()
+        return to_single_line(value) if self.stream else to_line(value)
 
     def fail(self, error: MeshError) -> int:
         """Tells an error; returns the exit code."""

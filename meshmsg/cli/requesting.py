@@ -30,6 +30,7 @@ from meshmsg import (
     WaitTimeout,
 )
 from meshmsg.cli import exits
+from meshmsg.cli.bodies import escape_control
 
 LOOK_EVERY_S = 0.1
 NOTICE_AFTER_S = 2.0  # then people are told what is waited for
@@ -143,7 +144,7 @@ def describe_error(error: MeshError) -> dict[str, Any]:
 
 def explain(error: MeshError, *, verbose: bool = False) -> str:
     """An error for people, on one line; with ``verbose`` the remote traceback follows."""
-    text = f"{name_of(error)}: {' '.join(str(error).split())}"
+    text = escape_control(f"{name_of(error)}: {error}")
     if verbose and isinstance(error, RemoteError) and error.remote_traceback:
         return f"{text}\n{error.remote_traceback.rstrip()}"
     return text

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from meshmsg import MeshError, Node
+from meshmsg.cli.bodies import escape_control, escape_invisible
 from meshmsg.cli.looking import Listing, Rows
 from meshmsg.cli.requesting import explain
 from meshmsg.cli.running import run
@@ -49,7 +50,7 @@ async def ask(node: Node, service: str, provider: Document, wanted: Sequence[str
             provider |= read_info(told) if method == "info" else read_stats(told)
     except MeshError as error:
         provider["error"] = explain(error)
-    except (LookupError, TypeError, AttributeError):  # a node of another kind
+    except (LookupError, TypeError, ValueError, AttributeError):  # a node of another kind
         provider["error"] = "it answers something else than expected"
 
 
@@ -60,7 +61,16 @@ def read_info(told: Document) -> Document:
 
 def read_stats(told: Document) -> Document:
     """The counts, as if nobody had asked for them."""
-    own = {name: each for name, each in told["methods"].items() if name not in BUILT_IN}
+    own = {
+        name: {
+            "requests": int(each["requests"]),
+            "errors": int(each["errors"]),
+            "mean_ms": float(each["mean_ms"]),
+            "last_error": each["last_error"],
+        }
+        for name, each in told["methods"].items()
+        if name not in BUILT_IN
+    }
     counts = {name: told[name] for name in ("waiting", "overloaded", "cancelled", "expired", "last_error")}
     return {"stats": {"running": told["running"] - 1, **counts, "methods": own}}
 
@@ -75,18 +85,17 @@ BOTH = ("service", "provider", "method", "requests", "errors", "mean ms", "last 
 
 def tabulate(document: Document) -> Rows:
     """A row a service."""
-    return [(each["service"], ", ".join(map(label, each["providers"]))) for each in document["services"]]
+    return [clean(each["service"], ", ".join(map(label, each["providers"]))) for each in document["services"]]
 
 
 def tabulate_methods(document: Document) -> Rows:
     """A row a method; those who offer it alike are named together."""
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for service in document["services"]:
-        for provider in service["providers"]:
-            told = [(sign(each), str(each.get("doc", ""))) for each in provider.get("methods", ())]
-            for method, about in told or [("-", str(provider.get("error", "")))]:
-                rows.setdefault((service["service"], method, about), []).append(label(provider))
-    return [(service, method, ", ".join(names), about) for (service, method, about), names in rows.items()]
+    for service, provider in each_provider(document):
+        told = [(sign(each), f"{each.get('doc', '')}") for each in provider.get("methods", ())]
+        for method, about in told or [("-", provider.get("error", ""))]:
+            rows.setdefault((service, method, about), []).append(label(provider))
+    return [clean(service, method, ", ".join(names), about) for (service, method, about), names in rows.items()]
 
 
 def tabulate_stats(document: Document) -> Rows:
@@ -95,14 +104,13 @@ def tabulate_stats(document: Document) -> Rows:
     for service, provider in each_provider(document):
         stats: Document | None = provider.get("stats")
         if stats is None:
-            rows.append((service, label(provider), *"-----", str(provider.get("error", "-"))))
+            rows.append(clean(service, label(provider), *"-----", provider.get("error", "-")))
             continue
         methods = stats["methods"].values()
         requests = sum(each["requests"] for each in methods)
         mean_ms = sum(each["mean_ms"] * each["requests"] for each in methods) / requests if requests else 0.0
-        numbers = (requests, sum(each["errors"] for each in methods), f"{mean_ms:.3f}")
-        now = (stats.get("running"), stats.get("waiting"))
-        rows.append((service, label(provider), *map(str, (*numbers, *now)), str(stats.get("last_error") or "-")))
+        made = (requests, sum(each["errors"] for each in methods), f"{mean_ms:.3f}")
+        rows.append(clean(service, label(provider), *made, stats["running"], stats["waiting"], stats["last_error"]))
     return rows
 
 
@@ -114,11 +122,16 @@ def tabulate_both(document: Document) -> Rows:
         told = provider.get("methods", ())
         for each in told:
             found = stats.get(each["name"], {})
-            numbers = (found.get(name, "-") for name in ("requests", "errors", "mean_ms"))
-            rows.append((service, label(provider), sign(each), *map(str, numbers), str(found.get("last_error") or "-")))
+            numbers = (found.get(name, "-") for name in ("requests", "errors", "mean_ms", "last_error"))
+            rows.append(clean(service, label(provider), sign(each), *numbers))
         if not told:
-            rows.append((service, label(provider), *"----", str(provider.get("error", "-"))))
+            rows.append(clean(service, label(provider), *"----", provider.get("error", "-")))
     return rows
+
+
+def clean(*cells: Any) -> tuple[str, ...]:
+    """Cells of a row as text; what other nodes say must not steer the terminal."""
+    return tuple("-" if cell is None else escape_control(str(cell)) for cell in cells)
 
 
 def each_provider(document: Document) -> list[tuple[str, Document]]:
@@ -130,13 +143,15 @@ def label(provider: Document) -> str:
     """A name, and in brackets whatever is not as one would expect."""
     details = [provider["state"]] if provider["state"] != "alive" else []
     details += [] if provider["serving"] else ["not serving"]
-    return f"{provider['name']} ({', '.join(details)})" if details else str(provider["name"])
+    name = escape_invisible(f"{provider['name']}")
+    return f"{name} ({', '.join(details)})" if details else name
 
 
 def sign(method: Document) -> str:
     """A method as one would write it, and what kind of stream it is."""
     streams = [word for name, word in (("takes_items", "takes items"), ("streams", "streams")) if method.get(name)]
-    return f"{method['name']}{method.get('signature', '')}" + (f" [{', '.join(streams)}]" if streams else "")
+    signature = f"{method['name']}{method.get('signature', '')}"
+    return f"{signature} [{', '.join(streams)}]" if streams else signature
 
 
 TABLES = {

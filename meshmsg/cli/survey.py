@@ -10,7 +10,7 @@ import click
 
 from meshmsg import Dealer, MeshError, Node
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import to_json, to_line
+from meshmsg.cli.bodies import escape_invisible, to_json, to_single_line
 from meshmsg.cli.looking import settle
 from meshmsg.cli.push import read_headers
 from meshmsg.cli.requesting import (
@@ -39,8 +39,8 @@ def render(answer: Answer, *, as_json: bool) -> bytes:
         found = {"result": answer.value} if answer.error is None else {"error": describe_error(answer.error)}
         return to_json({"peer": answer.peer, "id": answer.peer_id, **found}).encode()
     if answer.error is not None:
-        return f"{answer.peer}  error: {explain(answer.error)}".encode()
-    return answer.peer.encode() + b"  " + to_line(answer.value)
+        return f"{escape_invisible(answer.peer)}  error: {explain(answer.error)}".encode()
+    return escape_invisible(answer.peer).encode() + b"  " + to_single_line(answer.value)
 
 
 async def print_answers(dealer: Dealer, asked: Asked, timeout_s: float, *, as_json: bool) -> int:

@@ -286,10 +286,12 @@ class Calls:
                 self._plan_hedge(call, now)
 
     def _plan_hedge(self, call: Call, now: float) -> None:
+        if not call.repeatable or call.flags or call.peer is not None or call.attempts >= MAX_REQUEST_ATTEMPTS:
+            return  # streams neither: their items cannot be sent twice
         after = call.options.hedge_after
         if after == "p95":
             after = self.clients(call.service).latencies.p95()
-        if after is not None and call.repeatable and call.attempts < MAX_REQUEST_ATTEMPTS and call.peer is None:
+        if after is not None:
             heappush(self._timers, (now + float(after), next(self._tie), call.number, call))
 
     # -- in --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ MAX_BEACONS = 4_000  # topics told to one subscriber at a heartbeat: it can repa
 ANSWER_BYTES = 2**20  # of repairs to one subscriber in one turn, and in one answer
 REPAIR_BYTES_IN_ALL = 64 * 2**20  # kept for repairs over all topics without a history
 START_AGAIN_S = 1.0
+START_PART_S = 0.1  # later for each full part of it: so long it may take to be read
 
 # No text in UTF-8 begins with this byte, so no topic does. It has to sort behind all topics: a SUB that comes back
 # sends its filters in the order of their bytes, and the marker must stay the last one.
@@ -79,6 +80,12 @@ class Follower:
         self.behind: dict[str, int] = {}  # topics that it may miss the end of, and where that is
         self.wants: dict[str, tuple[int, int]] = {}
         self.paused = False  # suspect: sending waits for others only
+
+    @property
+    def start_again_at(self) -> float:
+        """When its start is to be repeated, unless it has answered."""
+        assert self.start is not None and self.start_sent_at is not None
+        return self.start_sent_at + START_AGAIN_S + START_PART_S * (len(self.start) // MAX_ENTRIES)
 
 
 class Publisher:
@@ -443,7 +450,7 @@ class Publisher:
         answers: list[Answer] = []
         for follower in list(self._owed.values()):
             if follower.start is not None and (
-                follower.start_sent_at is None or now >= follower.start_sent_at + START_AGAIN_S
+                follower.start_sent_at is None or now >= follower.start_again_at
             ):
                 follower.start_sent_at = now
                 answers += self._starts(follower, now)
@@ -473,7 +480,7 @@ class Publisher:
             log = self._logs[topic]
             up_to = log.forgotten_up_to(start, stop)
             if up_to > start:
-                self.forgotten += 1
+                self.forgotten += 1  # said as far as it is so, however little was asked for: one gap tells all
                 answers.append(Answer(follower.peer, frames.Forgotten(topic, up_to, True), []))
             for entry in log.read(up_to, stop):
                 total = len(entry.bodies)
@@ -495,8 +502,7 @@ class Publisher:
             if follower.wants or (follower.start is not None and follower.start_sent_at is None):
                 return now
             if follower.start is not None and follower.start_sent_at is not None:
-                again = follower.start_sent_at + START_AGAIN_S
-                due = again if due is None else min(due, again)
+                due = follower.start_again_at if due is None else min(due, follower.start_again_at)
         return due
 
     # -- looking ---------------------------------------------------------------------------------------------

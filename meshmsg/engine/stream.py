@@ -140,10 +140,14 @@ class Stream:
         return True
 
     def forget(self, up_to: int) -> None:
-        """The publisher has nothing below ``up_to`` any more: what did not arrive is a gap."""
+        """The publisher has nothing below ``up_to`` any more: what did not arrive is a gap.
+
+        That may reach beyond what this subscription had room to ask for. What it does not know of yet is no gap: it may
+        be on its way.
+        """
         if self.expected is None:
             return
-        self.learn(up_to)
+        up_to = min(up_to, self.known)
         while self.expected < up_to:
             self._miss(min(up_to, self.held[0].first_seq) if self.held else up_to)
             if not self._release():

@@ -5,6 +5,7 @@ Peers are keyed ``<node id>.<incarnation>``, as everywhere in the engine. A publ
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -206,14 +207,16 @@ class Reception:
         self.duplicates = 0
         self._subscriptions = subscriptions
         self._started: dict[Subscription, None] = {}
+        self._topics_of: dict[Subscription, dict[FollowedTopic, None]] = {}
         self._filters: list[bytes] = []
         self._arriving: dict[str, list[Any]] = {}  # of a START in parts
         self._arriving_version = 0
         self._start_came = False
         self._moved: dict[FollowedTopic, None] = {}
         self._unreported = 0
-        self._late: dict[FollowedTopic, None] = {}
-        self._ready: dict[FollowedTopic, None] = {}
+        # Those that are long and lose their first; a plain dict would look past all that went before.
+        self._late: OrderedDict[FollowedTopic, None] = OrderedDict()
+        self._ready: OrderedDict[FollowedTopic, None] = OrderedDict()
         self._asked: dict[FollowedTopic, None] = {}
         self._parked: dict[FollowedTopic, None] = {}
 
@@ -381,6 +384,7 @@ class Reception:
                 if subscription in self._started:
                     stream.begin(0, 0, False)  # it was not there when the publisher listed its topics
                 topic.streams.append(stream)
+                self._topics_of.setdefault(subscription, {})[topic] = None
         return topic
 
     def _receive(
@@ -489,11 +493,8 @@ class Reception:
     def drop(self, subscription: Subscription) -> None:
         """A subscription is gone, and every topic that nobody else here follows."""
         self._started.pop(subscription, None)
-        for topic in list(self.topics.values()):
-            streams = [stream for stream in topic.streams if stream.subscription is subscription]
-            if not streams:
-                continue
-            for stream in streams:
+        for topic in self._topics_of.pop(subscription, ()):
+            for stream in [stream for stream in topic.streams if stream.subscription is subscription]:
                 stream.drop()
                 topic.streams.remove(stream)
             if not topic.streams:
@@ -509,6 +510,7 @@ class Reception:
             for stream in topic.streams:
                 stream.finish()
         self.topics = {}
+        self._topics_of = {}
         for line in (self._late, self._ready, self._asked, self._parked, self._moved):
             line.clear()
 
@@ -521,5 +523,8 @@ class Reception:
             incomplete = not all(stream.complete for stream in topic.streams)
             assert incomplete == (topic.line is not None), f"{topic.name}: {incomplete=} and waits in {topic.line}"
             assert all((topic in line) == (line is topic.line) for line in lines)
+        followed = [(stream.subscription, topic) for topic in self.topics.values() for stream in topic.streams]
+        assert len(followed) == sum(map(len, self._topics_of.values()))
+        assert all(topic in self._topics_of[subscription] for subscription, topic in followed)
         assert sum(map(len, lines)) == sum(topic.line is not None for topic in self.topics.values())
         assert len(self._asked) <= MAX_ASKED

@@ -193,11 +193,11 @@ class TopicLog:
     # -- answering -------------------------------------------------------------------------------------------
 
     def forgotten_up_to(self, start: int, stop: int) -> int:
-        """Below which number nothing of ``[start, stop)`` is kept; ``start`` if all of it is."""
+        """Below which number nothing from ``start`` on is kept, also if that is beyond ``stop``; else ``start``."""
         kept_from = self.kept_from
-        if self.retained is not None and self.retained[0] < kept_from:
+        if self.retained is not None and start <= self.retained[0] < kept_from:
             kept_from = self.retained[0]
-        return max(start, min(stop, kept_from))
+        return max(start, kept_from) if start < stop else start
 
     def read(self, start: int, stop: int) -> Iterator[Entry]:
         """The kept messages of ``[start, stop)``, in the batches that they left in."""

@@ -39,6 +39,19 @@ class Dealer:
 
     ``await math.add(2, 3)`` is short for ``await math.request("add", 2, 3)``, for methods that have no underscore in
     front and are not called like something of the dealer itself.
+
+    Examples
+    --------
+    >>> from meshmsg import Node
+    >>> async with Node("both") as node:
+    ...     router = node.router("math")
+    ...     @router.method
+    ...     async def add(a: int, b: int) -> int:
+    ...         return a + b
+    ...     await node.wait_for(router="math", timeout=10)
+    ...     math = node.dealer("math", timeout=5)
+    ...     print(await math.request("add", 2, 3), await math.add(2, b=4))
+    5 6
     """
 
     def __init__(

@@ -54,6 +54,12 @@ class InterceptedDealer(Dealer):
 
     Each is a coroutine function ``(outgoing, proceed)``: it awaits ``proceed()``, which goes on and gives the result,
     and returns what its caller gets. For streams and surveys that is the async iterator.
+
+    >>> from meshmsg import Node
+    >>> async def sign(outgoing, proceed):
+    ...     outgoing.headers["token"] = "secret"
+    ...     return await proceed()
+    >>> dealer = Node("client").dealer("math", interceptors=[sign])
     """
 
     def __init__(self, *args: Any, interceptors: Iterable[Interceptor]) -> None:

@@ -22,7 +22,7 @@ from meshmsg.cli.reply import Command, Replies
 from meshmsg.cli.request import Question, ask
 from meshmsg.cli.requesting import describe_error, explain, parse_arguments, parse_target
 from meshmsg.cli.running import Stop
-from meshmsg.cli.survey import print_answers
+from meshmsg.cli.survey import find, print_answers
 from meshmsg.cli.verbs import meshmsg
 from meshmsg.message import Peer
 from tests.cli.shell import Shell, finish, interrupt, read_line, runs, wait_until
@@ -49,6 +49,13 @@ class Math:
     async def count(self, n: int) -> AsyncIterator[int]:
         for number in range(n):
             yield number
+
+    async def text(self) -> str:
+        return "a\nb"
+
+    async def words(self) -> AsyncIterator[str]:
+        yield "a\nb"
+        yield "\x1b"
 
     async def total(self, numbers: AsyncIterator[int]) -> int:
         return sum([number async for number in numbers])
@@ -114,6 +121,10 @@ async def test_results_are_lines(capfd: pytest.CaptureFixture[str]) -> None:
             (question("count", 3, stream=True), "0\n1\n2"),
             (question("count", 2, stream=True, json=True), '{"item":0}\n{"item":1}'),
             (question("count", 10**9, stream=True, count=2), "0\n1"),
+            (question("words", stream=True), "a\\nb\n\\u001b"),
+            (question("text"), "a\nb"),
+            (question("words", stream=True), "a\\nb\n\\u001b"),
+            (question("text"), "a\nb"),
             (question("total", details={"items": iter([1, 2, 39])}), "42"),
         ):
             assert await ask(client, asked, Stop()) == 0
@@ -186,7 +197,7 @@ async def test_processes_request_and_cancel(shell: Shell) -> None:
         forever = shell.start("request", "math.forever", "--timeout", "60")
         total = shell.start("request", "math.total", "--items", "--json", stdin=b"1\n\n2\n39\n")
         endless = shell.start("request", "math.count", "1000000", "--stream")
-        assert (await asyncio.to_thread(finish, total)).lines == ["42"]
+        assert (await asyncio.to_thread(finish, total)).lines == ['{"result":42}']
         assert await asyncio.to_thread(read_line, endless) == "0"
         assert endless.stdout is not None and endless.stderr is not None
         endless.stdout.close()
@@ -234,12 +245,13 @@ async def test_a_process_surveys_everybody(shell: Shell) -> None:
     assert (ended.code, sorted(ended.lines), ended.stderr) == (0, ["a  5", "b  5"], "")
 
 
-def test_nobody_to_ask_is_an_exit_code(shell: Shell) -> None:
-    ended = shell.run("survey", "math.add", "--timeout", "0.2")
+async def test_nobody_to_ask_is_an_exit_code(shell: Shell) -> None:
+    async with meet() as client:
+        assert await find(client, "math", 2, 5.0) is None
+        missing = await find(client, "math", 3, 0.1)
+    assert missing == "waited 0.1 s for 3 nodes that serve 'math'; 2 nodes seen in mesh 'requests'"
+    ended = await asyncio.to_thread(shell.run, "survey", "math.add", "--timeout", "0.2")
     assert (ended.code, ended.stdout) == (1, "") and "NoResponders" in ended.stderr
-    ended = shell.run("survey", "math.add", "-n", "2", "--timeout", "0.2")
-    assert (ended.code, ended.stdout) == (1, "")
-    assert "waited 0.2 s for 2 nodes that serve 'math'; 0 nodes seen" in ended.stderr
 
 
 # -- reply -----------------------------------------------------------------------------------------------------
@@ -274,9 +286,8 @@ async def test_commands_and_constants_answer(shell: Shell) -> None:
 @pytest.mark.guarantee("G8", "G10")
 async def test_commands_are_killed_with_the_request_and_end_with_the_process(shell: Shell, tmp_path: Path) -> None:
     told, go = tmp_path / "pid", tmp_path / "go"
-    line = (
-        f"sleep 60 & echo $! > {told}.new; mv {told}.new {told}; while ! test -e {go}; do sleep 0.01; done; echo done"
-    )
+    begin = f"sleep 60 > /dev/null 2>&1 & echo $! > {told}.new; mv {told}.new {told}"
+    line = f"{begin}; while ! test -e {go}; do sleep 0.01; done; kill $!; echo done"
     server = offer(shell, "job", "run", "--", line)
     async with Node("asking", mesh=shell.mesh) as node:
         await node.wait_for(router="job", timeout=30)
@@ -345,7 +356,18 @@ async def test_services_say_what_they_have() -> None:
         rows = services.tabulate_methods(document)
         assert ("math", "add(a: int, b: int = 1) -> int", "a, b", "Adds two numbers.") in rows
         names = [row[1].partition("(")[0] for row in rows]
-        assert names == ["add", "count", "fail", "forever", "total", "until_ended", "until_started", "whoami"]
+        assert names == [
+            "add",
+            "count",
+            "fail",
+            "forever",
+            "text",
+            "total",
+            "until_ended",
+            "until_started",
+            "whoami",
+            "words",
+        ]
         assert any(row[1].endswith("[streams]") for row in rows) and any(
             row[1].endswith("[takes items]") for row in rows
         )
@@ -411,7 +433,14 @@ def test_who_does_not_answer_is_listed_all_the_same() -> None:
     assert [row[2] for row in services.tabulate_both(document)] == ["-", "f() [takes items]"]
 
 
-STRANGE = [{}, {"methods": 7}, {"methods": [{}]}, None, {"methods": {"x": None}, "running": "x"}]
+STRANGE: list[Any] = [
+    {},
+    {"methods": 7},
+    {"methods": [{}]},
+    None,
+    {"methods": {"x": None}, "running": "x"},
+    {"methods": ["x"]},
+]
 
 
 @pytest.mark.parametrize("told", STRANGE)
@@ -477,8 +506,8 @@ def test_a_target_has_a_service_and_a_method(text: str) -> None:
 
 def test_errors_for_people_stay_on_one_line() -> None:
     error = RemoteError("a\nb", type="KeyError", remote_traceback="Traceback …\n")
-    assert explain(error) == "KeyError: a b"
-    assert explain(error, verbose=True) == "KeyError: a b\nTraceback …"
+    assert explain(error) == r"KeyError: a\nb"
+    assert explain(error, verbose=True) == "KeyError: a\\nb\nTraceback …"
     assert describe_error(error) == {
         "code": "error",
         "type": "KeyError",

@@ -82,6 +82,9 @@ def until(condition: Callable[[], Any]) -> Any:
     raise AssertionError("what was waited for did not happen")
 
 
+SOCKETS = ("Push", "BarePush", "Pub", "BarePub", "Router", "Dealer", "InterceptedDealer")
+
+
 class Proxy:
     """An object that belongs to a loop, used from outside of it: calls cross over, and their results come back."""
 
@@ -90,13 +93,27 @@ class Proxy:
         self._target = target
 
     def __getattr__(self, name: str) -> Any:
+        if name == "close" and hasattr(type(self._target), "aclose"):
+            name = "aclose"
         found = getattr(self._target, name)
         if not callable(found):
             return found
         return lambda *arguments, **keywords: self._run(found, *arguments, **keywords)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        else:
+            self._run(setattr, self._target, name, value)
+
     def __call__(self, handler: Callable[..., Any]) -> Any:
         return self._run(self._target, handler)
+
+    def __next__(self) -> Any:
+        try:
+            return self._run(self._target.__anext__)
+        except StopAsyncIteration:
+            raise StopIteration from None
 
     def __iter__(self) -> Iterator[Any]:
         """Over an asynchronous iterator, or over the items of a batch."""
@@ -140,11 +157,7 @@ class Proxy:
 
     def _wrap(self, result: Any) -> Any:
         kinds = (meshmsg.Message, meshmsg.Batch)
-        if (
-            isinstance(result, kinds)
-            or hasattr(result, "__aiter__")
-            or type(result).__name__ in ("Push", "BarePush", "Pub", "BarePub")
-        ):
+        if isinstance(result, kinds) or hasattr(result, "__aiter__") or type(result).__name__ in SOCKETS:
             return Proxy(self._loop, result)
         return result
 

@@ -36,7 +36,7 @@ def test_two_of_a_pattern_count_as_one_node(face: Face) -> None:
     publisher.wait_for(sub="u", timeout=PATIENCE_S)
     first.close()
     publisher.wait_for(sub="u", timeout=PATIENCE_S)
-    with pytest.raises(WaitTimeout, match="^found 1 of 2 for sub='u'"):
+    with pytest.raises(WaitTimeout, match=r"^found 1 of 2 for sub='u'"):
         publisher.wait_for(sub="u", count=2, timeout=0.05)
 
 

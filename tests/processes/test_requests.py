@@ -143,6 +143,7 @@ def test_the_end_of_a_request_stops_what_runs_for_it_three_hops_away(crew: Crew,
     elif how == "deadline":
         # The others asked without a limit of their own: the time is this one's.
         assert asker.answer(asked)["outcome"] == ["DeadlineExceeded", "first"]
+        assert {entry.name for entry in crew.journal.of("limited")} == set(hops)
     elif how == "caller killed":
         asker.kill()
     else:

@@ -15,8 +15,14 @@ published on its way to each subscriber:
     ledger a    dead a    redrive a    peers a
     a pub T [retain=yes history=N history_s= block=yes window=]    a publish T BODY... [size=BYTES]    lag a
     b sub T [latest=yes replay=latest|history buffer= takes=]      drop SHARE
+    b router S [concurrency= max_queue=]    b unserve S [drain=]    b serving S yes|no
+    a request S METHOD [ARGUMENT...] [timeout= idempotent=yes hedge_after= attempts= peer= key=]
+    a stream S METHOD [ARGUMENT...] [timeout= takes=]    a got NUMBER    a survey S METHOD [timeout=]
+    a cancel NUMBER    a kept
 
-A handler does what the body says: ``bad`` fails, ``reject`` rejects, ``poison`` kills its process, all else is acked.
+A router's methods: ``echo``; ``slow SECONDS``; ``fail``; ``hang``; ``kill``, which kills its process; ``count N``, a
+stream; ``first N``, the same and then it fails; ``relay S METHOD [ARGUMENT...]``, which requests that. ``got`` tells what came
+of a stream, ``kept`` what a node keeps of requests that are over. A handler of a pull does what the body says: ``bad`` fails, ``reject`` rejects, ``poison`` kills its process, all else is acked.
 Every link takes one millisecond and discovery 50, so that times are round.
 """
 
@@ -26,18 +32,20 @@ import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from meshmsg.errors import Reject
+from meshmsg.errors import NoResponders, Reject, RemoteError
 from meshmsg.message import Message
 from meshmsg.options import Retry
-from meshmsg.testing import Cluster, ClusterNode
+from meshmsg.testing import Cluster, ClusterCall, ClusterNode, ClusterRequest
+from meshmsg.testing.request_books import find_leftovers
 
 NUMBERS = {"prefetch", "concurrency", "batch", "priority", "max_pending", "attempts"} | {
     "history",
     "window",
     "buffer",
     "size",
+    "max_queue",
 }
-SECONDS = {"takes", "ttl", "delay", "backoff", "unroutable_after", "drain", "history_s"}
+SECONDS = {"takes", "ttl", "delay", "backoff", "unroutable_after", "drain", "history_s", "timeout", "hedge_after"}
 
 
 class Scenario:
@@ -46,6 +54,7 @@ class Scenario:
     def __init__(self) -> None:
         self.cluster = Cluster(seed=1, network={"latency": (0.001, 0.001), "jitter": 0.0}, discovery=(0.05, 0.05))
         self.nodes: dict[str, ClusterNode] = {}
+        self.asked: dict[int, ClusterCall] = {}
         self.shown = 0
 
     def run(self, lines: list[str]) -> list[str]:
@@ -127,6 +136,78 @@ class Scenario:
         publisher = self.nodes[label].engine.publisher
         for peer in publisher.followers:
             yield f"{peer}: {publisher.lags(peer) or 'nothing'}"
+
+    # -- requests --------------------------------------------------------------------------------------------
+
+    def do_router(self, label: str, service: str, **options: Any) -> None:
+        self.nodes[label].router(service, self._serve, **options)
+
+    async def _serve(self, request: ClusterRequest) -> Any:
+        arguments = [str(each) for each in request.args]
+        if request.method == "slow":
+            await request.sleep(float(arguments[0]))
+        elif request.method == "hang":
+            await request.sleep(1e6)
+        elif request.method == "fail":
+            raise RemoteError("no good", "broken")
+        elif request.method == "kill":
+            self.cluster.crash(request.node)
+        elif request.method in ("count", "first"):
+            for number in range(int(arguments[0])):
+                await request.send(number)
+                request.node.say(f"send item {number}")
+            if request.method == "first":
+                raise RemoteError("no good", "broken")
+        elif request.method == "relay":
+            return await request.node.dealer(arguments[0]).request(arguments[1], *arguments[2:], timeout=60.0)
+        return " ".join(arguments)
+
+    def do_unserve(self, label: str, service: str, drain: float = 5.0) -> None:
+        self.nodes[label].routers[service].close(drain)
+
+    def do_serving(self, label: str, service: str, answer: str) -> None:
+        self.nodes[label].routers[service].set_serving(answer == "yes")
+
+    def do_request(
+        self,
+        label: str,
+        service: str,
+        method: str,
+        *arguments: str,
+        idempotent: str = "",
+        attempts: int = 5,
+        hedge_after: float | None = None,
+        **options: Any,
+    ) -> None:
+        retry = Retry(attempts, 0.1, max_backoff=1.0, jitter="none")
+        dealer = self.nodes[label].dealer(service, retry=retry, idempotent=bool(idempotent), hedge_after=hedge_after)
+        made = dealer.request(method, *arguments, **options)
+        self.asked[made.serial] = made
+
+    def do_stream(self, label: str, service: str, method: str, *arguments: str, **options: Any) -> None:
+        made = self.nodes[label].dealer(service).stream(method, *arguments, **options)
+        self.asked[made.serial] = made
+
+    def do_survey(self, label: str, service: str, method: str, **options: Any) -> Iterator[str]:
+        try:
+            asked = self.nodes[label].dealer(service).survey(method, **options)
+        except NoResponders as error:
+            yield f"{error}"
+        else:
+            self.asked |= {made.serial: made for made in asked}
+
+    def do_cancel(self, label: str, number: str) -> None:
+        assert self.asked[int(number)].node is self.nodes[label]
+        self.asked[int(number)].cancel()
+
+    def do_got(self, label: str, number: str) -> Iterator[str]:
+        made = self.asked[int(number)]
+        assert made.node is self.nodes[label]
+        yield f"{len(made.received)} items, {made.error or ('complete' if made.done else 'goes on')}"
+
+    def do_kept(self, label: str) -> Iterator[str]:
+        living = {node.key for node in self.cluster.nodes if node.alive}
+        yield ", ".join(find_leftovers(self.nodes[label], living)) or "nothing"
 
     # -- time and faults -------------------------------------------------------------------------------------
 

@@ -203,6 +203,8 @@ class Desk:
 
     async def _run(self, number: int, work: Coroutine[Any, Any, Any], context: Context) -> str:
         self._journal.note_call("start", number, context)
+        if context.remaining is not None:
+            self._journal.note_call("limited", number, context)
         try:
             await work
         except asyncio.CancelledError:
