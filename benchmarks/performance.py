@@ -22,6 +22,7 @@ from meshmsg.cli.bench_beside import measure_beside
 from meshmsg.cli.bench_measures import Result, measure_latency, measure_push_pull
 from meshmsg.cli.bench_profile import profile_push_pull
 from meshmsg.cli.bench_pub_sub import measure_pub_sub, profile_pub_sub
+from meshmsg.cli.bench_request import measure_requests, profile_requests
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -85,6 +86,13 @@ PUB_SUB: list[tuple[str, dict[str, Any]]] = [
     ("1 → 8, 1 MB", {"size": 1_000_000, "subscribers": 8}),
 ]
 BESIDE = [("1 MB", 1_000_000), ("10 MB", 10_000_000)]
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    ("requests", {}),
+    ("requests under uvloop", {"uvloop": True}),
+    ("requests of 10 kB", {"size": 10_000, "concurrency": (64,)}),
+    ("requests of 1 MB", {"size": 1_000_000, "concurrency": (8,)}),
+    ("items of streams", {"stream": True, "concurrency": (1, 64)}),
+]
 
 
 def describe_load() -> str:
@@ -168,12 +176,44 @@ def make_pub_sub_profile() -> str:
     )
 
 
+def make_request_tables() -> str:
+    """Runs requests in all their ways: rates, and how long one takes on an idle mesh."""
+    lines = [
+        describe_machine(),
+        "",
+        "| what | at a time | meshmsg | zmq.asyncio | ratio | grpc.aio | ratio | our processor time |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    delays = ["", "| one at a time | p50 | p99 | of zmq.asyncio | of REQ/REP |", "|---|---:|---:|---:|---:|"]
+    for name, ways in REQUESTS:
+        print(f"request, {name}", file=sys.stderr)
+        for result in measure_requests(**ways):
+            extra = result.extra
+            assert result.baseline is not None and result.ratio is not None
+            grpc = "| |" if extra["grpc"] is None else f"{extra['grpc']:,.7g} | {extra['grpc_ratio']:.2f} × |"
+            spent = result.notes[0].partition("meshmsg: ")[2]
+            rates = f"{result.ours:,.7g} | {result.baseline:,.7g} | {result.ratio:.2f} × | {grpc} {spent}"
+            lines.append(f"| {name} | {extra['concurrency']} | {rates} |")
+            if result.p50_us is not None and extra["req_rep"] is not None:
+                ratios = [result.p50_us / extra[f"{each}_p50_us"] for each in ("baseline", "req_rep")]
+                cells = [f"{result.p50_us:g} us", f"{result.p99_us:g} us", *(f"{ratio:.2f} ×" for ratio in ratios)]
+                delays.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *delays])
+
+
+def make_request_profile() -> str:
+    """Runs the profile of requests, 64 at a time."""
+    return profile_requests(concurrency=(64,), size=100, count=100_000, stream=False, uvloop=False, top=12)
+
+
 PARTS = {
     "budgets": make_budget_table,
     "comparison": make_comparison_table,
     "profile": make_profile_tables,
     "pub-sub": make_pub_sub_tables,
     "profile of pub-sub": make_pub_sub_profile,
+    "requests": make_request_tables,
+    "profile of requests": make_request_profile,
 }
 
 

@@ -52,7 +52,7 @@ def connect(path: str) -> sqlite3.Connection:
 
 
 class Inventory:
-    """The service ``inventory``: its public methods. Plain functions: they run in threads, and sqlite may block there."""
+    """The service ``inventory``: its public methods. Plain functions run in threads, so sqlite may block."""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -27,6 +27,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.peers import Identity
+from meshmsg.engine.topics import require_topic
 from meshmsg.errors import ConfigurationError, MeshError, NodeClosed, WaitTimeout
 from meshmsg.loops import choose_loop, require_reader_loop, serve
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
@@ -417,6 +418,7 @@ class Node:
         pull: str | None = None,
         push: str | None = None,
         sub: str | None = None,
+        pub: str | None = None,
         group: str | None = None,
         router: str | None = None,
         peer: str | None = None,
@@ -425,18 +427,21 @@ class Node:
     ) -> None:
         """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
 
-        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group; with
-        ``router``: until so many serve it. Use it instead of sleeping for slow joiners. This node counts too, except
-        for ``peer``.
+        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group. With
+        ``pub``: until so many publish to a topic and have confirmed this node's subscriptions to it. With ``router``:
+        until so many serve it. Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
         """
         self._driver.require_usable()
-        given = {"pull": pull, "push": push, "sub": sub, "group": group, "router": router, "peer": peer}
+        given = {"pull": pull, "push": push, "sub": sub, "pub": pub, "group": group, "router": router, "peer": peer}
         wanted = [(kind, name) for kind, name in given.items() if name is not None]
         if len(wanted) != 1:
-            raise ConfigurationError("wait_for takes exactly one of pull=, push=, sub=, group=, router= and peer=")
+            raise ConfigurationError(f"wait_for takes exactly one of {', '.join(f'{kind}=' for kind in given)}")
         require_int("wait_for(count=)", count, at_least=0)
         kind, name = wanted[0]
-        require_name(f"wait_for({kind}=)", name)
+        if kind in ("sub", "pub"):
+            require_topic(f"wait_for({kind}=)", name)
+        else:
+            require_name(f"wait_for({kind}=)", name)
 
         def found() -> int:
             if kind == "peer":
@@ -448,6 +453,8 @@ class Node:
             hint = self._engine.peers.describe_consumers(name) if nobody else f"{len(self.peers())} peers seen"
             if kind == "sub":
                 hint = self._topics.describe_subscribers(name) or hint
+            elif kind == "pub":
+                hint = self._topics.describe_publishers(name)
             raise WaitTimeout(f"found {found()} of {count} for {kind}={name!r} within {timeout} s; {hint}")
         self._driver.require_usable()
 

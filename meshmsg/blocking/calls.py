@@ -125,7 +125,7 @@ class FedItems:
     def _iterate(self, feed: Feed, loop: asyncio.AbstractEventLoop, stir: asyncio.Event) -> None:
         places = count()
         try:
-            feed.run(_each(self._items), lambda item: self._encode(item, next(places)))
+            feed.run(_each(self._items, feed), lambda item: self._encode(item, next(places)))
         except Exception as error:
             self._error = error
         except BaseException as error:  # such as SystemExit, which would end the loop when it is raised there
@@ -137,9 +137,14 @@ class FedItems:
             pass  # the loop is closed, and nobody waits
 
 
-def _each(items: Iterable[Any]) -> Generator[Any, None, None]:
-    """As a generator, whose end leaves what it was made of as it is."""
-    for item in items:  # noqa: UP028 -- `yield from` would close a file, say, when nobody wants more of it
+def _each(items: Iterable[Any], feed: Feed) -> Generator[Any, None, None]:
+    """Takes nothing before there is room; its own end leaves what it takes from as it is."""
+    source = iter(items)
+    while feed.wait():
+        try:
+            item = next(source)
+        except StopIteration:
+            return
         yield item
 
 

@@ -384,6 +384,7 @@ class Node:
         pull: str | None = None,
         push: str | None = None,
         sub: str | None = None,
+        pub: str | None = None,
         group: str | None = None,
         router: str | None = None,
         peer: str | None = None,
@@ -392,12 +393,12 @@ class Node:
     ) -> None:
         """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
 
-        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group; with
-        ``router``: until so many serve it. Use it instead of sleeping for slow joiners. This node counts too, except
-        for ``peer``.
+        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group. With
+        ``pub``: until so many publish to a topic and have confirmed this node's subscriptions to it. With ``router``:
+        until so many serve it. Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
         """
         waiting = self._node.wait_for(
-            pull=pull, push=push, sub=sub, group=group, router=router, peer=peer, count=count, timeout=timeout
+            pull=pull, push=push, sub=sub, pub=pub, group=group, router=router, peer=peer, count=count, timeout=timeout
         )
         try:
             self._node.driver.require_running()

@@ -16,7 +16,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.run import Details
 from meshmsg.errors import NodeClosed, OutboxFull
 from meshmsg.sockets import pub_sub
-from meshmsg.sockets.bare_pub_sub import BarePub
+from meshmsg.sockets.bare_pub_sub import BarePub, BareSub
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import Bell
 from meshmsg.sockets.sending import Pack, encode, encode_parts, make_details, require_size
@@ -315,6 +315,11 @@ class Sub(Consumer):
     def conflated(self) -> int:
         """Messages that a newer value of their topic made needless (``latest=True``)."""
         return self._sub.conflated
+
+    @property
+    def dropped(self) -> int:
+        """Messages that had no room, with ``reliable=False``; 0 without."""
+        return self._sub.dropped if isinstance(self._sub, BareSub) else 0
 
     @property
     def discarded(self) -> int:

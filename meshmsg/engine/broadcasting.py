@@ -11,9 +11,9 @@ from meshmsg.engine.output import Output
 from meshmsg.engine.peers import LEFT, SELF_LINK, Identity, Peers, PeerState
 from meshmsg.engine.publisher import MAX_ENTRIES, Broadcast, Publisher
 from meshmsg.engine.subscriber import Reception, Subscriptions
-from meshmsg.engine.subscription import Delivery, Subscription
+from meshmsg.engine.subscription import FIRST_WILL, Delivery, Subscription
 from meshmsg.engine.topic_log import headers_of
-from meshmsg.engine.topics import find_fault, overlaps
+from meshmsg.engine.topics import find_fault, matches, overlaps
 from meshmsg.errors import ProtocolError
 from meshmsg.wire import frames
 from meshmsg.wire.codec import decode_body
@@ -139,12 +139,9 @@ class Broadcaster:
             return
         for subscription in self.subscriptions.match(topic):
             body = decode_body(encoded)  # to each its own
-            headers = {seq: {WILL_HEADER: True}}
-            if subscription.latest:
-                delivery = Delivery(topic, peer.key, seq, [body], headers, len(encoded))
-                subscription.put_latest(delivery)
-            elif not subscription.put(topic, peer.key, seq, [body], headers, len(encoded)):
-                subscription.miss(topic, peer.key, seq, seq + 1)
+            number = FIRST_WILL + seq
+            headers = {number: {WILL_HEADER: True}}
+            subscription.put_will(Delivery(topic, peer.key, number, [body], headers, len(encoded)))
 
     def _end(self, key: str) -> None:
         ending = self._ending.pop(key, None)
@@ -360,6 +357,18 @@ class Broadcaster:
         due += [since + KEEP_S for since in self._away.values()]
         due += [ending[0] + LINGER_S for ending in self._ending.values()]
         return min([soonest, *(at for at in due if at is not None)])
+
+    def count_publishers(self, topic: str) -> int:
+        """Living publishers of a topic that have confirmed every subscription of this node which gets it."""
+        subscriptions = self.subscriptions.match(topic)
+        if not subscriptions:
+            return 0
+        receptions = self.subscriptions.receptions
+        return sum(
+            all(map(receptions[peer.key].is_live, subscriptions))
+            for peer in self._peers.living()
+            if peer.key in receptions and any(matches(pattern, topic) for pattern in peer.offers.get("pub", ()))
+        )
 
     # -- looking ---------------------------------------------------------------------------------------------
 

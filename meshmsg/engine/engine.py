@@ -497,9 +497,14 @@ class Engine:
         return self.peers.offered(kind, name)
 
     def count(self, kind: str, name: str) -> int:
-        """How many living nodes pull or push a queue, get what is published here as ``sub`` or ``group``, or serve."""
+        """How many living nodes pull or push a queue, get what is published here as ``sub`` or ``group``, or serve.
+
+        With ``pub``: how many of those that publish to a topic have confirmed this node's subscriptions to it.
+        """
         if kind == "sub":
             return len(self.publisher.confirmed(name))
+        if kind == "pub":
+            return self._broadcaster.count_publishers(name)
         if kind == "group":
             return self.groups.count_members(name)
         if kind == ROUTER:

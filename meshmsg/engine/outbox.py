@@ -212,10 +212,24 @@ class Outbox:
         """
         self.absorb(now)
         while not self.fits(size):
-            run = next(self._take(1, now, lowest_first=True), None)
+            run = self._take_suspect() or next(self._take(1, now, lowest_first=True), None)
             if run is None:
                 return
             self._die(run, "overflow", f"the outbox of {self.queue!r} was full", now)
+
+    def _take_suspect(self) -> Run | None:
+        """The next suspect, if nothing else that waits is older or less urgent."""
+        heads = [(priority, line[0].first_id) for priority, line in self._ready.items() if line]
+        while self._suspects:
+            run = self._suspects[0]
+            details = run.require_details()
+            if not details.settled and heads and min(heads) < (details.priority, run.first_id):
+                return None
+            self._suspects.popleft()
+            self.waiting -= 1
+            if not details.settled:
+                return run
+        return None
 
     # -- lanes -----------------------------------------------------------------------------------------------
 

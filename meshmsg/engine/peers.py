@@ -484,10 +484,13 @@ class Peers:
             return ""
         return f"; bodies may be too large (here up to {ours} bytes, {', '.join(smaller[:5])}): same max_message_bytes="
 
+    def living(self) -> list[PeerState]:
+        """Nodes that are heard and can be written to, this one included."""
+        return [peer for peer in self.by_id.values() if peer.state == "alive" and peer.link is not None]
+
     def offered(self, kind: str, name: str) -> list[dict[str, Any]]:
         """What living nodes, this one included, say about an offer."""
-        living = [peer for peer in self.by_id.values() if peer.state == "alive" and peer.link is not None]
-        return [peer.offers[kind][name] for peer in living if name in peer.offers.get(kind, ())]
+        return [peer.offers[kind][name] for peer in self.living() if name in peer.offers.get(kind, ())]
 
     def limit_of(self, peer: PeerState) -> int | None:
         """The largest body that a peer takes, if this node may send a larger one."""

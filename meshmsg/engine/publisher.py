@@ -224,10 +224,7 @@ class Publisher:
     def delete_retained(self, topic: str) -> bool:
         """Late joiners get no last value of this topic until the next is published; says whether there was one."""
         log = self._logs.get(topic)
-        if log is None or log.retained is None:
-            return False
-        log.retained = None
-        return True
+        return log is not None and log.delete_retained()
 
     def retained(self, topic: str) -> bytes | None:
         """The last value of a topic, encoded; None if there is none."""
@@ -439,9 +436,8 @@ class Publisher:
                 }
                 stated = [[topic, mark] for topic, mark in islice(follower.behind.items(), MAX_BEACONS)]
                 if len(stated) < len(follower.behind):
-                    for topic, mark in stated:  # the others' turn is next
-                        del follower.behind[topic]
-                        follower.behind[topic] = mark
+                    for entry in stated:  # the others' turn is next
+                        follower.behind[entry[0]] = follower.behind.pop(entry[0])
                 answers += [Answer(follower.peer, frames.Beacon(part), []) for part in _parts(stated, MAX_ENTRIES)]
         return answers
 
@@ -449,9 +445,7 @@ class Publisher:
         """What is due to single subscribers: starts, and what they asked for, up to ``ANSWER_BYTES`` for each."""
         answers: list[Answer] = []
         for follower in list(self._owed.values()):
-            if follower.start is not None and (
-                follower.start_sent_at is None or now >= follower.start_again_at
-            ):
+            if follower.start is not None and (follower.start_sent_at is None or now >= follower.start_again_at):
                 follower.start_sent_at = now
                 answers += self._starts(follower, now)
             if follower.wants:

@@ -263,6 +263,10 @@ class Reception:
             self._moved[topic] = None
         self.require_report()
 
+    def is_live(self, subscription: Subscription) -> bool:
+        """Whether the publisher has confirmed it: it gets, or hears of, whatever is published from then on."""
+        return subscription in self._started
+
     def report_each(self, messages: int | None) -> None:
         """Has the publisher told what arrived after so many messages; always once a heartbeat."""
         self.report_every = messages

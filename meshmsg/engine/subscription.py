@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from meshmsg.engine.topic_log import Headers, headers_of
+from meshmsg.wire.frames import MAX_SEQ
 
 Replay = Literal["none", "latest", "history"]
 
 BUFFER = 65_536
 BUFFER_BYTES = 64 * 2**20
+# A last will is no message of its publisher and has none of its numbers: behind this, where its topic stood.
+FIRST_WILL = MAX_SEQ
 
 
 class Delivery(NamedTuple):
@@ -82,6 +85,7 @@ class Subscription:
         self._told = False  # that something waits
         self._items: deque[Delivery | Gap] = deque()
         self._newest: dict[tuple[str, str], Delivery] = {}
+        self._wills: set[tuple[str, str]] = set()  # that wait although the buffer was full
         self._gaps: dict[tuple[str, str], Gap] = {}  # the last thing in the buffer of a publisher's topic
 
     @property
@@ -118,9 +122,7 @@ class Subscription:
         place = (delivery.publisher, delivery.topic)
         old = self._newest.get(place)
         if old is not None:
-            self.conflated += 1
-            self.waiting -= 1
-            self.waiting_bytes -= old.size
+            self._drop_old(old)
         if self.waiting >= self.buffer or (self.waiting and self.waiting_bytes + delivery.size > self.buffer_bytes):
             self.refused = True
             self._newest.pop(place, None)
@@ -131,6 +133,30 @@ class Subscription:
         self.waiting += 1
         self.waiting_bytes += delivery.size
         return True
+
+    def put_will(self, will: Delivery) -> None:
+        """Takes a publisher's last will, although the buffer may be full: nobody is left who could repeat it."""
+        place = (will.publisher, will.topic)
+        if self.room <= 0 and (not self.latest or place not in self._newest):
+            if place in self._wills:
+                return  # it went, came back and went again, and the application takes nothing
+            self._wills.add(place)
+        if self.latest:
+            if place in self._newest:
+                self._drop_old(self._newest[place])
+            self._newest[place] = will
+        else:
+            self._gaps.pop(place, None)
+            self._items.append(will)
+        self.received += 1
+        self.waiting += 1
+        self.waiting_bytes += will.size
+        self._tell()
+
+    def _drop_old(self, old: Delivery) -> None:
+        self.conflated += 1
+        self.waiting -= 1
+        self.waiting_bytes -= old.size
 
     def miss(self, topic: str, publisher: str, start: int, stop: int) -> None:
         """Notes messages that cannot be had any more; with those right before them they are one gap."""
@@ -177,6 +203,8 @@ class Subscription:
             self.waiting -= 1
             self.waiting_bytes -= value.size
             taken.append(value)
+        if self._wills:
+            self._wills -= {(item.publisher, item.topic) for item in taken if _is_will(item)}
         if self.refused and 2 * self.waiting <= self.buffer and 2 * self.waiting_bytes <= self.buffer_bytes:
             self.refused = False
             self.on_room()
@@ -189,12 +217,17 @@ class Subscription:
     def check(self) -> None:
         """The buffer's own invariants, for the simulator."""
         deliveries = [item for item in self._items if isinstance(item, Delivery)] + list(self._newest.values())
-        assert self.waiting == sum(len(item.bodies) for item in deliveries) <= self.buffer
+        assert self.waiting == sum(len(item.bodies) for item in deliveries)
+        assert self.waiting <= self.buffer + len(self._wills)
         assert self.waiting_bytes == sum(item.size for item in deliveries)
         assert self.held <= self.buffer
         for (publisher, topic), gap in self._gaps.items():
             last = next(item for item in reversed(self._items) if (item.publisher, item.topic) == (publisher, topic))
             assert last is gap, f"{topic}: something came behind its last gap"
+
+
+def _is_will(item: Delivery | Gap) -> bool:
+    return isinstance(item, Delivery) and item.first_seq >= FIRST_WILL
 
 
 def _split(delivery: Delivery, count: int) -> tuple[Delivery, Delivery]:

@@ -10,7 +10,7 @@ from meshmsg.engine.binding import Where, fulfils
 from meshmsg.engine.buffer import Buffer, Clock
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
-from meshmsg.engine.subscription import Delivery, Subscription
+from meshmsg.engine.subscription import FIRST_WILL, Delivery, Subscription
 from meshmsg.engine.subscription import Gap as Missed
 from meshmsg.message import Arrival, Batch, Gap, Message
 from meshmsg.wire.codec import Undecodable
@@ -39,7 +39,9 @@ class Publication:
         self.queue = buffer.subscription.pattern
 
     def message_id(self, number: int) -> str:
-        """``publisher/topic/number``."""
+        """``publisher/topic/number``; of a last will ``publisher/topic/will.number``: where the topic stood."""
+        if number >= FIRST_WILL:
+            return f"{self.publisher[:12]}/{self.topic}/will.{number - FIRST_WILL}"
         return f"{self.publisher[:12]}/{self.topic}/{number}"
 
     def require_usable(self) -> None:

@@ -85,6 +85,7 @@ class TopicLog:
         "followers_of",
         "next_seq",
         "options",
+        "retain_from",
         "retained",
         "size",
         "staged",
@@ -100,6 +101,7 @@ class TopicLog:
         self.cost = 0  # bytes that the entries hold, overhead included
         self.entries: deque[Entry] = deque()
         self.retained: tuple[int, bytes, dict[str, Any] | None] | None = None
+        self.retain_from = 0  # older messages are not retained: that was taken back
         self.staged: list[bytes] = []
         self.staged_headers: dict[int, tuple[dict[str, Any], int]] | None = None  # with their size
         self.followers: tuple[Any, ...] = ()  # whoever subscribed to it
@@ -129,8 +131,8 @@ class TopicLog:
         else:
             for bodies, headers, size in _cut(staged, given or {}, self.next_seq):
                 made.append(self._append(bodies, headers, size, now))
-        if self.options.retain:
-            seq = self.next_seq - 1
+        seq = self.next_seq - 1
+        if self.options.retain and seq >= self.retain_from:
             self.retained = (seq, staged[-1], given[seq][0] if given and seq in given else None)
         self.trim(now)
         return made
@@ -142,6 +144,15 @@ class TopicLog:
         self.cost += size + OVERHEAD_BYTES * len(bodies)
         self.entries.append(entry)
         return entry
+
+    def delete_retained(self) -> bool:
+        """Forgets the last value, also one that has not left yet; says whether there was one."""
+        found = self.retained is not None
+        if self.options.retain and self.staged:
+            found = found or self.next_seq + len(self.staged) > self.retain_from
+        self.retained = None
+        self.retain_from = self.next_seq + len(self.staged)
+        return found
 
     # -- keeping ---------------------------------------------------------------------------------------------
 

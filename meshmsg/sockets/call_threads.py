@@ -153,6 +153,13 @@ class Feed:
                 if not self._put(encode(item)):
                     break
 
+    def wait(self) -> bool:
+        """Waits for room; False when nobody wants more. Generators that must not run ahead begin with it."""
+        with self._condition:
+            while not self._room and not self._cut:
+                self._condition.wait()
+            return not self._cut
+
     def _put(self, body: bytes) -> bool:
         with self._condition:
             while not self._room and not self._cut:

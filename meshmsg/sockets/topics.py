@@ -95,7 +95,11 @@ class Topics:
         return len(self._bare.subscribers(topic) & living)
 
     def describe_subscribers(self, topic: str) -> str:
-        """In words, who wants a topic in another way than it is published here; nothing if nobody does."""
+        """In words, why nobody gets a topic: nothing here publishes to it, or others want it in another way."""
+        opened = [*self._pubs, *self._bare_pubs]
+        if not any(matches(pattern, topic) for pattern in opened):
+            known = ", ".join(map(repr, opened[:5])) or "nothing"
+            return f"this node publishes {known}, which is not {topic!r}: only what is published here is counted"
         bare = self._is_bare(topic)
         peers = self._engine.peers.by_id.values()
         wanting = [
@@ -107,6 +111,18 @@ class Topics:
         names = ", ".join(map(repr, wanting[:5]))
         verb = "subscribes" if len(wanting) == 1 else "subscribe"
         return f"{names} {verb} to it {theirs}, this pub {ours}: both ends need the same"
+
+    def describe_publishers(self, topic: str) -> str:
+        """In words, why no publisher of a topic has confirmed this node's subscriptions to it."""
+        if not self._engine.subscriptions.match(topic):
+            return f"no reliable sub() of this node matches {topic!r}; groups are waited for at their publishers"
+        peers = self._engine.peers.by_id.values()
+        publishing = [peer.name for peer in peers if any(matches(each, topic) for each in peer.offers.get("pub", ()))]
+        if publishing:
+            return (
+                f"published by {', '.join(map(repr, publishing[:5]))}, who have not confirmed all subscriptions to it"
+            )
+        return f"nobody publishes to it reliably ({len(peers) - 1} peers seen)"
 
     def _is_bare(self, topic: str) -> bool:
         if not any(matches(pattern, topic) for pattern in self._bare_pubs):

@@ -264,18 +264,22 @@ class RequestSwarm:
     def heal(self) -> None:
         """From here on everybody is quick, and both services are there."""
         self.healthy = True
+        self._open_all()
+
+    def _open_all(self) -> None:
         for service in SERVICES:
             routers = [router for router in self._routers() if router.service == service]
             for router in routers:
                 self._in(router.node, partial(router.set_serving, True))
             if not routers:
-                self.cluster.node(f"{service}-server").router(service, self._handle)
+                self.cluster.node(f"{service}{len(self.cluster.nodes)}").router(service, self._handle)
 
     def check_rest(self) -> None:
         """Every request has its outcome, nothing is kept of any, and new ones bring a result."""
         cluster, books = self.cluster, self.cluster.books.requests
         if not cluster.run_until(lambda: not books.pending_now(), DONE_S):
             raise GuaranteeBroken("G8", f"{DONE_S:g} s after the heal: {books.pending_now()}")
+        self._open_all()  # also of those who closed it as they came back
         cluster.run(MAX_TIMEOUT_S)
         self._wait_for_rest()
         asked = []

@@ -130,6 +130,8 @@ class ClusterRouter:
 
     def set_serving(self, serving: bool) -> None:
         """Tells everybody whether it takes requests."""
+        if self.closed or not self.node.alive:
+            return
         self.serving = serving
         self.node.say(f"router {self.service} is {'serving' if serving else 'not serving'}")
         self.node.engine.set_serving(self.service, serving)

@@ -29,6 +29,14 @@ def _count(node: object, topic: str) -> int:
     return count
 
 
+def test_what_a_full_subscriber_has_no_room_for_is_counted(face: Face) -> None:
+    publisher, subscriber = face.pair()
+    out, sub = publisher.pub("u", reliable=False), subscriber.sub("u", reliable=False, buffer=2)
+    publisher.wait_for(sub="u", timeout=PATIENCE_S)
+    out.send_many(range(5))
+    until(lambda: sub.dropped == 3)
+
+
 def test_two_of_a_pattern_count_as_one_node(face: Face) -> None:
     publisher, subscriber = face.pair()
     first, _ = subscriber.sub("u", reliable=False), subscriber.sub("u", reliable=False)

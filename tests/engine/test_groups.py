@@ -401,6 +401,26 @@ def test_a_durable_group_collects_without_members_and_says_what_it_dropped() -> 
     assert member.processed == list(range(15, 25))
 
 
+@pytest.mark.guarantee("G1", "G5")
+def test_what_a_lost_member_held_is_dropped_before_what_came_later() -> None:
+    cluster, pub = open_mesh(max_pending=10)
+    node = cluster.node("b")
+    node.group("orders.*", "billing", durable=True, takes=lambda: 1000.0)
+    cluster.run(1.0)
+    for number in range(10):
+        pub.send(number, "orders.eu")
+    cluster.run(1.0)
+    cluster.crash(node)
+    cluster.run(10.0)  # longer than any pause before the next attempt
+    assert ledger_of(pub) == Ledger(accepted=10, pending=10, ready=10, redelivered=10)
+    for number in range(10, 25):
+        pub.send(number, "orders.eu")
+        cluster.run(0.1)
+        assert ledger_of(pub).pending == 10
+    letters = {letter.body: letter.reason for letter in pub.node.letters}
+    assert letters == dict.fromkeys(range(15), "overflow")
+
+
 def test_what_the_last_member_said_decides_whether_a_group_is_durable() -> None:
     cluster, pub = open_mesh()
     first, last = cluster.node("first"), cluster.node("last")

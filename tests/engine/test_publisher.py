@@ -164,6 +164,28 @@ def test_a_start_names_history_and_retained_value() -> None:
     assert join(publisher, "**") == [frames.Start(1, [["a", 5, 3, False], ["b", 1, 0, True]], True)]
 
 
+def test_a_retained_value_can_be_taken_back_in_the_turn_that_it_was_sent_in() -> None:
+    publisher = Publisher()
+    publisher.declare("**", TopicOptions(retain=True))
+    publish(publisher, "a", 2)
+    publisher.publish("a", b"secret")
+    assert publisher.delete_retained("a") and not publisher.delete_retained("a")
+    publisher.collect(0.0)
+    assert publisher.retained("a") is None and not publisher.delete_retained("a")
+    publisher.publish("a", b"secret")
+    assert publisher.delete_retained("a")
+    publisher.publish("a", b"new")
+    publisher.collect(0.0)
+    assert publisher.retained("a") == b"new"
+    publisher.publish("a", b"secret")
+    assert publisher.delete_retained("a"), "both the one before and the one on its way"
+    publisher.collect(0.0)
+    assert publisher.retained("a") is None
+    publisher.declare("unkept", TopicOptions(retain=True))
+    assert not publisher.delete_retained("b")
+    publisher.check()
+
+
 def test_a_long_start_comes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher_module, "MAX_ENTRIES", 2)
     publisher = Publisher()
@@ -218,6 +240,20 @@ def test_without_a_history_the_last_thousand_can_be_repaired() -> None:
     last = told[-1]
     assert isinstance(last, frames.Past) and not last.more
     assert all(each.more for each in told[:-1] if isinstance(each, frames.Past))
+
+
+@pytest.mark.guarantee("G6")
+def test_an_answer_tells_how_far_the_history_is_gone_however_little_was_asked_for() -> None:
+    publisher = Publisher()
+    publisher.declare("kept", TopicOptions(retain=True))
+    join(publisher, "**")
+    for topic in ("a", "kept"):
+        publish(publisher, topic, REPAIR_MESSAGES + 500)
+    assert ask(publisher, "a", 10, 20) == [frames.Forgotten("a", 500, False)]
+    assert ask(publisher, "kept", 10, 20) == [frames.Forgotten("kept", 500, False)]
+    assert ask(publisher, "a", 500, 501) == [frames.Past("a", 500, 1, None, False, b"")]
+    publisher._logs["kept"].shed(0)
+    assert ask(publisher, "kept", 10, 20) == [frames.Forgotten("kept", REPAIR_MESSAGES + 499, False)]
 
 
 @pytest.mark.parametrize(

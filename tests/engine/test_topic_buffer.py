@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshmsg.engine.subscription import Delivery, Subscription
+from meshmsg.engine.subscription import FIRST_WILL, Delivery, Subscription
 from meshmsg.engine.topic_buffer import REFILL, TopicBuffer
 from meshmsg.message import Gap
 from meshmsg.wire.codec import Undecodable
@@ -138,3 +138,32 @@ def test_verdicts_change_nothing_except_that_failures_are_told() -> None:
     batch[2].reject("never")
     assert [error for _, error in setting.failed] == ["later", "never"]
     assert setting.take_one() is None
+
+
+def test_a_last_will_has_an_id_of_its_own_and_comes_although_there_is_no_room() -> None:
+    setting = Setting(buffer=1)
+    setting.put("full")
+    for _ in range(3):  # it went, came back, went again; the application takes nothing
+        setting.subscription.put_will(
+            Delivery("t.x", NODE, FIRST_WILL + 1, ["gone"], {FIRST_WILL + 1: {"will": True}}, 5)
+        )
+        setting.subscription.check()
+    taken = [setting.buffer.take_one(Clock()) for _ in range(3)]
+    assert [message and (message.body, message.id) for message in taken] == [
+        ("full", "aaaaaaaaaaaa/t.x/0"),
+        ("gone", "aaaaaaaaaaaa/t.x/will.1"),
+        None,
+    ]
+    assert taken[1] is not None and taken[1].headers == {"will": True}
+    setting.subscription.check()
+    assert setting.gaps == []
+
+
+def test_a_last_will_takes_the_place_of_the_latest_value() -> None:
+    setting = Setting(latest=True, buffer=1)
+    setting.subscription.put_latest(Delivery("t.x", NODE, 0, ["value"], None, 1))
+    setting.subscription.put_will(Delivery("t.x", NODE, FIRST_WILL + 1, ["gone"], None, 1))
+    setting.subscription.put_will(Delivery("t.y", NODE, FIRST_WILL, ["gone, too"], None, 1))
+    setting.subscription.check()
+    assert [setting.take_one() for _ in range(3)] == ["gone", "gone, too", None]
+    setting.subscription.check()

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from meshmsg.engine import publisher as publisher_module
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.outbox import Outbox
 from meshmsg.engine.peers import Identity
-from meshmsg.engine.publisher import Publisher
+from meshmsg.engine.publisher import Publisher, make_marker
 from meshmsg.engine.run import Details
 from meshmsg.engine.subscriber import Reception, Subscriptions
 from meshmsg.engine.subscription import Subscription
+from meshmsg.engine.topics import PatternIndex
 from meshmsg.options import PushOptions, Retry
 from meshmsg.wire import frames
 from meshmsg.wire.codec import encode_batch, make_packer
@@ -247,6 +249,50 @@ def test_who_has_many_offers_does_not_tell_each_change_of_them() -> None:
 
 
 # --- topics -------------------------------------------------------------------------------------------------
+
+
+def test_who_follows_a_topic_is_looked_up_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshmsg.engine.topics.MAX_CACHED", 10)
+    looked_up: list[str] = []
+    find = PatternIndex.find
+
+    def counted(self: PatternIndex[Any], topic: str) -> Any:
+        looked_up.append(topic)
+        return find(self, topic)
+
+    monkeypatch.setattr(PatternIndex, "find", counted)
+    publisher, topics = Publisher(), [f"a.{number}" for number in range(100)]
+    for topic in topics:
+        publisher.publish(topic, b"\x01")
+    publisher.collect(0.0)
+    looked_up.clear()
+    publisher.on_offers("s.1", 1, {"**": {"since": 1}}, 0.0)
+    publisher.on_filter(make_marker("s", 1, 1), True, 0.0)
+    publisher.answers(0.0)
+    for topic in topics:
+        publisher.on_lag("s.1", frames.Lag(1, [[topic, 0]]))
+        publisher.on_want("s.1", frames.Want(topic, 0, 1))
+    for turn in range(3):
+        publisher.heartbeat(float(turn))
+        publisher.lags("s.1")
+    assert len(looked_up) <= 2 * len(topics), "before it came, and after"
+
+
+def test_a_heartbeat_tells_one_subscriber_of_a_bounded_number_of_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "MAX_BEACONS", 3)
+    publisher = Publisher()
+    publisher.on_offers("s.1", 1, {"**": {"since": 1}}, 0.0)
+    publisher.on_filter(make_marker("s", 1, 1), True, 0.0)
+    publisher.answers(0.0)
+    publisher.on_lag("s.1", frames.Lag(1, []))
+    for number in range(7):
+        publisher.publish(f"a.{number}", b"\x01")
+    publisher.collect(0.0)
+    publisher.heartbeat(0.5)
+    told = [publisher.heartbeat(1.0 + turn)[0].frame for turn in range(3)]
+    topics = [[topic for topic, _ in frame.topics] for frame in told if isinstance(frame, frames.Beacon)]
+    assert [len(each) for each in topics] == [3, 3, 3]
+    assert {topic for each in topics for topic in each} == {f"a.{number}" for number in range(7)}, "each has its turn"
 
 
 def test_only_the_publishers_that_something_came_from_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

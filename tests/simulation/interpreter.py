@@ -17,7 +17,7 @@ published on its way to each subscriber:
     b sub T [latest=yes replay=latest|history buffer= takes=]      drop SHARE
     b router S [concurrency= max_queue=]    b unserve S [drain=]    b serving S yes|no
     a request S METHOD [ARGUMENT...] [timeout= idempotent=yes hedge_after= attempts= peer= key=]
-    a stream S METHOD [ARGUMENT...] [timeout= takes=]    a got NUMBER    a survey S METHOD [timeout=]
+    a stream S METHOD [ARGUMENT...] [timeout= takes=]    a got NUMBER    a survey S METHOD [ARGUMENT...] [timeout=]
     a cancel NUMBER    a kept
 
 A router's methods: ``echo``; ``slow SECONDS``; ``fail``; ``hang``; ``kill``, which kills its process; ``count N``, a
@@ -155,7 +155,8 @@ class Scenario:
         elif request.method in ("count", "first"):
             for number in range(int(arguments[0])):
                 await request.send(number)
-                request.node.say(f"send item {number}")
+                if number % 100 == 0:
+                    request.node.say(f"sent item {number}")
             if request.method == "first":
                 raise RemoteError("no good", "broken")
         elif request.method == "relay":
@@ -188,9 +189,9 @@ class Scenario:
         made = self.nodes[label].dealer(service).stream(method, *arguments, **options)
         self.asked[made.serial] = made
 
-    def do_survey(self, label: str, service: str, method: str, **options: Any) -> Iterator[str]:
+    def do_survey(self, label: str, service: str, method: str, *arguments: str, **options: Any) -> Iterator[str]:
         try:
-            asked = self.nodes[label].dealer(service).survey(method, **options)
+            asked = self.nodes[label].dealer(service).survey(method, *arguments, **options)
         except NoResponders as error:
             yield f"{error}"
         else:
