@@ -272,6 +272,8 @@ class SharedDealer(Dealer):
             if ticket.context is not None:
                 ticket.stop = partial(self._stop, ticket, ticket.context)
                 ticket.context.hold(ticket.stop)
+                if ticket.ended:
+                    continue
             try:
                 under_way.require_open()
             except MeshError as error:

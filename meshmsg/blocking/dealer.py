@@ -9,14 +9,17 @@ from types import EllipsisType, TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from meshmsg.blocking.calls import SharedDealer
+from meshmsg.blocking.files import fetch, send_file
 from meshmsg.blocking.loop import LoopThread
 from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.errors import Cancelled, ConfigurationError
 from meshmsg.sockets.context import current
 from meshmsg.sockets.dealer import require_headers
+from meshmsg.sockets.files import FileInfo
 from meshmsg.sockets.interceptors import OPTIONS, Outgoing
 from meshmsg.sockets.item_stream import Answer, Called, ItemStream
+from meshmsg.sockets.transfers import Progress, Target, Upload
 from meshmsg.sockets.workers import is_async
 
 BURST = 256  # answers or items that a thread takes at a time
@@ -67,7 +70,7 @@ class Fetched(Incoming[T]):
                 raise error
         finally:
             del error
-        items = self._thread.wait(self._fetch())
+        items = self._thread.wait(self._fetch)
         if not items:
             raise StopIteration
         self._here.extend(items)
@@ -76,7 +79,7 @@ class Fetched(Incoming[T]):
     def close(self) -> None:
         self._here.clear()
         if not self._thread.ended.is_set():
-            self._thread.wait(self._source.aclose())
+            self._thread.wait(self._source.aclose)
 
     async def _fetch(self) -> list[T]:
         """What has come, at least one; nothing at the end."""
@@ -193,6 +196,35 @@ class Dealer:
         source = self._inner.survey(method, *args, timeout=timeout, headers=headers, **kwargs)
         assert isinstance(source, Called), "what a dealer without interceptors makes"
         return Fetched(source, self._inner.require_thread(), self._driver)
+
+    def fetch(
+        self,
+        name: str,
+        target: Target,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+        peer: str | None = None,
+    ) -> FileInfo:
+        """Gets a file of a service that offers some; as ``meshmsg.Dealer.fetch``."""
+        self._inner.require_thread()
+        return fetch(self, name, target, progress, timeout, peer)
+
+    def send_file(
+        self,
+        source: Target,
+        name: str | None = None,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+        peer: str | None = None,
+    ) -> FileInfo:
+        """Puts a file into the directory of a service; as ``meshmsg.Dealer.send_file``.
+
+        ``progress`` is called in a thread of its own.
+        """
+        self._inner.require_thread()
+        return send_file(self, Upload(source, name, self._inner.chunk_bytes), progress, timeout, peer)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""

@@ -14,6 +14,8 @@ from meshmsg.sockets.handoff import acquire
 END_S = 1.0  # what a loop that is ending may take for it
 
 ResultT = TypeVar("ResultT")
+# What the loop shall run: a coroutine, or what makes one there. Ctrl-C cannot leave the latter made and never run.
+Work = Coroutine[Any, Any, ResultT] | Callable[[], Coroutine[Any, Any, ResultT]]
 logger = logging.getLogger("meshmsg.blocking")
 
 
@@ -31,8 +33,8 @@ class Call:
     taken that the loop needs; ``concurrent.futures`` has a condition there.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], done: Callable[[], None]) -> None:
-        self.coroutine = coroutine
+    def __init__(self, work: Work[Any], done: Callable[[], None]) -> None:
+        self.work = work
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended = False
@@ -45,10 +47,12 @@ class Call:
     def begin(self) -> None:
         """In the loop: runs it."""
         if self._cancelled or self.ended:
-            self.coroutine.close()
+            _drop(self.work)
             self.finish(None, asyncio.CancelledError())
             return
-        self._task = asyncio.get_running_loop().create_task(self.coroutine)
+        if not isinstance(self.work, Coroutine):
+            self.work = self.work()
+        self._task = asyncio.get_running_loop().create_task(self.work)
         self._task.add_done_callback(self._finished)
 
     def cancel(self) -> None:
@@ -60,7 +64,7 @@ class Call:
     def abandon(self, error: BaseException) -> None:
         """After the loop: it will not come to an end."""
         if self._task is None:
-            self.coroutine.close()
+            _drop(self.work)
         self.finish(None, error)
 
     def finish(self, result: Any, error: BaseException | None) -> None:
@@ -68,7 +72,8 @@ class Call:
         if not self.ended:
             self.result, self.error, self.ended = result, error, True
             self.ticket.release()
-            self._done()
+            done, self._done = self._done, _nothing  # which refers to this: no cycle may keep the result
+            done()
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
@@ -120,18 +125,18 @@ class LoopThread:
 
         return self.wait(run())
 
-    def wait(self, coroutine: Coroutine[Any, Any, ResultT], timeout_s: float | None = None) -> ResultT:
+    def wait(self, work: Work[ResultT], timeout_s: float | None = None) -> ResultT:
         """Runs a coroutine in the loop and returns its result; Ctrl-C cancels it.
 
         Raises ``TimeoutError`` after ``timeout_s`` seconds and leaves it running.
         """
         if self.is_current:
-            coroutine.close()
+            _drop(work)
             raise WrongThread(
                 f"this runs in the thread of node {self.name!r}, where waiting would stop the node: "
                 "call it from another thread"
             )
-        call = self.submit(coroutine)
+        call = self.submit(work)
         try:
             in_time = acquire(call.ticket, timeout_s)
         except BaseException:
@@ -147,9 +152,9 @@ class LoopThread:
         result: ResultT = call.result
         return result
 
-    def submit(self, coroutine: Coroutine[Any, Any, Any], done: Callable[[], None] = lambda: None) -> Call:
+    def submit(self, work: Work[Any], done: Callable[[], None] = lambda: None) -> Call:
         """Begins a coroutine in the loop; ``done`` is called there when it has ended."""
-        call = Call(coroutine, lambda: self._forget(call, done))
+        call = Call(work, lambda: self._forget(call, done))
         try:
             self._require_process()
             self.enter(call)
@@ -157,7 +162,7 @@ class LoopThread:
                 self.leave(call)
                 raise self._explain_end()
         except BaseException:
-            coroutine.close()
+            _drop(work)
             raise
         return call
 
@@ -221,3 +226,13 @@ class LoopThread:
         self._stop = asyncio.Event()
         self._started.release()
         await self._stop.wait()
+
+
+def _nothing() -> None:
+    """Has been done."""
+
+
+def _drop(work: Work[Any]) -> None:
+    """A coroutine that will not be run."""
+    if isinstance(work, Coroutine):
+        work.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -68,6 +69,10 @@ class Router:
             self._require_plain(function)
         self._call(lambda: self._async.offer(made))
         return offered
+
+    def files(self, directory: str | os.PathLike[str], *, writable: bool = False) -> None:
+        """Offers the files of a directory, for ``dealer.fetch`` and ``send_file``; see ``meshmsg.Router.files``."""
+        self._call(lambda: self._async.files(directory, writable=writable))
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ def pub_sub(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:
 @click.option("--concurrency", multiple=True, type=click.IntRange(1), default=bench_request.CONCURRENCIES,
               show_default=True, help="Requests under way at once; repeatable.")  # fmt: skip
 @click.option("--stream", is_flag=True, help="Items of streams instead of requests; so many streams at once.")
-@click.option("--uvloop", is_flag=True, help="Run everybody who has a loop in uvloop.")
+@click.option("--uvloop", is_flag=True, help="Run meshmsg's and zmq.asyncio's processes in uvloop.")
 @click.option("--profile", is_flag=True, help="Instead of rates: tables of where the time goes.")
 def request(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:
     """Requests a second, beside zmq.asyncio's DEALER and ROUTER, grpc.aio, and bare REQ/REP one by one."""

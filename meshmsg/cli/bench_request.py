@@ -121,7 +121,8 @@ def measure_requests(
     with ExitStack() as stack:
         pairs = {"meshmsg": open_pair(stack, OURS, options), "zmq.asyncio": open_pair(stack, ZMQ, options)}
         if bench_grpc.is_installed():
-            pairs["grpc.aio"] = open_pair(stack, GRPC, options)
+            # It brings a poller of its own, and is not made for uvloop.
+            pairs["grpc.aio"] = open_pair(stack, GRPC, {**options, "uvloop": False})
         bare = None if stream else Bare(stack, size)
         for number in dict.fromkeys(concurrency):
             amount = choose_count(size, number, stream=stream) if count is None else max(count, number)

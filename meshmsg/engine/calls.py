@@ -211,8 +211,8 @@ class Calls:
                 if (
                     call.method != first.method
                     or call.service != first.service
-                    or call.timeout != first.timeout
                     or call.deadline != first.deadline
+                    or (call.timeout != first.timeout and call.deadline is None)
                     or call.flags != first.flags
                     or call.headers != first.headers
                     or len(run) >= items.MAX_RUN

@@ -434,7 +434,9 @@ class Publisher:
                     for topic, mark in follower.behind.items()
                     if follower.positions.get(topic, 0) < mark and self._follows(follower, topic)
                 }
-                stated = [[topic, mark] for topic, mark in islice(follower.behind.items(), MAX_BEACONS)]
+                stated: list[list[Any]] = [
+                    [topic, mark] for topic, mark in islice(follower.behind.items(), MAX_BEACONS)
+                ]
                 if len(stated) < len(follower.behind):
                     for entry in stated:  # the others' turn is next
                         follower.behind[entry[0]] = follower.behind.pop(entry[0])

@@ -41,12 +41,13 @@ class Context:
     ...     return f"Hello {name}, says {context.service} to {context.caller.name}"
     """
 
-    __slots__ = ("_inner", "_place", "_served", "deadline")
+    __slots__ = ("_inner", "_place", "_served", "_told", "deadline")
 
     def __init__(self, served: Served, place: Place, deadline: float | None) -> None:
         self._served = served
         self._place = place
         self._inner: set[Callable[[], None]] | None = None
+        self._told = False  # whether a plain function got to know that it is wanted no more
         self.deadline = deadline
         """When it has to be answered, in seconds of the loop's clock (``loop.time()``); None for no limit."""
 
@@ -94,7 +95,14 @@ class Context:
         return self._served.cancelled is not None
 
     def hold(self, stop: Callable[[], None]) -> None:
-        """In the loop: has this called when a plain function that serves this is wanted no more, until ``release``."""
+        """In the loop: has this called when a plain function that serves this is wanted no more, until ``release``.
+
+        As with a coroutine that is cancelled, that is once: what it asks for afterwards, to clean up, goes on.
+        """
+        if self.cancelled and not self._told:
+            self._told = True
+            stop()
+            return
         if self._inner is None:
             self._inner = set()
         self._inner.add(stop)
@@ -107,6 +115,7 @@ class Context:
     def stop_inner(self) -> None:
         """Stops what a plain function waits for, as it cannot be stopped itself."""
         for stop in list(self._inner or ()):
+            self._told = True
             stop()
 
     def items(self) -> Items:

@@ -19,8 +19,10 @@ from meshmsg.errors import BodyTooLarge, ConfigurationError, DeadlineExceeded, E
 from meshmsg.options import DealerOptions
 from meshmsg.sockets.call_items import Items
 from meshmsg.sockets.context import Context, current
+from meshmsg.sockets.files import FileInfo, fit_chunk
 from meshmsg.sockets.item_stream import Answer, Incoming, ItemStream, Survey
 from meshmsg.sockets.sending import freeze_headers
+from meshmsg.sockets.transfers import Progress, Target, Upload, fetch, send_file
 from meshmsg.sockets.under_way import UnderWay, about
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
@@ -176,6 +178,59 @@ class Dealer:
 
         return Survey(self._under_way, self.service, method, make_call)
 
+    async def fetch(
+        self,
+        name: str,
+        target: Target,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+        peer: str | None = None,
+    ) -> FileInfo:
+        """Gets a file of a service that offers some (``Router.files``), and puts it at ``target`` once it is whole.
+
+        Until then it grows as ``target.part``. If the provider dies the transfer goes on at another one, or at the same
+        when it is back; if this fails, the next ``fetch`` goes on with what has come. The SHA-256 of the whole is
+        compared in the end.
+
+        Parameters
+        ----------
+        progress:
+            Is called with the bytes that are there, and all, after each chunk.
+        timeout:
+            Seconds for all of it; None for no limit, as long as something comes every 30 s.
+        peer:
+            Name or id of the only node to ask.
+
+        Raises ``NoResponders`` when nobody offers the service; ``RemoteError`` with the code ``"not_found"``,
+        ``"changed"`` (while it was read, again and again), ``"corrupt"`` (what came is not what was sent; nothing of it
+        is kept) or ``"busy"`` (another ``fetch`` has this target); what ``request`` raises; ``OSError`` for the target.
+        """
+        self._require_here()
+        return await fetch(self, name, target, progress, timeout, peer)
+
+    async def send_file(
+        self,
+        source: Target,
+        name: str | None = None,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+        peer: str | None = None,
+    ) -> FileInfo:
+        """Puts a file into the directory of a service, under its own name or another; a file of that name is replaced.
+
+        As ``fetch``, with the sides exchanged. Of several providers one gets it, for each name always the same as long
+        as it is there; ``peer=`` says which. ``NoSuchMethod`` says that its directory is not writable.
+        """
+        self._require_here()
+        return await send_file(self, Upload(source, name, self.chunk_bytes), progress, timeout, peer)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a file that this node sends in one item."""
+        return fit_chunk(self._max_bytes)
+
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""
         if name.startswith("_"):
@@ -291,8 +346,7 @@ class Dealer:
             )
         # The deadline itself, and not what is left until it: requests of one turn with the same one leave together.
         call.deadline = context.deadline
-        if call.timeout is None:
-            call.timeout = remaining
+        call.timeout = remaining
 
     def _encode_item(self, method: str, item: Any, place: int) -> bytes:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -12,6 +13,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.served import Service, Serving
 from meshmsg.errors import ConfigurationError, NameClash
 from meshmsg.options import RouterOptions
+from meshmsg.sockets.folder import Folder
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.methods import Method, find_kind, list_public, name_method
 from meshmsg.sockets.serving import CallWorkers, Interceptor
@@ -54,6 +56,7 @@ class Router:
         self.label = f"router({service.name!r})"
         self._driver = driver
         self._offer = service
+        self._max_message_bytes = max_message_bytes
         self._methods: dict[str, Method] = {}
         self._workers = CallWorkers(
             driver,
@@ -111,6 +114,21 @@ class Router:
             raise ConfigurationError(f"{self.label}.offer got {offered!r}, which has no public methods")
         self._add(functions)
         return offered
+
+    def files(self, directory: str | os.PathLike[str], *, writable: bool = False) -> None:
+        """Offers the files of a directory: ``dealer.fetch`` gets one, and if ``writable``, ``send_file`` puts one there.
+
+        They are the methods ``list``, ``stat``, ``read`` and ``write``. Nothing outside the directory can be named, and
+        nothing that is hidden by a leading dot.
+
+        >>> import tempfile
+        >>> from meshmsg import Node
+        >>> router = Node("server").router("models")
+        >>> router.files(tempfile.gettempdir())
+        >>> router.methods
+        ('ping', 'info', 'stats', 'list', 'stat', 'read')
+        """
+        self._add(Folder(self.label, directory, writable, self._max_message_bytes).methods)
 
     @property
     def methods(self) -> tuple[str, ...]:

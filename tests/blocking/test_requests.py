@@ -209,6 +209,7 @@ def test_who_waits_is_told_when_the_loop_dies(node: Node) -> None:
 
     assert client._loop is not None
     client._loop.loop.call_soon_threadsafe(end)
+    client._loop._thread.join(PATIENCE_S)
     for thread, outcome in threads:
         thread.join(PATIENCE_S)
         assert isinstance(outcome[0], NodeClosed), outcome

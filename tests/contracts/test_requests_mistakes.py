@@ -18,7 +18,7 @@ from meshmsg import (
     WrongThread,
 )
 from tests.contracts.faces import Collected, Face
-from tests.contracts.services import is_plain, method, serve
+from tests.contracts.services import method, serve
 
 NAN = float("nan")
 
@@ -202,10 +202,7 @@ def test_a_plain_function_behind_another_is_told_from_a_coroutine(face: Face) ->
 
     async def work() -> None: ...
 
-    if is_plain(face):
-        router.method(lambda: work(), name="work")
-    else:
-        method(face, router, name="work")(lambda: work())
+    method(face, router, name="work")(lambda: work())
     with pytest.raises(RemoteError, match=r"math\.work returned a coroutine, which nobody runs"):
         math.work()
 

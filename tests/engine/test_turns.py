@@ -186,6 +186,19 @@ def test_a_queue_that_nobody_consumes_any_more_is_due_when_patience_ends() -> No
     assert farm.touched() == {"q5"}
 
 
+def test_patience_begins_when_a_consumer_leaves_that_held_nothing() -> None:
+    farm = Farm(unroutable_after=5.0)
+    farm.a._sender.pause_lanes("b")
+    farm.a.outboxes["q5"].push(b"\x01")
+    farm.carry()
+    farm.now = 0.1
+    farm.b.close_pull("q5")
+    for _ in range(3):
+        farm.carry()
+    assert not farm.a.outboxes["q5"].lanes
+    assert farm.a._sender.wake_at(99.0) == 5.1
+
+
 def test_a_dead_letter_wakes_the_queue_that_it_moves_to() -> None:
     farm = Farm(dead_letter_to="q0")
     farm.a.outboxes["q8"].push_detailed(b"\x01", Details(expires_at=0.1, due_at=9.0), farm.now)

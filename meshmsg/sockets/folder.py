@@ -1,0 +1,154 @@
+"""The server's side of files: a directory whose files other nodes list, read and, if they may, write."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from meshmsg.checks import require_bool
+from meshmsg.errors import BadRequest, ConfigurationError, RemoteError
+from meshmsg.sockets.context import Context
+from meshmsg.sockets.files import NOT_FOUND, FileInfo, PartFile, SourceFile, fit_chunk, make_modified, not_a_transfer
+
+PART = ".part"
+
+
+class Folder:
+    """A directory as the methods of a service; plain functions, as files block.
+
+    A name is a path inside it, with "/" between its parts. None of these begins with a dot: hidden files stay hidden.
+    A symbolic link is followed as long as it leads to something inside.
+    """
+
+    def __init__(self, label: str, directory: object, writable: bool, max_message_bytes: int) -> None:
+        if not isinstance(directory, (str, os.PathLike)) or not os.path.isdir(directory):
+            raise ConfigurationError(f"{label}.files takes a directory that is there, got {directory!r}")
+        require_bool(f"{label}.files(writable=)", writable)
+        self._root = Path(os.path.realpath(directory))
+        self._chunk_bytes = fit_chunk(max_message_bytes)
+        self.methods: dict[str, Callable[..., Any]] = {"list": self.list_files, "stat": self.stat, "read": self.read}
+        if writable:
+            self.methods["write"] = self.write
+
+    def list_files(self, under: str = "") -> Iterator[FileInfo]:
+        """Files, sorted by name; only those below a directory inside, if one is given."""
+        top = self._find(under) if under else self._root
+        if not top.is_dir():
+            raise RemoteError(f"there is no directory {under!r}", code=NOT_FOUND)
+        for folder, inner, names in os.walk(top):
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(folder, name)
+                facts = self._look(path)
+                if facts is not None:
+                    label = path.relative_to(top).as_posix()
+                    yield FileInfo(f"{under}/{label}" if under else label, facts.st_size, make_modified(facts))
+
+    def stat(self, name: str, context: Context, digest: bool = False) -> FileInfo:
+        """One file; with ``digest=True`` it is read for its SHA-256."""
+        with closing(self._open(name)) as source:
+            sha256 = source.hash(lambda: context.cancelled) if digest else None
+            return FileInfo(name, source.size_bytes, source.modified, sha256)
+
+    def read(self, name: str, context: Context, offset: int = 0, digest: str = "") -> Iterator[dict[str, Any]]:
+        """A file in chunks, behind ``offset`` bytes if these have this SHA-256. The last chunk has that of all."""
+        if offset < 0:
+            raise BadRequest(f"a file has no byte {offset}", "offset")
+        with closing(self._open(name)) as source:
+            source.begin(offset, digest, lambda: context.cancelled)
+            facts = {"offset": source.place, "size_bytes": source.size_bytes, "modified": source.modified}
+            while True:
+                item = source.read(self._chunk_bytes)
+                yield {**facts, **item} if facts else item
+                facts = {}
+                if "digest" in item:
+                    return
+
+    def write(
+        self, name: str, size_bytes: int, items: Iterator[dict[str, Any]], context: Context
+    ) -> Iterator[dict[str, Any]]:
+        """Says what it has of a file, takes the rest in chunks, and says what came of it."""
+        target = self._place(name)
+        part_path = target.with_name(f".{target.name}{PART}")
+        with closing(PartFile(target, part_path, name, lambda: context.cancelled)) as part:
+            yield {"offset": part.place, "digest": part.digest}
+            begun = False
+            for item in items:
+                if not begun:
+                    begun = True
+                    if item.get("offset") != part.place:
+                        part.restart()
+                data, digest = item.get("data"), item.get("digest")
+                if not isinstance(data, bytes) or part.place + len(data) > size_bytes:
+                    raise not_a_transfer(item)
+                part.put(data)
+                if isinstance(digest, str):
+                    modified = part.commit(size_bytes, digest)
+                    yield {"name": name, "size_bytes": size_bytes, "modified": modified, "sha256": digest}
+                    return
+            raise RemoteError(f"{name}: the items ended before the file did")
+
+    # -- names -----------------------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> Path:
+        """Where a name leads, with all links followed."""
+        path = Path(os.path.realpath(self._root.joinpath(*split_name(name))))
+        if not path.is_relative_to(self._root):
+            raise BadRequest(f"{name!r} leads out of the directory", "name")
+        return path
+
+    def _open(self, name: str) -> SourceFile:
+        path = self._find(name)
+        try:
+            return SourceFile(path, name)
+        except IsADirectoryError:
+            raise BadRequest(f"{name!r} is not a regular file", "name") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise RemoteError(f"there is no file {name!r}", code=NOT_FOUND) from None
+
+    def _place(self, name: str) -> Path:
+        """Where a file of this name goes; a link that has the name is replaced, as files are."""
+        *above, last = split_name(name)
+        parent = self._find("/".join(above)) if above else self._root
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise BadRequest(f"{name!r} would be inside of a file", "name") from None
+        target = parent / last
+        if target.is_dir():
+            raise BadRequest(f"{name!r} is a directory", "name")
+        return target
+
+    def _look(self, path: Path) -> os.stat_result | None:
+        """What is known of a file, if it is one that is offered."""
+        if path.name.startswith("."):
+            return None
+        try:
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self._root):
+                return None
+            facts = path.stat()
+        except OSError:  # gone meanwhile, or a link to nothing
+            return None
+        return facts if stat.S_ISREG(facts.st_mode) else None
+
+
+def split_name(name: str) -> list[str]:
+    """The parts of a file's name.
+
+    >>> split_name("models/small.bin")
+    ['models', 'small.bin']
+    >>> split_name("../secret")
+    Traceback (most recent call last):
+    ...
+    meshmsg.errors.BadRequest: '../secret' is no name of a file: write folder/name, without leading dots
+    """
+    parts = name.split("/")
+    for part in parts:
+        plain = part and not part.startswith(".") and "\0" not in part
+        if not plain or (os.name == "nt" and (PureWindowsPath(part).name != part or ":" in part)):
+            raise BadRequest(f"{name!r} is no name of a file: write folder/name, without leading dots", "name")
+    return parts
