@@ -43,7 +43,7 @@ from meshmsg import DeadlineExceeded, Dealer, Message, Node, NoResponders, Overl
 
 PRICES = {"lamp": 4900, "chair": 12900, "poster": 900}  # cents
 STOCK = 5  # of each article, in a new database
-PATIENCE_S = 5.0  # of whoever waits for a page
+PATIENCE_S = 10.0  # of whoever waits for a page
 
 
 def connect(path: str) -> sqlite3.Connection:

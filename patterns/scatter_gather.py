@@ -31,7 +31,7 @@ from pathlib import Path
 from meshmsg import Context, Node
 
 SHARDS = 5
-PATIENCE_S = 1.0
+PATIENCE_S = 3.0
 WORDS = ["return", "class", "yield"]
 
 

@@ -77,7 +77,7 @@ def serve(mesh: str, name: str) -> None:
 async def read(mesh: str, count: int, fail: bool) -> None:
     """The reader, which also imports."""
     async with Node("reader", mesh=mesh) as node:
-        table = node.dealer("table")
+        table = node.dealer("table", timeout=30)
         await node.wait_for(router="table", count=count, timeout=30)
 
         seen: list[int] = []

@@ -16,7 +16,7 @@ from meshmsg.driver import Driver
 from meshmsg.errors import Cancelled, ConfigurationError
 from meshmsg.sockets.context import current
 from meshmsg.sockets.dealer import require_headers
-from meshmsg.sockets.files import FileInfo
+from meshmsg.sockets.files import FileInfo, fit_chunk
 from meshmsg.sockets.interceptors import OPTIONS, Outgoing
 from meshmsg.sockets.item_stream import Answer, Called, ItemStream
 from meshmsg.sockets.transfers import Progress, Target, Upload
@@ -224,7 +224,7 @@ class Dealer:
         ``progress`` is called in a thread of its own.
         """
         self._inner.require_thread()
-        return send_file(self, Upload(source, name, self._inner.chunk_bytes), progress, timeout, peer)
+        return send_file(self, Upload(source, name, fit_chunk(self._inner._max_bytes)), progress, timeout, peer)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""

@@ -163,7 +163,8 @@ class Engine:
 
     def set_serving(self, name: str, serving: bool) -> None:
         """Tells every peer whether a service takes requests now."""
-        self.offer(ROUTER, name, {} if serving else {"serving": False})
+        if name in self.serving.services:
+            self.offer(ROUTER, name, {} if serving else {"serving": False})
 
     def close_router(self, name: str) -> None:
         """Serves no more: what was not started goes elsewhere, what runs may end."""

@@ -110,7 +110,6 @@ class PlainInterceptor:
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, begin: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Runs a coroutine in the loop from a thread, with the thread's context variables; waits for its result."""
-    variables = contextvars.copy_context()
     ended: SimpleQueue[Ended] = SimpleQueue()
 
     async def run() -> None:
@@ -123,7 +122,7 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, begin: Callable[[], Coroutine[A
             raise
 
     tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them but weakly
-    loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(run(), context=variables)))
+    loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(run())))  # which passes the variables on
     result, error = ended.get()
     if error is None:
         return result

@@ -224,12 +224,7 @@ class Dealer:
         as it is there; ``peer=`` says which. ``NoSuchMethod`` says that its directory is not writable.
         """
         self._require_here()
-        return await send_file(self, Upload(source, name, self.chunk_bytes), progress, timeout, peer)
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a file that this node sends in one item."""
-        return fit_chunk(self._max_bytes)
+        return await send_file(self, Upload(source, name, fit_chunk(self._max_bytes)), progress, timeout, peer)
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""

@@ -116,7 +116,7 @@ class Router:
         return offered
 
     def files(self, directory: str | os.PathLike[str], *, writable: bool = False) -> None:
-        """Offers the files of a directory: ``dealer.fetch`` gets one, and if ``writable``, ``send_file`` puts one there.
+        """Offers the files of a directory: ``dealer.fetch`` gets one, and ``send_file`` puts one there if ``writable``.
 
         They are the methods ``list``, ``stat``, ``read`` and ``write``. Nothing outside the directory can be named, and
         nothing that is hidden by a leading dot.

@@ -91,7 +91,7 @@ class Patience:
         if not self._is_passing(error) or self._now() - self._moved_at > STALL_S:
             raise error
         self._attempts += 1
-        delay_s = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2 ** min(self._attempts, 10))
+        delay_s = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** min(self._attempts, 10))
         if isinstance(error, Overloaded) and error.retry_after is not None:
             delay_s = max(delay_s, error.retry_after)
         return min(delay_s, self.remaining() or delay_s)
@@ -103,7 +103,7 @@ class Patience:
             if error.code == CHANGED:
                 self._changes += 1
                 return self._changes <= MAX_CHANGES
-            return error.code == BUSY and self._begun  # the last attempt has not ended there
+            return error.code == BUSY  # an attempt, or a sender before, has not ended there
         return isinstance(error, (PeerLost, Unavailable, Overloaded))
 
 
@@ -140,7 +140,7 @@ class Download(Transfer):
     def __init__(self, service: str, name: str, target: Target) -> None:
         super().__init__()
         self.label = f"{service}: {name!r}"
-        self.name = name
+        self.name = require_file_name("fetch(name)", name)
         self.size_bytes = 0
         self._target = require_path("fetch(target)", target)
         self._part: PartFile | None = None
@@ -203,7 +203,7 @@ class Upload(Transfer):
     def __init__(self, source: Target, name: str | None, chunk_bytes: int) -> None:
         super().__init__()
         self._path = require_path("send_file(source)", source)
-        self.name = self._path.name if name is None else name
+        self.name = self._path.name if name is None else require_file_name("send_file(name=)", name)
         self._chunk_bytes = chunk_bytes
         self._source: SourceFile | None = None
         self._facts: dict[str, Any] = {}
@@ -251,6 +251,13 @@ def require_path(where: str, path: object) -> Path:
         if isinstance(plain, str):
             return Path(plain)
     raise ConfigurationError(f"{where} takes a path (str or Path), got {path!r}")
+
+
+def require_file_name(where: str, name: object) -> str:
+    """What the other side calls a file."""
+    if isinstance(name, str) and name:
+        return name
+    raise ConfigurationError(f'{where} takes what the service calls the file, such as "models/a.bin", got {name!r}')
 
 
 def require_progress(where: str, progress: object) -> None:

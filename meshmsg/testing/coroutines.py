@@ -81,9 +81,10 @@ class Run:
         else:
             if not isinstance(waits_for, Wait):
                 self.stop()
+                name = getattr(self._coroutine, "__qualname__", self._coroutine)
                 raise ConfigurationError(
-                    f"{self._coroutine.__qualname__} awaits something that needs an event loop; a cluster in virtual "
-                    "time has none: await request.sleep(), request.send(), request.take(), or a cluster's dealer"
+                    f"{name} awaits something that needs an event loop; a cluster in virtual time has none: await "
+                    "request.sleep(), request.send(), request.take(), or a request of a cluster's dealer"
                 )
             waits_for.then(self.step)
 

@@ -21,9 +21,9 @@ SERVICES = ("front", "back")
 NOBODYS = "nobodys"
 PLAIN = ("echo", "echo", "slow", "fail", "busy", "hang", "relay", "relay_both")
 STREAMS = ("count", "count", "count_and_fail", "count_forever", "both")
-DONE_S = 60.0  # after the heal, every request has its outcome within this time
+DONE_S = 30.0  # after the heal, every request has its outcome within this time
 REST_S = 15.0  # and nothing is kept of any, once all deadlines are over
-MAX_TIMEOUT_S = 5.0
+MAX_TIMEOUT_S = 3.0
 # With these alone nobody is lost, and nobody gives anybody up.
 NOBODY_LOST = frozenset(("delay", "slow", "failing", "duplicates", "close_pull", "redrive", "same_name", "crowding"))
 
@@ -64,7 +64,9 @@ class RequestSwarm:
         self.nodes = [*nodes, *(self.cluster.node(f"r{number}") for number in range(chance.choice((0, 0, 1, 2))))]
         for service in SERVICES:
             for node in chance.sample(self.nodes, chance.randint(1, min(3, len(self.nodes)))):
-                self._at(chance.choice((0.0, 0.0, 0.0, chance.uniform(0.0, work_s))), partial(self._serve, node, service))
+                self._at(
+                    chance.choice((0.0, 0.0, 0.0, chance.uniform(0.0, work_s))), partial(self._serve, node, service)
+                )
         for _ in range(chance.choice((3, 10, 25))):
             self._at(chance.uniform(0.1, work_s), partial(self._ask, chance.choice((1, 1, 3, 20))))
         changes = [self._toggle, self._survey, self._cancel]
@@ -141,7 +143,7 @@ class RequestSwarm:
 
     async def _count(self, request: ClusterRequest) -> None:
         forever = request.method == "count_forever"
-        for number in range(100_000 if forever else request.args[0]):
+        for number in range(10_000 if forever else request.args[0]):
             await request.send([request.serial, number])
             if forever or self.chance.random() < 0.05:
                 await request.sleep(0.02 + self._pause())
@@ -190,7 +192,7 @@ class RequestSwarm:
                     extras["timeout"] = timeout
                 self._note(dealer.request(method, len(self.made), **extras))
             elif kind == "items":
-                sent = range(chance.choice((0, 3, 40, 700)))
+                sent = range(chance.choice((0, 3, 40, 300)))
                 way = chance.choice(("sum", "sum_slowly"))
                 self._note(dealer.request(way, items=sent, **{**extras, "timeout": timeout}))
             else:
@@ -202,10 +204,10 @@ class RequestSwarm:
         pace_s = chance.choice((0.0, 0.0, 0.01, 0.1))
         more: dict[str, Any] = {"takes": lambda: (0.01 if self.healthy else 1.0) * pace_s, "timeout": timeout}
         if method == "both":
-            more["items"] = range(chance.choice((0, 3, 40, 700)))
+            more["items"] = range(chance.choice((0, 3, 40, 300)))
         elif method != "count_forever" and chance.random() < 0.3:
             more["timeout"] = None
-        count = chance.choice((0, 1, 15, 16, 17, 60, 400))
+        count = chance.choice((0, 1, 15, 16, 17, 60, 300))
         self._note(dealer.stream(method, count, **{**extras, **more}))
 
     def _choose_method(self, service: str) -> str:
@@ -286,7 +288,9 @@ class RequestSwarm:
         for node in self.nodes:
             if node.alive and not node.leaving:
                 for service in SERVICES:
-                    asked.append(node.dealer(service, idempotent=True, timeout=MAX_TIMEOUT_S).request("echo", node.name))
+                    asked.append(
+                        node.dealer(service, idempotent=True, timeout=MAX_TIMEOUT_S).request("echo", node.name)
+                    )
         cluster.run(MAX_TIMEOUT_S + 0.1)  # deadlines of runs are looked at when they are due
         for made in asked:
             if isinstance(made.error, RequestError) and not isinstance(made.error, Overloaded):

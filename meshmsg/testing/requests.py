@@ -184,7 +184,7 @@ class ClusterRouter:
         if node.cluster.traces:
             node.say(f"serve {self._name(request)} of {served.peer_name} {_shorten(request.args)}")
         node.cluster.books.requests.on_begin(request)
-        served.on_cancel = partial(node.loop.call_soon, partial(self._stop, request))
+        served.on_cancel = lambda: self._stop_soon(request)
         handler: Handler = self.handler or _echo
         around = partial(self._inside, request)
         life = node.life
@@ -218,6 +218,9 @@ class ClusterRouter:
             loop.call_at(loop.time() + seconds, lambda: self._end(request, value, error))
         else:
             self._end(request, value, error)
+
+    def _stop_soon(self, request: ClusterRequest) -> None:
+        self.node.loop.call_soon(lambda: self._stop(request))
 
     def _stop(self, request: ClusterRequest) -> None:
         """Nobody wants the answer: the handler is cancelled."""
@@ -348,6 +351,10 @@ class ClusterCall(Wait):
     def stir(self) -> None:
         """Items came, or the end; called in the middle of an engine's turn."""
         self.loop.call_soon(self.read)
+
+    def stir_items(self) -> None:
+        """The server takes more, or nothing any more; called in the middle of an engine's turn."""
+        self.loop.call_soon(self.pump)
 
     def read(self) -> None:
         """The application takes the next item, and the next one when it is through with this."""
@@ -498,7 +505,7 @@ class ClusterDealer:
             call.down.wake = made.stir
         if call.up is not None:
             made.to_send = deque(items or ())
-            call.up.wake = partial(node.loop.call_soon, made.pump)
+            call.up.wake = made.stir_items
         node.engine.calls.start(call)
         node.driver.wake()
         return made

@@ -27,7 +27,7 @@ WORK_S = 6.0  # work is sent and faults happen in this time
 NOTICE_S = 8.0  # and every death is noticed by everybody, whatever it interrupted
 SETTLE_S = 200.0  # after the heal, everything must have its end within this time
 TOPICS_EVERY = 3  # every third seed publishes and subscribes, too
-REQUESTS_EVERY = 3  # and the one after it requests and serves
+REQUESTS_EVERY = 6  # and the one after every other of these requests and serves
 MAX_STEPS = 100_000  # more than ten times what a run takes: something goes round in circles
 FAULTS = tuple(
     "crash freeze stall disconnect partition one_way delay lost_acks duplicates crowding slow failing poison jump "

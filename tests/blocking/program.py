@@ -10,9 +10,11 @@ import uuid
 from typing import IO
 
 PATIENCE_S = 15.0
+LIFE_S = 50  # after this it ends by itself, if its test could not see to that
 
 HEADER = """
 import os, signal, sys, threading, time
+signal.alarm({life_s})
 import meshmsg
 from meshmsg.blocking import Node
 def make(name="node", **options):
@@ -26,7 +28,7 @@ class Program:
     """Python source in its own process; ``line`` reads what it says, ``finish`` its end."""
 
     def __init__(self, source: str) -> None:
-        header = HEADER.format(mesh=f"program-{uuid.uuid4().hex[:12]}")
+        header = HEADER.format(mesh=f"program-{uuid.uuid4().hex[:12]}", life_s=LIFE_S)
         self._process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", "-c", header + textwrap.dedent(source)],
             stdout=subprocess.PIPE,

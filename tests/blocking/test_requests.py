@@ -6,13 +6,16 @@ import os
 import signal
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from meshmsg import BadRequest, Cancelled, Context, NodeClosed, WrongThread
+from meshmsg import BadRequest, Cancelled, Context, NodeClosed, RequestError, WrongThread
 from meshmsg.blocking import Dealer, Node
+from meshmsg.blocking.dealer import Fetched
 from tests.blocking.program import Program, run
 
 PATIENCE_S = 15.0
@@ -259,6 +262,71 @@ def test_a_stream_within_a_cancelled_method_ends(node: Node) -> None:
     thread.join(PATIENCE_S)
     assert isinstance(outcome[0], Cancelled)
     served.gate.set()
+
+
+def test_a_method_that_is_wanted_no_more_is_told_once(node: Node) -> None:
+    """As a coroutine is: the next thing that it asks for raises, and what it asks for to clean up goes on."""
+    served = Served(node)
+    other, heard = node.router("other"), []
+
+    @other.method
+    def relay(how: str) -> None:
+        served.started.release()
+        served.gate.wait(PATIENCE_S)
+        for _ in range(2):
+            try:
+                heard.append(
+                    served.math.ping()["node"] if how == "request" else next(served.math.stream("count", 1, 2))
+                )
+            except Cancelled as error:
+                heard.append(type(error))
+        served.started.release()
+
+    node.wait_for(router="other", timeout=PATIENCE_S)
+    for how, value in (("request", "node"), ("stream", 0)):
+        dealer = node.dealer("other")
+        thread, outcome = begin(partial(dealer.relay, how))
+        assert served.started.acquire(timeout=PATIENCE_S)
+        dealer.close()
+        thread.join(PATIENCE_S)
+        assert isinstance(outcome[0], Cancelled)
+        node.dealer("other").ping()  # behind the word that it is cancelled
+        served.gate.set()
+        assert served.started.acquire(timeout=PATIENCE_S)
+        assert heard == [Cancelled, value]
+        heard.clear()
+        served.gate.clear()
+    served.gate.set()
+
+
+def test_an_item_that_cannot_be_read_comes_in_its_place(node: Node) -> None:
+    class Source:
+        """Three items that have come together, the second one broken."""
+
+        def __init__(self) -> None:
+            self.items = deque([1, RequestError("broken"), 3])
+
+        @property
+        def _waiting(self) -> int:
+            return len(self.items)
+
+        def _take(self) -> Any:
+            item = self.items.popleft()
+            if isinstance(item, Exception):
+                raise item
+            return item
+
+        async def __anext__(self) -> Any:
+            if not self.items:
+                raise StopAsyncIteration
+            return self._take()
+
+    assert node._loop is not None
+    fetched: Fetched[Any] = Fetched(Source(), node._loop, node._node.driver)  # type: ignore[arg-type]
+    assert next(fetched) == 1
+    with pytest.raises(RequestError, match="broken"):
+        next(fetched)
+    assert list(fetched) == [3]
 
 
 def test_nothing_is_kept_of_what_has_ended(node: Node) -> None:

@@ -16,7 +16,7 @@ def connect(face: Face, topic: str, *, pub: dict[str, Any] | None = None, **sub:
     """A publisher of a topic, and a subscription of another node that the publisher has confirmed."""
     publisher, subscriber = face.pair()
     out, subscription = publisher.pub(topic, **(pub or {})), subscriber.sub(topic, **sub)
-    publisher.wait_for(sub=topic, timeout=PATIENCE_S)
+    publisher.wait_for(sub=topic.replace("*", "any"), timeout=PATIENCE_S)
     return out, subscription
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -565,6 +566,9 @@ def test_every_service_tells_about_itself(face: Face) -> None:
 # --- around requests ----------------------------------------------------------------------------------------
 
 
+user: ContextVar[str] = ContextVar("user")
+
+
 def test_interceptors_see_every_request_on_both_sides(face: Face) -> None:
     seen = Collected()
 
@@ -576,8 +580,9 @@ def test_interceptors_see_every_request_on_both_sides(face: Face) -> None:
         seen.add(f"checked {context.method}")
         return result
 
-    def time(context: Context, proceed: Any) -> Any:
-        seen.add("time")
+    def log_in(context: Context, proceed: Any) -> Any:
+        user.set(context.caller.name)
+        seen.add("log in")
         return (yield Run(proceed))
 
     def sign(outgoing: Any, proceed: Any) -> Any:
@@ -586,18 +591,20 @@ def test_interceptors_see_every_request_on_both_sides(face: Face) -> None:
         result = yield Run(proceed)
         return [result] if outgoing.method == "add" else result
 
-    both = [interceptor(face, check), interceptor(face, time)]
+    both = [interceptor(face, check), interceptor(face, log_in)]
     router, math = serve(face, router={"interceptors": both}, interceptors=[interceptor(face, sign)])
     method(face, router, name="add")(lambda first, second: first + second)
+    method(face, router, name="user")(lambda: user.get())
 
     @method(face, router, streams=True)
     def count(upto: int) -> Any:
         yield from range(upto)
 
     assert math.request("add", 1, 2, timeout=5) == [3]
-    assert list(seen) == ["sign request add [1, 2] {'timeout': 5}", "check add", "time", "checked add"]
+    assert list(seen) == ["sign request add [1, 2] {'timeout': 5}", "check add", "log in", "checked add"]
     assert list(math.stream("count", 3)) == [0, 1, 2]
     assert [answer.value["node"] for answer in math.survey("ping")] == ["server"]
+    assert math.request("user") == "client", "and what they set is seen by the method"
     plain = face.node("plain")
     plain.wait_for(router="math", timeout=PATIENCE_S)
     with pytest.raises(RemoteError, match=r"who are you\?") as caught:

@@ -107,9 +107,7 @@ class CallerDesk:
         self, name: str, number: int, code: str, *, never_ran: bool = False, retry_after: float | None = None
     ) -> None:
         flags = items.NEVER_RAN if never_ran else 0
-        self.calls.on_fault(
-            f"{name}.1", [items.FAULT, number, code, "", "no", None, retry_after, flags], self.now
-        )
+        self.calls.on_fault(f"{name}.1", [items.FAULT, number, code, "", "no", None, retry_after, flags], self.now)
         self.turn()
 
     def lose(self, name: str) -> None:

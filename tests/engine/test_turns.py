@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -192,11 +193,37 @@ def test_patience_begins_when_a_consumer_leaves_that_held_nothing() -> None:
     farm.a.outboxes["q5"].push(b"\x01")
     farm.carry()
     farm.now = 0.1
-    farm.b.close_pull("q5")
-    for _ in range(3):
+    farm.b.withdraw_pull("q5")
+    for _ in range(2):
         farm.carry()
     assert not farm.a.outboxes["q5"].lanes
     assert farm.a._sender.wake_at(99.0) == 5.1
+
+
+def test_who_is_looked_at_too_early_is_looked_at_again_in_time() -> None:
+    farm = Farm(unroutable_after=5.0)
+    farm.b.withdraw_pull("q5")
+    farm.now = 0.1
+    farm.carry()
+    outbox = farm.a.outboxes["q5"]
+    outbox.push(b"\x01")
+    farm.carry()
+    assert farm.a._sender.wake_at(99.0) == 5.1
+    outbox.options = replace(outbox.options, unroutable_after=7.0)
+    farm.time(5.1)
+    farm.carry()
+    assert outbox.waiting == 1 and farm.a._sender.wake_at(99.0) == 7.1
+
+
+def test_a_consumer_that_is_back_gets_what_waits() -> None:
+    farm = Farm()
+    farm.a._sender.pause_lanes("b")
+    farm.a.outboxes["q5"].push(b"\x01")
+    farm.carry()
+    assert farm.a.outboxes["q5"].waiting == 1
+    farm.a._sender.resume_lanes(farm.a.peers.by_id["b"])
+    farm.carry()
+    assert farm.a.outboxes["q5"].waiting == 0
 
 
 def test_a_dead_letter_wakes_the_queue_that_it_moves_to() -> None:

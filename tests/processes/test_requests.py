@@ -133,7 +133,7 @@ def test_the_end_of_a_request_stops_what_runs_for_it_three_hops_away(crew: Crew,
     asker = crew.start("client")
     for member, hop in ((asker, "first"), (members["first"], "second"), (members["second"], "third")):
         member.ask("wait_for", router=hop)
-    timeout = 1.0 if how == "deadline" else None
+    timeout = 2.0 if how == "deadline" else None
     args = [7, ["second", "third"]]
     asked = asker.tell("request", method="relay", service="first", args=args, label="it", timeout=timeout)
     wait_for(crew, "start", 3)

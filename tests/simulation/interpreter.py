@@ -21,8 +21,9 @@ published on its way to each subscriber:
     a cancel NUMBER    a kept
 
 A router's methods: ``echo``; ``slow SECONDS``; ``fail``; ``hang``; ``kill``, which kills its process; ``count N``, a
-stream; ``first N``, the same and then it fails; ``relay S METHOD [ARGUMENT...]``, which requests that. ``got`` tells what came
-of a stream, ``kept`` what a node keeps of requests that are over. A handler of a pull does what the body says: ``bad`` fails, ``reject`` rejects, ``poison`` kills its process, all else is acked.
+stream; ``first N``, the same and then it fails; ``relay S METHOD [ARGUMENT...]``, which requests that. ``got`` tells
+what came of a stream, ``kept`` what a node keeps of requests that are over. A pull's handler does what the body says:
+``bad`` fails, ``reject`` rejects, ``poison`` kills its process, all else is acked.
 Every link takes one millisecond and discovery 50, so that times are round.
 """
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from meshmsg.engine import calls as calls_module
 from meshmsg.engine.calls import Calls
 from meshmsg.engine.channel import Channel
+from meshmsg.engine.providers import Providers
 from meshmsg.engine.served import Serving
 from meshmsg.engine.streams import InStream, OutStream
-from meshmsg.errors import ConfigurationError, DeadlineExceeded, NoResponders, PeerLost, RemoteError
+from meshmsg.errors import Cancelled, ConfigurationError, DeadlineExceeded, NoResponders, PeerLost, RemoteError
 from meshmsg.testing import Cluster, ClusterNode, ClusterRequest, ClusterRouter, GuaranteeBroken
-from meshmsg.testing.soak import run_seed
 from meshmsg.testing.swarm import Swarm
 
 pytestmark = pytest.mark.guarantee("G8")
@@ -154,7 +153,7 @@ def test_a_caller_that_leaves_has_an_outcome_for_each() -> None:
     cluster.run(0.1)
     cluster.leave(a, drain=0.0)
     cluster.run(3.0)
-    assert [call.error.code for call in calls if hasattr(call.error, "code")] == ["cancelled"] * 2
+    assert [type(call.error) for call in calls] == [Cancelled] * 2
     assert not b.routers["s"].running
     rest(cluster)
 
@@ -184,6 +183,16 @@ def test_a_router_opens_again_with_its_node() -> None:
     cluster.run(0.1)
     assert call.value == []
     rest(cluster)
+
+
+def test_a_closed_router_is_not_offered_again() -> None:
+    cluster, [a, b] = connected("ab")
+    router = b.router("s", serve)
+    router.close()
+    b.engine.set_serving("s", True)
+    b.driver.wake()
+    cluster.run(0.1)
+    assert not a.engine.calls.responders("s")
 
 
 def test_whoever_is_stopped_hears_it_where_it_waits() -> None:
@@ -335,14 +344,12 @@ def send_no_time(patch: pytest.MonkeyPatch) -> None:
 def swap_answers(patch: pytest.MonkeyPatch) -> None:
     """An answer goes to the neighbour."""
     on_results = Calls.on_results
-    patch.setattr(
-        Calls, "on_results", lambda self, peer, numbers, *what: on_results(self, peer, numbers[::-1], *what)
-    )
+    patch.setattr(Calls, "on_results", lambda self, peer, numbers, *what: on_results(self, peer, numbers[::-1], *what))
 
 
 def keep_counting(patch: pytest.MonkeyPatch) -> None:
     """A provider owes an answer for ever."""
-    patch.setattr(calls_module.Providers, "dropped", lambda self, provider, now=0.0, seconds=0.0: None)
+    patch.setattr(Providers, "dropped", lambda self, provider, now=0.0, seconds=0.0: None)
 
 
 BREAKS: list[Break] = [
@@ -369,18 +376,12 @@ BREAKS: list[Break] = [
 def test_a_broken_promise_is_noticed(how: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of these mistakes in the engine breaks some of a hundred seeds."""
     how(monkeypatch)
-    for seed in range(1, 300, 3):
+    for seed in range(1, 600, 6):
         try:
             Swarm(seed).run()
         except (GuaranteeBroken, AssertionError):
             return
     pytest.fail(f"nothing noticed: {how.__doc__}")
-
-
-def test_seeds_that_found_something() -> None:
-    """Items of a call that went elsewhere; a hedge of a stream."""
-    for seed in (229, 484, 565, 919, 1090):
-        assert run_seed(seed) is None
 
 
 def test_what_was_never_answered_is_no_outcome() -> None:

@@ -273,6 +273,21 @@ class RequestCommands:
             outcome = [type(error).__name__, error.peer]
         return {"count": len(seen), "whole": seen == list(range(len(seen))), "outcome": outcome}
 
+    async def open_files(self, directory: str, writable: bool = False) -> dict[str, Any]:
+        """Offers the files of a directory."""
+        self.node.router("files").files(directory, writable=writable)
+        return {}
+
+    async def send_half(self, source: str) -> dict[str, Any]:
+        """Sends a file, and dies by SIGKILL when half of it is handed over."""
+
+        def die(done: int, total: int) -> None:
+            if done > total / 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        await self.node.dealer("files").send_file(source, progress=die)
+        return {}
+
     @staticmethod
     async def _outcome(task: asyncio.Task[Any]) -> list[Any]:
         """``["ok", result]``, or the error's type and the peer that it is about."""

@@ -1,0 +1,249 @@
+"""Files between nodes, in whatever face they are used: whole or not there, and on from where they stopped (G8)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshmsg import ConfigurationError, DeadlineExceeded, NameClash, NoResponders, RemoteError, Unavailable
+from meshmsg.sockets.files import CORRUPT, FileInfo
+from tests.contracts.faces import Face, Gate
+from tests.contracts.folders import CHUNK_BYTES, DATA, Progress, digest_of, names_in, share
+from tests.contracts.services import method, serve
+
+pytestmark = pytest.mark.guarantee("G8")
+
+
+@pytest.fixture
+def offered(tmp_path: Path) -> Path:
+    """What the server offers."""
+    directory = tmp_path / "offered"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """Where the client has its files."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+    return directory
+
+
+# --- to and fro ---------------------------------------------------------------------------------------------
+
+
+def test_files_are_fetched_and_sent_back(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    for size in (0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, len(DATA)):
+        data, progress = DATA[:size], Progress()
+        (offered / "a.bin").write_bytes(data)
+        info = files.fetch("a.bin", here / "b.bin", progress=progress)
+        assert isinstance(info, FileInfo) and (info.name, info.size_bytes) == ("a.bin", size)
+        assert info.sha256 == digest_of(data)
+        assert info.modified.timestamp() == pytest.approx(os.stat(offered / "a.bin").st_mtime)
+        assert (here / "b.bin").read_bytes() == data and names_in(here) == ["b.bin"]
+        chunks = max(1, -(-size // CHUNK_BYTES))
+        assert progress == [(min(size, CHUNK_BYTES * (place + 1)), size) for place in range(chunks)]
+
+        progress.clear()
+        sent = files.send_file(str(here / "b.bin"), "new/deep/c.bin", progress=progress)
+        assert (sent.name, sent.size_bytes, sent.sha256) == ("new/deep/c.bin", size, digest_of(data))
+        assert (offered / "new/deep/c.bin").read_bytes() == data
+        assert names_in(offered) == ["a.bin", "new/deep/c.bin"]
+        assert len(progress) == chunks and progress[-1] == (size, size)
+
+
+def test_what_is_there_is_replaced(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    (offered / "a.bin").write_bytes(b"new")
+    (here / "a.bin").write_bytes(b"something longer than that")
+    files.fetch("a.bin", here / "a.bin")
+    assert (here / "a.bin").read_bytes() == b"new"
+    (here / "a.bin").write_bytes(b"newer")
+    files.send_file(here / "a.bin")
+    assert (offered / "a.bin").read_bytes() == b"newer"
+    assert names_in(here) == names_in(offered) == ["a.bin"]
+
+
+# --- on from where it stopped -------------------------------------------------------------------------------
+
+
+def test_a_fetch_goes_on_behind_what_is_there_if_that_is_the_beginning(face: Face, offered: Path, here: Path) -> None:
+    files, count = share(face, offered), 2 * CHUNK_BYTES + 77
+    (offered / "a.bin").write_bytes(DATA)
+    for part, rest in ((DATA[:count], count), (DATA[1 : count + 1], 0)):
+        progress = Progress()
+        (here / "a.bin.part").write_bytes(part)
+        assert files.fetch("a.bin", here / "a.bin", progress=progress).sha256 == digest_of(DATA)
+        assert progress[0][0] == rest + CHUNK_BYTES
+        assert (here / "a.bin").read_bytes() == DATA and names_in(here) == ["a.bin"]
+
+
+def test_a_sender_goes_on_behind_what_is_there_if_that_is_the_beginning(face: Face, offered: Path, here: Path) -> None:
+    files, count = share(face, offered, writable=True), 2 * CHUNK_BYTES + 77
+    (here / "a.bin").write_bytes(DATA)
+    for part, rest in ((DATA[:count], count), (DATA[1 : count + 1], 0)):
+        progress = Progress()
+        (offered / ".a.bin.part").write_bytes(part)
+        assert files.send_file(here / "a.bin", progress=progress).sha256 == digest_of(DATA)
+        assert progress[0][0] == rest + CHUNK_BYTES
+        assert (offered / "a.bin").read_bytes() == DATA and names_in(offered) == ["a.bin"]
+
+
+def test_a_provider_that_fails_half_way_is_asked_for_the_rest(face: Face, here: Path) -> None:
+    router, files = serve(face, "files")
+    asked, progress = [], Progress()
+
+    @method(face, router, streams=True)
+    def read(name: str, offset: int, digest: str) -> Iterator[dict[str, Any]]:
+        asked.append((offset, digest))
+        assert DATA.startswith(DATA[:offset]) and digest == digest_of(DATA[:offset])
+        facts = {"offset": offset, "size_bytes": len(DATA), "modified": None}
+        end = offset + 2 * CHUNK_BYTES
+        yield {**facts, "data": DATA[offset:end]}
+        if end < len(DATA):
+            raise Unavailable("somebody stops me")
+        yield {"data": b"", "digest": digest_of(DATA)}
+
+    with pytest.raises(RemoteError, match="no transfer of a file"):  # a time is no time
+        files.fetch("a.bin", here / "a.bin", progress=progress)
+    assert [offset for offset, _ in asked] == [0, 2 * CHUNK_BYTES, 4 * CHUNK_BYTES]
+    assert [done for done, _ in progress] == [2 * CHUNK_BYTES, 4 * CHUNK_BYTES, len(DATA)]
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------
+
+
+def test_a_file_that_arrives_otherwise_than_it_was_sent_is_not_kept(face: Face, here: Path) -> None:
+    router, files = serve(face, "files")
+    lies = iter(["data", "digest", "size"])
+
+    @method(face, router, streams=True)
+    def read(name: str, offset: int, digest: str) -> Iterator[dict[str, Any]]:
+        lie = next(lies)
+        data = DATA[:-1] + b"x" if lie == "data" else DATA
+        yield {"offset": 0, "size_bytes": len(DATA) + (lie == "size"), "modified": None, "data": data[:100]}
+        yield {"data": data[100:], "digest": digest_of(DATA[:-1] if lie == "digest" else DATA)}
+
+    (here / "a.bin").write_bytes(b"before")
+    for _ in range(3):
+        with pytest.raises(RemoteError, match="did not arrive as it was sent") as caught:
+            files.fetch("a.bin", here / "a.bin")
+        assert caught.value.code == CORRUPT
+        assert (here / "a.bin").read_bytes() == b"before" and names_in(here) == ["a.bin"]
+
+
+def test_what_has_come_is_kept_when_the_rest_cannot_be_had(face: Face, here: Path) -> None:
+    router, files = serve(face, "files")
+
+    @method(face, router, streams=True)
+    def read(name: str, offset: int, digest: str) -> Iterator[Any]:
+        yield {"offset": 0, "size_bytes": 10, "modified": None, "data": b"12345"}
+        raise OSError("the disk makes noises")
+
+    with pytest.raises(RemoteError, match="noises"):
+        files.fetch("a.bin", here / "a.bin")
+    assert (here / "a.bin.part").read_bytes() == b"12345" and names_in(here) == ["a.bin.part"]
+
+
+def test_time_runs_out(face: Face, here: Path) -> None:
+    router, files = serve(face, "files")
+
+    @method(face, router, streams=True)
+    def read(name: str, offset: int, digest: str) -> Iterator[Any]:
+        yield Gate()
+
+    with pytest.raises(DeadlineExceeded):
+        files.fetch("a.bin", here / "a.bin", timeout=0.05)
+    assert names_in(here) == []
+
+
+def test_one_target_is_fetched_once_at_a_time(face: Face, here: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    router, files = serve(face, "files")
+    caught: list[Exception] = []
+
+    @method(face, router, streams=True)
+    def read(name: str, offset: int, digest: str) -> Iterator[Any]:
+        yield {"offset": 0, "size_bytes": 2, "modified": None, "data": b"1"}
+        raise OSError("enough")
+
+    def look(done: int, total: int) -> None:
+        """As another process would."""
+        with open(here / "a.bin.part", "r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                caught.append(error)
+
+    with pytest.raises(RemoteError, match="enough"):
+        files.fetch("a.bin", here / "a.bin", progress=look)
+    assert len(caught) == 1
+    with open(here / "a.bin.part", "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(RemoteError, match="transferred already") as busy:
+            files.fetch("a.bin", here / "a.bin")
+    assert busy.value.code == "busy"
+
+
+def test_an_error_of_progress_ends_the_transfer(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    (offered / "a.bin").write_bytes(DATA)
+    (here / "b.bin").write_bytes(DATA)
+
+    def fail(done: int, total: int) -> None:
+        raise KeyError(f"{done} of {total}")
+
+    with pytest.raises(KeyError):
+        files.fetch("a.bin", here / "a.bin", progress=fail)
+    with pytest.raises(KeyError):
+        files.send_file(here / "b.bin", progress=fail)
+    assert files.fetch("a.bin", here / "a.bin").sha256 == files.send_file(here / "b.bin").sha256
+
+
+# --- what may not be ----------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named(face: Face, offered: Path, here: Path) -> None:
+    router, files = serve(face, "files")
+    for directory in (offered / "nothing", 7, None):
+        with pytest.raises(ConfigurationError, match="takes a directory that is there"):
+            router.files(directory)
+    with pytest.raises(ConfigurationError, match="writable"):
+        router.files(offered, writable=1)
+    router.files(offered)
+    with pytest.raises(NameClash):
+        router.files(offered)
+    (offered / "a").write_bytes(b"a")
+    with pytest.raises(ConfigurationError, match="is a directory"):
+        files.fetch("a", here)
+    for name in ("", 7, None):
+        with pytest.raises(ConfigurationError, match=r"fetch\(name\) takes"):
+            files.fetch(name, here / "a")
+    with pytest.raises(ConfigurationError, match=r"send_file\(name=\) takes"):
+        files.send_file(offered / "a", "")
+    with pytest.raises(ConfigurationError, match=r"fetch\(target\) takes a path"):
+        files.fetch("a", 7)
+    with pytest.raises(ConfigurationError, match=r"fetch\(progress=\)"):
+        files.fetch("a", here / "a", progress=7)
+    with pytest.raises(ConfigurationError, match=r"timeout="):
+        files.fetch("a", here / "a", timeout=0)
+    with pytest.raises(FileNotFoundError):
+        files.fetch("a", here / "nothing" / "a")
+    with pytest.raises(FileNotFoundError):
+        files.send_file(here / "nothing")
+    with pytest.raises(IsADirectoryError):
+        files.send_file(here)
+    assert names_in(here) == []
+
+
+def test_nobody_who_has_it_is_known_at_once(face: Face, here: Path) -> None:
+    files = face.node("alone").dealer("files")
+    with pytest.raises(NoResponders):
+        files.fetch("a", here / "a")
+    assert names_in(here) == []

@@ -1,0 +1,193 @@
+"""A directory as a service: which of its files can be named, and what becomes of those that are sent to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshmsg import BadRequest, NoSuchMethod, RemoteError
+from meshmsg.sockets.files import CHANGED, CORRUPT
+from tests.contracts.faces import PATIENCE_S, Face
+from tests.contracts.folders import CHUNK_BYTES, DATA, digest_of, names_in, share
+from tests.contracts.services import method, serve
+
+pytestmark = pytest.mark.guarantee("G8")
+
+
+@pytest.fixture
+def face() -> Iterator[Face]:
+    """What these tests look at is behind the faces: one will do."""
+    face = Face("blocking")
+    yield face
+    face.close()
+
+
+@pytest.fixture
+def offered(tmp_path: Path) -> Path:
+    """What the server offers."""
+    directory = tmp_path / "offered"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """Where the client has its files."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+    return directory
+
+
+def test_files_are_listed_and_looked_at(face: Face, offered: Path) -> None:
+    files = share(face, offered)
+    for name in ("b", "a", "sub/c", ".hidden", ".git/config", "sub/.d.part"):
+        (offered / name).parent.mkdir(exist_ok=True)
+        (offered / name).write_bytes(name.encode())
+    (offered / "pipe").symlink_to("/dev/null")
+    assert [(each["name"], each["size_bytes"]) for each in files.stream("list")] == [("a", 1), ("b", 1), ("sub/c", 5)]
+    assert [each["name"] for each in files.stream("list", "sub")] == ["sub/c"]
+    assert files.stat("sub/c")["sha256"] is None
+    assert files.stat("sub/c", digest=True)["sha256"] == digest_of(b"sub/c")
+    with pytest.raises(RemoteError, match="no directory 'nothing'") as caught:
+        list(files.stream("list", "nothing"))
+    assert caught.value.code == "not_found"
+
+
+def test_small_messages_carry_small_chunks(face: Face, offered: Path, here: Path) -> None:
+    server = face.node("server", max_message_bytes=1024)
+    server.router("files").files(offered, writable=True)
+    client = face.node("client", max_message_bytes=1024)
+    client.wait_for(router="files", timeout=PATIENCE_S)
+    files, data = client.dealer("files"), DATA[:10_000]
+    (offered / "a.bin").write_bytes(data)
+    files.fetch("a.bin", here / "a.bin")
+    assert files.send_file(here / "a.bin", "b.bin").sha256 == digest_of(data)
+
+
+def test_more_than_the_whole_file_is_no_beginning_of_it(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered)
+    (offered / "a.bin").write_bytes(DATA[:CHUNK_BYTES])
+    (here / "a.bin.part").write_bytes(DATA)
+    files.fetch("a.bin", here / "a.bin")
+    assert (here / "a.bin").read_bytes() == DATA[:CHUNK_BYTES]
+    first, *_ = files.stream("read", "a.bin", 10**9, digest_of(DATA[:CHUNK_BYTES]))
+    assert (first["offset"], first["data"]) == (0, DATA[:CHUNK_BYTES])
+    with pytest.raises(BadRequest, match="no byte -1"):
+        list(files.stream("read", "a.bin", -1))
+
+
+def test_the_server_keeps_nothing_of_a_file_that_did_not_arrive_as_it_was_sent(face: Face, offered: Path) -> None:
+    files = share(face, offered, writable=True)
+    for size, digest in ((3, digest_of(b"abd")), (4, digest_of(b"abc"))):
+        items = [{"offset": 0, "data": b"ab"}, {"data": b"c", "digest": digest}]
+        with pytest.raises(RemoteError) as caught:
+            list(files.stream("write", "a.bin", size, items=items))
+        assert caught.value.code == CORRUPT and names_in(offered) == []
+    with pytest.raises(RemoteError, match="items ended before"):
+        list(files.stream("write", "a.bin", 3, items=[{"offset": 0, "data": b"ab"}]))
+    assert (offered / ".a.bin.part").read_bytes() == b"ab"
+
+
+def test_what_is_no_transfer_is_told_apart(face: Face, here: Path) -> None:
+    router, files = serve(face, "files")
+    wrong: list[Any] = [
+        7,
+        {"data": "text"},
+        {"data": b"x"},
+        {"offset": 5, "size_bytes": 3, "data": b""},
+        {"offset": 0, "size_bytes": "3", "data": b""},
+        {"offset": 0, "size_bytes": 0, "data": b"x"},
+    ]
+
+    @method(face, router, streams=True)
+    def read(name: str, offset: int, digest: str) -> Iterator[Any]:
+        yield wrong[int(name)]
+
+    for place in range(len(wrong)):
+        with pytest.raises(RemoteError, match="no transfer of a file"):
+            files.fetch(str(place), here / "a.bin", timeout=PATIENCE_S)
+        assert names_in(here) == []
+
+
+def test_a_file_that_changes_all_the_time_is_given_up(face: Face, here: Path) -> None:
+    router, files = serve(face, "files")
+    asked = []
+
+    @method(face, router, streams=True)
+    def read(name: str, offset: int, digest: str) -> Iterator[Any]:
+        asked.append(offset)
+        yield {"offset": offset, "size_bytes": 10**6, "modified": None, "data": b"x"}
+        raise RemoteError("it was changed", code=CHANGED)
+
+    with pytest.raises(RemoteError) as caught:
+        files.fetch("a.bin", here / "a.bin")
+    assert caught.value.code == CHANGED and asked == [0, 1, 2, 3]
+
+
+def test_names_that_lead_elsewhere_are_refused(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    (offered.parent / "secret").write_bytes(b"secret")
+    (offered / ".hidden").write_bytes(b"hidden")
+    (here / "a.bin").write_bytes(b"a")
+    for name in ("/etc/passwd", "../secret", "sub/../../secret", "sub//a", ".hidden", "a\0b", ".", "a/"):
+        for attempt in (partial(files.fetch, name, here / "got"), partial(files.send_file, here / "a.bin", name)):
+            with pytest.raises(BadRequest, match="is no name of a file") as caught:
+                attempt()
+            assert caught.value.argument == "name"
+    assert names_in(here) == ["a.bin"] and names_in(offered) == [".hidden"]
+
+
+def test_links_lead_no_further_than_the_directory(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    outside = offered.parent / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    (here / "a.bin").write_bytes(b"a")
+    (offered / "real").write_bytes(b"real")
+    (offered / "inside").symlink_to("real")
+    (offered / "file").symlink_to(outside / "secret")
+    (offered / "folder").symlink_to(outside)
+    assert [each["name"] for each in files.stream("list")] == ["inside", "real"]
+    assert files.fetch("inside", here / "got").size_bytes == 4
+    for attempt in (
+        lambda: files.fetch("file", here / "out"),
+        lambda: files.fetch("folder/secret", here / "out"),
+        lambda: files.send_file(here / "a.bin", "folder/new"),
+        lambda: list(files.stream("list", "folder")),
+    ):
+        with pytest.raises(BadRequest, match="leads out of the directory"):
+            attempt()
+    files.send_file(here / "a.bin", "file")  # takes the place of the link
+    assert (outside / "secret").read_bytes() == b"secret" and (offered / "file").read_bytes() == b"a"
+    assert names_in(outside) == ["secret"] and names_in(here) == ["a.bin", "got"]
+
+
+def test_what_is_no_file_cannot_be_had(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    (offered / "sub").mkdir()
+    (offered / "a").write_bytes(b"a")
+    os.mkfifo(offered / "pipe")
+    for name in ("sub", "pipe"):
+        with pytest.raises(BadRequest, match="not a regular file"):
+            files.fetch(name, here / "got")
+    for name in ("nothing", "a/b"):
+        with pytest.raises(RemoteError, match="there is no file") as caught:
+            files.fetch(name, here / "got")
+        assert caught.value.code == "not_found"
+    for name, text in (("sub", "is a directory"), ("a/b", "inside of a file")):
+        with pytest.raises(BadRequest, match=text):
+            files.send_file(offered / "a", name)
+    assert names_in(here) == []
+
+
+def test_a_directory_is_not_written_to_unless_it_may_be(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered)
+    (here / "a.bin").write_bytes(b"a")
+    with pytest.raises(NoSuchMethod, match=r"files\.write"):
+        files.send_file(here / "a.bin")
+    assert names_in(offered) == []

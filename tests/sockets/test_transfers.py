@@ -1,0 +1,342 @@
+"""The client's side of files: when a transfer is tried again, and that whoever leaves one lets go of the file."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshmsg import (
+    BadRequest,
+    ConfigurationError,
+    Context,
+    DeadlineExceeded,
+    Node,
+    NoResponders,
+    Outgoing,
+    Overloaded,
+    PeerLost,
+    RemoteError,
+    RequestError,
+    Unavailable,
+)
+from meshmsg.sockets import transfers
+from meshmsg.sockets.files import BUSY, CHANGED, CORRUPT, PartFile, SourceFile
+from meshmsg.sockets.transfers import MAX_CHANGES, STALL_S, Download, Patience, Upload
+
+PATIENCE_S = 10.0
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def never() -> bool:
+    return False
+
+
+# --- patience -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PeerLost("x"), Unavailable("x"), Overloaded("x"), RemoteError("x", code=BUSY), RemoteError("x", code=CHANGED)],
+)
+def test_what_passes_is_tried_again_until_nothing_comes_for_long(error: RequestError) -> None:
+    clock = Clock()
+    patience = Patience("fetch", None, clock)
+    assert 0 < patience.after(error) <= 0.2
+    clock.now_s += STALL_S - 1
+    patience.moved()
+    clock.now_s += STALL_S
+    assert patience.after(error) > 0
+    clock.now_s += 1
+    with pytest.raises(type(error)):
+        patience.after(error)
+
+
+@pytest.mark.parametrize("error", [BadRequest("x"), DeadlineExceeded("x"), RemoteError("x"), RemoteError("x", CORRUPT)])
+def test_what_stays_is_raised_at_once(error: RequestError) -> None:
+    patience = Patience("fetch", None, Clock())
+    patience.moved()
+    with pytest.raises(type(error)):
+        patience.after(error)
+
+
+def test_a_provider_may_be_away_once_it_was_there() -> None:
+    patience = Patience("fetch", None, Clock())
+    with pytest.raises(NoResponders):
+        patience.after(NoResponders("x"))
+    patience.moved()
+    assert patience.after(NoResponders("x")) > 0
+
+
+def test_pauses_grow_and_begin_anew_when_something_came() -> None:
+    patience = Patience("fetch", None, Clock())
+    pauses = [patience.after(PeerLost("x")) for _ in range(20)]
+    assert pauses[0] <= 0.1 and max(pauses) <= 1.0 and min(pauses[-5:]) >= 0.5
+    patience.moved()
+    assert patience.after(PeerLost("x")) <= 0.1
+    assert patience.after(Overloaded("x", retry_after=3.0)) == 3.0
+
+
+def test_no_pause_is_longer_than_the_time_that_is_left() -> None:
+    clock = Clock()
+    patience = Patience("fetch", 2.0, clock)
+    assert patience.remaining() == 2.0
+    assert patience.after(Overloaded("x", retry_after=3.0)) == 2.0
+    clock.now_s += 2.0
+    with pytest.raises(DeadlineExceeded, match=r"not done within 2.0 s"):
+        patience.after(PeerLost("x"))
+    with pytest.raises(ConfigurationError):
+        Patience("fetch", -1, clock)
+
+
+def test_a_file_may_change_a_few_times() -> None:
+    patience = Patience("fetch", None, Clock())
+    for _ in range(MAX_CHANGES):
+        patience.moved()
+        patience.after(RemoteError("x", code=CHANGED))
+    with pytest.raises(RemoteError):
+        patience.after(RemoteError("x", code=CHANGED))
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "touched"])
+def test_a_file_that_changes_while_it_is_read_is_not_taken_for_whole(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 100)
+    source = SourceFile(path, "a")
+    assert source.read(60) == {"data": b"x" * 60}
+    if change == "longer":
+        with path.open("ab") as file:
+            file.write(b"more")
+    elif change == "shorter":
+        os.truncate(path, 60)
+    else:
+        os.utime(path, ns=(1, 1))
+    with pytest.raises(RemoteError, match="was changed while it was read") as caught:
+        source.read(60)
+    assert caught.value.code == CHANGED
+    source.close()
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"before")
+    other.write_bytes(b"after it")
+    source = SourceFile(path, "a")
+    os.replace(other, path)
+    assert source.read(100) == {"data": b"before", "digest": hashlib.sha256(b"before").hexdigest()}
+    source.close()
+
+
+def test_a_part_is_whole_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        done.append("sync directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
+        real_sync(descriptor)
+
+    def replace(source: Any, target: Any) -> None:
+        done.append("replace")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    part = PartFile(tmp_path / "a", tmp_path / "a.part", "a", never)
+    part.put(b"abc")
+    part.commit(3, hashlib.sha256(b"abc").hexdigest())
+    part.close()
+    assert done == ["sync file", "replace", "sync directory"] and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_part_that_became_the_target_meanwhile_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    part_path, real = tmp_path / "a.part", fcntl.flock
+
+    def flock(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        os.replace(part_path, tmp_path / "a")  # by another process, after this one has opened it
+        real(descriptor, how)
+
+    part_path.write_bytes(b"whole")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    part = PartFile(tmp_path / "a", part_path, "a", never)
+    assert part.place == 0
+    part.put(b"other")
+    part.close()
+    assert (tmp_path / "a").read_bytes() == b"whole" and part_path.read_bytes() == b"other"
+
+
+def test_a_part_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "a.part").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError):
+        PartFile(tmp_path / "a", tmp_path / "a.part", "a", never)
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+
+
+def test_nothing_is_done_with_a_transfer_that_was_given_up(tmp_path: Path) -> None:
+    (tmp_path / "a.part").write_bytes(b"x" * 100)
+    download = Download("files", "a", tmp_path / "a")
+    download.run(download.open)
+    download.close()
+    with pytest.raises(ValueError, match="given up"):
+        download.run(download.put, {"data": b"x"})
+    # What takes long, such as reading what is there already, ends soon.
+    with pytest.raises(RequestError, match="nobody waits"):
+        PartFile(tmp_path / "a", tmp_path / "a.part", "a", lambda: True)
+    upload = Upload(tmp_path / "a.part", None, 100)
+    upload.run(upload.open)
+    upload.close()
+    assert (tmp_path / "a.part").read_bytes() == b"x" * 100
+
+
+# --- in the loop --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.guarantee("G8")
+async def test_who_is_cancelled_lets_go_of_the_file_and_stops_the_provider(tmp_path: Path) -> None:
+    async with Node("both", mdns=False) as node:
+        router, files = node.router("files"), node.dealer("files")
+        stopped, some = asyncio.Event(), asyncio.Event()
+
+        @router.method
+        async def read(name: str, offset: int, digest: str) -> AsyncIterator[dict[str, Any]]:
+            try:
+                yield {"offset": offset, "size_bytes": 3, "modified": None, "data": b"1"}
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+
+        await node.wait_for(router="files", timeout=PATIENCE_S)
+        fetching = asyncio.ensure_future(files.fetch("a", tmp_path / "a", progress=lambda *_: some.set()))
+        await some.wait()
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        await stopped.wait()
+        with PartFileOf(tmp_path / "a") as part:
+            assert part.place == 1
+
+
+class PartFileOf:
+    """The part of a target, as the next one who fetches it opens it."""
+
+    def __init__(self, target: Path) -> None:
+        self._part = PartFile(target, Path(f"{target}.part"), "a", never)
+
+    def __enter__(self) -> PartFile:
+        return self._part
+
+    def __exit__(self, *_: object) -> None:
+        self._part.close()
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_sender_that_is_cancelled_makes_room_for_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "offered").mkdir()
+    data = os.urandom(8 * 2**20)
+    (tmp_path / "a").write_bytes(data)
+    async with Node("both", mdns=False) as node:
+        node.router("files").files(tmp_path / "offered", writable=True)
+        files, some = node.dealer("files"), asyncio.Event()
+        await node.wait_for(router="files", timeout=PATIENCE_S)
+        sending = asyncio.ensure_future(files.send_file(tmp_path / "a", progress=lambda *_: some.set()))
+        await some.wait()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert (await files.send_file(tmp_path / "a")).size_bytes == len(data)
+        assert (tmp_path / "offered" / "a").read_bytes() == data
+        assert os.listdir(tmp_path / "offered") == ["a"]
+
+
+async def test_interceptors_see_each_attempt(tmp_path: Path) -> None:
+    seen: list[tuple[str, str]] = []
+
+    async def sign(outgoing: Outgoing, proceed: Callable[[], Any]) -> Any:
+        seen.append((outgoing.kind, outgoing.method))
+        outgoing.headers["token"] = "secret"
+        return await proceed()
+
+    async def check(context: Context, proceed: Callable[[], Any]) -> Any:
+        if context.headers.get("token") != "secret":
+            raise RemoteError("who are you?", code="unauthenticated")
+        if len(seen) == 1:
+            raise Unavailable("come again")
+        return await proceed()
+
+    (tmp_path / "a").write_bytes(b"abc")
+    async with Node("both", mdns=False) as node:
+        node.router("files", interceptors=[check]).files(tmp_path, writable=True)
+        files = node.dealer("files", interceptors=[sign])
+        await node.wait_for(router="files", timeout=PATIENCE_S)
+        await files.fetch("a", tmp_path / "b")
+        await files.send_file(tmp_path / "b", "c")
+        assert seen == [("stream", "read"), ("stream", "read"), ("stream", "write")]
+        with pytest.raises(RemoteError, match="who are you"):
+            await node.dealer("files").fetch("a", tmp_path / "d")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_transfer_within_a_request_has_its_deadline(tmp_path: Path) -> None:
+    async with Node("both", mdns=False) as node:
+        files, fetched = node.dealer("files"), asyncio.Event()
+
+        @node.router("files").method
+        async def read(name: str, offset: int, digest: str) -> AsyncIterator[dict[str, Any]]:
+            await asyncio.Event().wait()
+            yield {}
+
+        @node.router("front").method
+        async def get() -> None:
+            try:
+                await files.fetch("a", tmp_path / "a")
+            finally:
+                fetched.set()
+
+        await node.wait_for(router="files", timeout=PATIENCE_S)
+        await node.wait_for(router="front", timeout=PATIENCE_S)
+        with pytest.raises(DeadlineExceeded):
+            await node.dealer("front", timeout=0.1).request("get")
+        await fetched.wait()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_what_never_comes_back_is_given_up_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers, "STALL_S", 0.05)
+    attempts = []
+    async with Node("both", mdns=False) as node:
+
+        @node.router("files").method
+        def read(name: str, offset: int, digest: str) -> Iterator[dict[str, Any]]:
+            attempts.append(offset)
+            if len(attempts) == 1:
+                yield {"offset": 0, "size_bytes": 3, "modified": None, "data": b"1"}
+            raise Unavailable("closing time")
+
+        await node.wait_for(router="files", timeout=PATIENCE_S)
+        with pytest.raises(Unavailable, match="closing time"):
+            await node.dealer("files").fetch("a", tmp_path / "a")
+    assert attempts[:2] == [0, 1] and (tmp_path / "a.part").read_bytes() == b"1"
