@@ -59,6 +59,7 @@ from meshmsg.node import Node
 from meshmsg.options import Retry
 from meshmsg.sockets.context import Context
 from meshmsg.sockets.dealer import Dealer
+from meshmsg.sockets.files import FileInfo
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.interceptors import Outgoing
 from meshmsg.sockets.item_stream import Answer
@@ -89,6 +90,7 @@ __all__ = [
     "DiscoveryUnavailable",
     "EncodeError",
     "Event",
+    "FileInfo",
     "ForkedProcess",
     "Gap",
     "GroupSub",

@@ -492,6 +492,17 @@ class Node:
         self._driver.wake()
         return moved
 
+    def counters(self) -> dict[str, int]:
+        """What happened since the start that is no event each time.
+
+        ``refused_frames`` broke the protocol (G11), ``unknown_kinds`` are of a newer version, ``unsent_frames`` met a
+        full link and are said again, ``lane_losses`` are lanes that a consumer had forgotten; ``request_retries`` and
+        ``request_hedges`` are further attempts of idempotent requests, ``late_replies`` and ``late_items`` came for
+        requests that had their outcome, and were dropped (G8).
+        """
+        require_here(self._driver)
+        return {**self._engine.counters(), "unsent_frames": self._driver.unsent_frames}
+
     def events(self) -> EventStream:
         """An async iterator over what happens from now on: peers, dead letters, refused frames."""
         require_here(self._driver)

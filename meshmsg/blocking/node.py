@@ -428,6 +428,10 @@ class Node:
         self._node.driver.require_running()
         return self._call(self._node.redrive, *ids, queue=queue)
 
+    def counters(self) -> dict[str, int]:
+        """What happened since the start that is no event each time; see ``meshmsg.Node.counters``."""
+        return self._call(self._node.counters)
+
     def events(self) -> Events:
         """An iterator over what happens from now on: peers, dead letters, refused frames."""
         self._node.driver.require_running()

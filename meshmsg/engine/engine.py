@@ -484,10 +484,18 @@ class Engine:
 
     # -- looking ---------------------------------------------------------------------------------------------
 
-    @property
-    def lane_losses(self) -> int:
-        """How often a consumer had forgotten a lane."""
-        return self._sender.lane_losses
+    def counters(self) -> dict[str, int]:
+        """What happened since the start that nobody had to be told of one by one."""
+        calls, serving = self.calls, self.serving
+        return {
+            "refused_frames": self.refused_frames,
+            "unknown_kinds": self.unknown_kinds,
+            "lane_losses": self._sender.lane_losses,
+            "request_retries": calls.retries,
+            "request_hedges": calls.hedged,
+            "late_replies": calls.late_replies,
+            "late_items": serving.late_items,
+        }
 
     def ledger(self) -> dict[str, Ledger]:
         """The books of every queue this node sends to."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
-from tests.contracts.faces import PATIENCE_S, Face, Gate
+from tests.contracts.faces import PATIENCE_S, Collected, Face, Gate
 
 END = "the end of the items"
 
@@ -182,3 +183,27 @@ def serve(face: Face, service: str = "math", *, router: dict[str, Any] | None = 
     asking = client.dealer(service, **dealer)
     client.wait_for(router=service, timeout=PATIENCE_S)
     return offered, asking
+
+
+def in_thread(function: Callable[[], Any]) -> Collected:
+    """Calls a function in a thread; its result, or what it raised, is added to what is returned."""
+    outcome = Collected()
+
+    def run() -> None:
+        try:
+            outcome.add(function())
+        except Exception as error:
+            outcome.add(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
+
+
+def outcome_of(collected: Collected) -> Any:
+    return collected.wait(1)[0]
+
+
+def count_calls(router: Any) -> dict[str, Any]:
+    """What ``stats`` would say, without a request."""
+    service = (router._target if hasattr(type(router), "_run") else router._async)._offer
+    return {"running": service.running, "waiting": service.waiting, "cancelled": service.cancelled}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from meshmsg import ConfigurationError, DeadlineExceeded, NameClash, NoResponders, RemoteError, Unavailable
-from meshmsg.sockets.files import CORRUPT, FileInfo
+from meshmsg import ConfigurationError, DeadlineExceeded, FileInfo, NameClash, NoResponders, RemoteError, Unavailable
+from meshmsg.sockets.files import CORRUPT
 from tests.contracts.faces import Face, Gate
 from tests.contracts.folders import CHUNK_BYTES, DATA, Progress, digest_of, names_in, share
 from tests.contracts.services import method, serve

@@ -215,7 +215,7 @@ def test_a_consumer_that_forgot_the_lane_says_so_and_gets_another() -> None:
         pair.carry()
     (message,) = pair.inbox.take(9, 0.0)
     assert message.attempt == 2 and message.redelivered
-    assert pair.a.lane_losses == 1
+    assert pair.a.counters()["lane_losses"] == 1
 
 
 def test_a_closed_pull_returns_everything_and_the_producer_lets_go() -> None:

@@ -304,7 +304,7 @@ def test_seeds_reach_the_rare_ways() -> None:
             seen.update(f"down: {event.text}" for event in node.events if event.kind == "peer.down")
             seen.update(f"dead: {letter.reason}" for letter in node.letters)
             seen["refused frames"] += node.engine.refused_frames
-            seen["lost lanes"] += node.engine.lane_losses
+            seen["lost lanes"] += node.engine.counters()["lane_losses"]
             seen["unsent frames"] += node.driver.unsent_frames
         for account in swarm.cluster.books.accounts.values():
             seen["redelivered"] += account.outbox.redelivered

@@ -384,6 +384,28 @@ def test_a_broken_promise_is_noticed(how: Break, monkeypatch: pytest.MonkeyPatch
     pytest.fail(f"nothing noticed: {how.__doc__}")
 
 
+def test_a_request_without_an_outcome_in_time_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_nothing_out(monkeypatch)
+    cluster, [a, b] = connected("ab")
+    b.router("s", serve)
+    cluster.run(0.1)
+    a.dealer("s").request("hang", timeout=1.0)
+    cluster.run(1.4)
+    with pytest.raises(GuaranteeBroken, match="s.hang#1 has no outcome: deadline"):
+        cluster.run(2.0)
+
+
+def test_a_handler_that_outlives_its_deadline_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Serving, "tick", lambda self, now: None)
+    hear_no_cancel(monkeypatch)
+    cluster, [a, b] = connected("ab")
+    b.router("s", serve)
+    cluster.run(0.1)
+    a.dealer("s").request("hang", timeout=1.0)
+    with pytest.raises(GuaranteeBroken, match="b still runs s.hang#1: late"):
+        cluster.run(3.0)
+
+
 def test_what_was_never_answered_is_no_outcome() -> None:
     cluster, [a, b] = connected("ab")
     b.router("s", serve)

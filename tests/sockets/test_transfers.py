@@ -165,8 +165,9 @@ def test_a_part_is_whole_on_disk_before_it_has_its_name(tmp_path: Path, monkeypa
     assert done == ["sync file", "replace", "sync directory"] and os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("next_one", [None, b"next"])
 def test_a_part_that_became_the_target_meanwhile_is_not_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: bytes | None
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
     part_path, real = tmp_path / "a.part", fcntl.flock
@@ -174,15 +175,16 @@ def test_a_part_that_became_the_target_meanwhile_is_not_written_to(
     def flock(descriptor: int, how: int) -> None:
         monkeypatch.setattr(fcntl, "flock", real)
         os.replace(part_path, tmp_path / "a")  # by another process, after this one has opened it
+        if next_one is not None:
+            part_path.write_bytes(next_one)  # which begins anew
         real(descriptor, how)
 
     part_path.write_bytes(b"whole")
     monkeypatch.setattr(fcntl, "flock", flock)
     part = PartFile(tmp_path / "a", part_path, "a", never)
-    assert part.place == 0
     part.put(b"other")
     part.close()
-    assert (tmp_path / "a").read_bytes() == b"whole" and part_path.read_bytes() == b"other"
+    assert (tmp_path / "a").read_bytes() == b"whole" and part_path.read_bytes() == (next_one or b"") + b"other"
 
 
 def test_a_part_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
