@@ -107,9 +107,10 @@ def describe_publication(message: Message) -> dict[str, Any]:
     }
 
 
-def number_of(message: Message) -> int:
-    """Its number among those of its sender and queue or topic, which is the end of its id."""
-    return int(message.id.rpartition("/")[2])
+def number_of(message: Message) -> int | None:
+    """Its number among those of its sender and queue or topic, which is the end of its id; a last will has none."""
+    end = message.id.rpartition("/")[2]
+    return int(end) if end.isdecimal() else None
 
 
 def _plain(value: Any) -> Any:

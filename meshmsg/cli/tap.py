@@ -10,7 +10,7 @@ import click
 
 from meshmsg import Message, NodeClosed, WaitTimeout
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import describe_publication, escape_invisible, number_of, to_json, to_single_line
+from meshmsg.cli.bodies import describe_publication, escape_invisible, to_json, to_single_line
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
 from meshmsg.cli.pull import close_on
 from meshmsg.cli.running import Stop, complain, run
@@ -46,9 +46,8 @@ class Tape:
         if self.as_json:
             self._add(to_json(describe_publication(message)).encode())
         else:
-            start = (
-                f"{escape_invisible(f'{message.topic}')}  {escape_invisible(message.sender)}  #{number_of(message)}  "
-            )
+            number = message.id.rpartition("/")[2]
+            start = f"{escape_invisible(f'{message.topic}')}  {escape_invisible(message.sender)}  #{number}  "
             self._add(start.encode() + to_single_line(message.body))
 
     def add_gap(self, gap: Gap) -> None:

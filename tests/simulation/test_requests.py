@@ -254,6 +254,7 @@ def take_nothing_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Calls, "tick", lambda self, now: None)
     patch.setattr(Calls, "wake_at", lambda self, soonest: soonest)
     patch.setattr(Serving, "tick", lambda self, now: None)
+    patch.setattr(Serving, "wake_at", lambda self: None)
 
 
 def hear_no_cancel(patch: pytest.MonkeyPatch) -> None:
@@ -397,6 +398,7 @@ def test_a_request_without_an_outcome_in_time_is_noticed(monkeypatch: pytest.Mon
 
 def test_a_handler_that_outlives_its_deadline_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Serving, "tick", lambda self, now: None)
+    monkeypatch.setattr(Serving, "wake_at", lambda self: None)
     hear_no_cancel(monkeypatch)
     cluster, [a, b] = connected("ab")
     b.router("s", serve)

@@ -15,7 +15,7 @@ SEEDS = int(os.environ.get("MESHMSG_SEEDS", "2000"))
 FIRST = int(os.environ.get("MESHMSG_FIRST_SEED", "0"))
 CHUNKS = [range(start, min(start + CHUNK, FIRST + SEEDS)) for start in range(FIRST, FIRST + SEEDS, CHUNK)]
 
-pytestmark = pytest.mark.guarantee("G1", "G2", "G3", "G4", "G5", "G6", "G10", "G11")
+pytestmark = pytest.mark.guarantee("G1", "G2", "G3", "G4", "G5", "G6", "G8", "G10", "G11")
 
 
 @pytest.mark.parametrize("seeds", CHUNKS, ids=[f"{chunk.start}-{chunk.stop - 1}" for chunk in CHUNKS])
@@ -41,11 +41,11 @@ def test_a_seed_is_the_same_run_every_time() -> None:
         swarm.run()
         return swarm.cluster.log
 
-    for seed in (3, 17, 101):
+    for seed in (3, 13, 17):
         assert log(seed) == log(seed)
 
 
-@pytest.mark.parametrize("seed", [29, 30])  # the second one publishes
+@pytest.mark.parametrize("seed", [29, 30, 31])  # the second one publishes, the third one requests
 def test_a_log_changes_nothing(seed: int) -> None:
     """A seed that failed must fail again when it is replayed with its log on."""
     quiet, loud = Swarm(seed), Swarm(seed, traces=True)

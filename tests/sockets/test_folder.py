@@ -88,6 +88,10 @@ def test_the_server_keeps_nothing_of_a_file_that_did_not_arrive_as_it_was_sent(f
         with pytest.raises(RemoteError) as caught:
             list(files.stream("write", "a.bin", size, items=items))
         assert caught.value.code == CORRUPT and names_in(offered) == []
+    for item in ({"offset": 0, "data": b"abcd"}, {"offset": 0, "data": "abc"}):
+        with pytest.raises(RemoteError, match="no transfer of a file"):
+            list(files.stream("write", "a.bin", 3, items=[item]))
+        assert names_in(offered) == []
     with pytest.raises(RemoteError, match="items ended before"):
         list(files.stream("write", "a.bin", 3, items=[{"offset": 0, "data": b"ab"}]))
     assert (offered / ".a.bin.part").read_bytes() == b"ab"

@@ -79,12 +79,15 @@ class Heard:
 
     def note(self, message: Message) -> None:
         """One message."""
-        if not isinstance(message.body, dict):
+        is_will = "will" in message.headers
+        if is_will or not isinstance(message.body, dict):
             self.bodies.append([message.sender, message.topic, message.body, dict(message.headers)])
         publisher, _, rest = message.id.partition("/")
         topic, _, number = rest.rpartition("/")
         runs = self.runs.setdefault((publisher, topic), [])
-        if runs and runs[-1][1] == int(number):
+        if is_will:
+            assert number.startswith("will.")
+        elif runs and runs[-1][1] == int(number):
             runs[-1][1] += 1
         else:
             runs.append([int(number), int(number) + 1])
