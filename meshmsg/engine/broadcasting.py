@@ -353,10 +353,13 @@ class Broadcaster:
     def wake_at(self, soonest: float) -> float:
         """When there is something to do again, if that is sooner."""
         now = self._output.now
-        due = [self.publisher.wake_at(now), self.subscriptions.wake_at(now)]
-        due += [since + KEEP_S for since in self._away.values()]
-        due += [ending[0] + LINGER_S for ending in self._ending.values()]
-        return min([soonest, *(at for at in due if at is not None)])
+        for due in (self.publisher.wake_at(now), self.subscriptions.wake_at(now)):
+            if due is not None and due < soonest:
+                soonest = due
+        if self._away or self._ending:
+            soonest = min([soonest, *(since + KEEP_S for since in self._away.values())])
+            soonest = min([soonest, *(ending[0] + LINGER_S for ending in self._ending.values())])
+        return soonest
 
     def count_publishers(self, topic: str) -> int:
         """Living publishers of a topic that have confirmed every subscription of this node which gets it."""

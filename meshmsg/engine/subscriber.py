@@ -128,8 +128,11 @@ class Subscriptions:
 
     def wake_at(self, now: float) -> float | None:
         """When ``collect`` has something again, apart from heartbeats; None without anything to wait for."""
-        due = [at for reception in self._stirred if (at := reception.wake_at(now)) is not None]
-        return now if self.room_made else min(due, default=None)
+        if self.room_made:
+            return now
+        if not self._stirred:
+            return None
+        return min((at for reception in self._stirred if (at := reception.wake_at(now)) is not None), default=None)
 
     def check(self) -> None:
         """The machine's own invariants, for the simulator."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from meshmsg import BadRequest, NoSuchMethod, RemoteError
+from meshmsg import BadRequest, DeadlineExceeded, NoSuchMethod, RemoteError
 from meshmsg.sockets.files import CHANGED, CORRUPT
-from tests.contracts.faces import PATIENCE_S, Face
+from tests.contracts.faces import PATIENCE_S, Face, until
 from tests.contracts.folders import CHUNK_BYTES, DATA, digest_of, names_in, share
-from tests.contracts.services import method, serve
+from tests.contracts.services import Next, method, serve
 
 pytestmark = pytest.mark.guarantee("G8")
 
@@ -195,3 +196,16 @@ def test_a_directory_is_not_written_to_unless_it_may_be(face: Face, offered: Pat
     with pytest.raises(NoSuchMethod, match=r"files\.write"):
         files.send_file(here / "a.bin")
     assert names_in(offered) == []
+
+
+def test_no_thread_is_left_of_a_sender_that_nobody_answers(face: Face, here: Path) -> None:
+    router, files = serve(face, "files")
+    (here / "a.bin").write_bytes(b"a")
+
+    @method(face, router, streams=True)
+    def write(name: str, size_bytes: int, items: Iterator[Any]) -> Iterator[Any]:
+        yield Next(iter(items))  # which waits for the word that this one never says
+
+    with pytest.raises(DeadlineExceeded):
+        files.send_file(here / "a.bin", timeout=0.2)
+    until(lambda: not any(thread.name == "meshmsg-files-items" for thread in threading.enumerate()))
