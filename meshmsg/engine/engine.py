@@ -383,7 +383,9 @@ class Engine:
         if peers.ups or peers.downs:
             self.topology += 1
         for link, hello in peers.hello:
-            self._output.effects.send.append((link, frames.encode(hello)))
+            # The offers may have changed since it was written, and with them their version.
+            newest = hello._replace(offers_version=self.identity.offers_version)
+            self._output.effects.send.append((link, frames.encode(newest)))
         peers.hello.clear()
         for kind, name, node_id, text in peers.notes:
             self._notes.tell(kind, name, node_id, text, now)

@@ -60,8 +60,10 @@ def make_packer() -> Callable[[Any], bytes]:
 
 
 def encode_batch(bodies: Sequence[bytes]) -> bytes:
-    """Joins encoded bodies into one MessagePack array."""
+    """Joins encoded bodies into one MessagePack array; a single one is a payload as it is, as copies cost time."""
     count = len(bodies)
+    if count == 1:
+        return bodies[0]
     if count < 16:
         header = bytes((0x90 | count,))
     elif count < 65536:
@@ -74,8 +76,13 @@ def encode_batch(bodies: Sequence[bytes]) -> bytes:
 def decode_batch(payload: bytes, count: int) -> list[Any]:
     """Decodes a batch of ``count`` bodies; a body that cannot be decoded becomes an ``Undecodable``.
 
-    Raises ``ProtocolError`` when the payload is not an array of that many MessagePack values.
+    Raises ``ProtocolError`` when the payload is not an array of that many MessagePack values, or one value.
     """
+    if count == 1:
+        try:
+            return [msgpack.unpackb(payload, strict_map_key=False, timestamp=3)]
+        except Exception:
+            return _decode_one_by_one(b"\x91" + payload, count)
     try:
         bodies: list[Any] = msgpack.unpackb(payload, strict_map_key=False, timestamp=3)
     except Exception:
@@ -87,7 +94,7 @@ def decode_batch(payload: bytes, count: int) -> list[Any]:
 
 def decode_body(encoded: bytes) -> Any:
     """Decodes one body, as the sender keeps it for its dead letters."""
-    return decode_batch(b"\x91" + encoded, 1)[0]
+    return decode_batch(encoded, 1)[0]
 
 
 def explain_encode_error(body: Any, error: Exception) -> EncodeError:

@@ -195,13 +195,22 @@ def test_a_verdict_is_heard_at_last_when_the_floor_passes_it() -> None:
 
 def test_late_offers_do_not_replace_newer_ones() -> None:
     pair = Pair()
-    old = frames.Offers(pair.b.identity.offers_version, pair.b.identity.offers)
+    old = frames.encode(frames.Offers(pair.b.identity.offers_version, pair.b.identity.offers))
     pair.b.close_pull("q")
     for _ in range(3):
         pair.carry()
     assert not pair.box.lanes
-    pair.a.handle_parts(b"from-b", frames.encode(old), 0.0)
+    pair.a.handle_parts(b"from-b", old, 0.0)
     assert not pair.box.lanes
+
+
+def test_a_hello_has_the_version_of_the_offers_that_leave_with_it() -> None:
+    engine = Engine(Identity("a", 1, "a", "mesh", ("tcp://a:1",)), generator=random.Random(1))
+    engine.handle_discovered("b", ("tcp://b:1",), 0.0)  # writes the HELLO, which leaves with the next turn
+    engine.open_pull("q", 10)
+    (hello,) = (frames.decode(parts) for _, parts in engine.drain(0.0).send)
+    assert isinstance(hello, frames.Hello)
+    assert (hello.offers, hello.offers_version) == ({"pull": {"q": {}}}, engine.identity.offers_version)
 
 
 # --- lanes that end -----------------------------------------------------------------------------------------

@@ -392,7 +392,7 @@ def test_a_request_without_an_outcome_in_time_is_noticed(monkeypatch: pytest.Mon
     cluster.run(0.1)
     a.dealer("s").request("hang", timeout=1.0)
     cluster.run(1.4)
-    with pytest.raises(GuaranteeBroken, match="s.hang#1 has no outcome: deadline"):
+    with pytest.raises(GuaranteeBroken, match=r"s\.hang#1 has no outcome: deadline"):
         cluster.run(2.0)
 
 
@@ -404,7 +404,7 @@ def test_a_handler_that_outlives_its_deadline_is_noticed(monkeypatch: pytest.Mon
     b.router("s", serve)
     cluster.run(0.1)
     a.dealer("s").request("hang", timeout=1.0)
-    with pytest.raises(GuaranteeBroken, match="b still runs s.hang#1: late"):
+    with pytest.raises(GuaranteeBroken, match=r"b still runs s\.hang#1: late"):
         cluster.run(3.0)
 
 

@@ -103,8 +103,10 @@ def test_one_bad_body_costs_its_neighbours_nothing(encoded: bytes) -> None:
     [
         (b"", 1),
         (b"\xc1", 1),
-        (b"\x07", 1),
-        (b"\x81\x01\x02", 1),
+        (b"\x07", 2),
+        (b"\x81\x01\x02", 2),
+        (b"\x01\x02", 1),
+        (b"\x92\x01", 1),
         (b"\x92\x01", 2),
         (b"\x91\x01\x02", 1),
         (b"\x93\x01\x02\x03", 2),
