@@ -6,7 +6,7 @@ any producer to its consumers. So whatever holds for PUSH and PULL (G1 to G5) ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +75,6 @@ class Groups:
     def __init__(self, peers: Peers, sender: Sender, output: Output) -> None:
         self.busy = False
         self.by_queue: dict[str, Group] = {}
-        self.on_taken: Callable[[], None] = lambda: None  # after what was published in a turn has its numbers
         self._peers = peers
         self._sender = sender
         self._output = output
@@ -151,8 +150,6 @@ class Groups:
             for group in self._index.match(broadcast.topic):
                 group.take(broadcast, self._special.get(broadcast.topic), self._output.now)
         self._special.clear()
-        if self._index:
-            self.on_taken()
 
     # -- members ---------------------------------------------------------------------------------------------
 

@@ -7,14 +7,18 @@ applications see them. Each broken promise raises ``GuaranteeBroken`` at the ste
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.outbox import Outbox
+from meshmsg.engine.publisher import Broadcast
 from meshmsg.message import DeadLetter, Event, Message
 from meshmsg.testing.broken import GuaranteeBroken
+from meshmsg.testing.group_books import Copy, GroupBooks
 from meshmsg.testing.request_books import RequestBooks
 from meshmsg.testing.topic_books import TopicBooks
+from meshmsg.testing.will_books import WillBooks
 
 if TYPE_CHECKING:
     from meshmsg.testing.nodes import ClusterNode, ClusterPull, ClusterPush
@@ -49,6 +53,7 @@ class Account:
         self.redrives: dict[int, int] = {}  # number -> attempts in its history at the last one
         self.redriven = 0
         self.repetitions = 0
+        self.copies: list[Copy] = []  # by number, of what was published to a group
 
     @property
     def alive(self) -> bool:
@@ -66,6 +71,8 @@ class Books:
     def __init__(self) -> None:
         self.accounts: dict[tuple[str, str], Account] = {}
         self.topics = TopicBooks()
+        self.groups = GroupBooks(self.topics)
+        self.wills = WillBooks()
         self.requests = RequestBooks()
         self.strict_attempts = False  # True while nothing but verdicts may cost an attempt
         self.only_nodes_speak = True  # False when somebody throws garbage
@@ -97,10 +104,7 @@ class Books:
         if ttl is not None:
             account.expiries[number] = node.cluster.now + ttl
         if key is not None:
-            account.keys[number] = key
-            if delay is None:
-                account.lines.setdefault(key, []).append(number)
-            push.outbox.watched.add(number)
+            self._note_key(account, number, key, in_line=delay is None)
         if push.options.overflow == "wait" and push.outbox.pending > push.options.max_pending:
             raise GuaranteeBroken("G5", f"{node.name} holds {push.outbox.pending} of {push.options.max_pending}")
 
@@ -110,10 +114,34 @@ class Books:
             account = self.accounts[node.key, outbox.queue] = Account(node, outbox)
         return account
 
-    def on_groups(self, node: ClusterNode) -> None:
-        """What was published in a turn has its numbers in the queues of the groups that wanted it."""
-        for group in node.engine.groups.by_queue.values():
-            self._account(node, group.outbox).accepted = group.outbox.ledger().accepted
+    @staticmethod
+    def _note_key(account: Account, number: int, key: str, *, in_line: bool) -> None:
+        account.keys[number] = key
+        if in_line:
+            account.lines.setdefault(key, []).append(number)
+        account.outbox.watched.add(number)
+
+    def on_groups(self, node: ClusterNode, broadcasts: Sequence[Broadcast]) -> None:
+        """What was published in a turn has left: the queues of the groups that want it hold it from now on (G7)."""
+        grown: dict[str, Outbox] = {}
+        for group, copy in self.groups.collect(node, broadcasts):
+            account = self._account(node, group.outbox)
+            number = account.accepted
+            account.accepted += 1
+            account.copies.append(copy)
+            if copy.priority:
+                account.priorities[number] = copy.priority
+            if copy.key is not None:
+                self._note_key(account, number, copy.key, in_line=True)
+            grown[account.queue] = group.outbox
+        for queue, group in node.engine.groups.by_queue.items():
+            wanted = self.accounts[node.key, queue].accepted if (node.key, queue) in self.accounts else 0
+            if group.outbox.next_id != wanted:
+                raise GuaranteeBroken("G7", f"{node.name}: {queue} took {group.outbox.next_id} messages of {wanted}")
+        for queue, outbox in grown.items():
+            # What is with members, or was, cannot be dropped for the next one.
+            if outbox.pending > outbox.options.max_pending and outbox.ledger().ready > 1:
+                raise GuaranteeBroken("G5", f"{node.name} holds {outbox.pending} of {queue}: {outbox.ledger()}")
 
     def on_processed(self, node: ClusterNode, queue: str, number: int) -> None:
         """The producer learned that a watched message was processed."""
@@ -132,6 +160,8 @@ class Books:
             raise GuaranteeBroken("G1", f"{node.name}: {queue}/{number} has a second end, as {letter}")
         account.dead[number] = letter
         self._settled(account, number)
+        if account.copies:
+            self.groups.check_dead(account.copies[number], letter)
         if letter.reason == "expired" and number not in account.expiries:
             raise GuaranteeBroken("G1", f"{letter.id} expired, and had no time to live: {letter}")
         attempts = letter.attempts[account.redrives.get(number, 0) :]
@@ -165,6 +195,7 @@ class Books:
 
     def on_event(self, node: ClusterNode, event: Event) -> None:
         """A node told its operator something."""
+        self.wills.on_event(node, event)
         if event.kind == "frame.refused" and self.only_nodes_speak:
             raise GuaranteeBroken("G11", f"{node.name} refused a frame of an honest node: {event}")
 
@@ -181,6 +212,8 @@ class Books:
         if pull.unsettled + pull.inbox.waiting > pull.prefetch:
             held = pull.unsettled + pull.inbox.waiting
             raise GuaranteeBroken("G5", f"{node.name} holds {held} messages of {pull.queue}, prefetch {pull.prefetch}")
+        if account.copies:
+            self.groups.check_start(account.copies[number], node, message)
         stale = account.alive and lane.number not in account.outbox.lanes  # given up, and it cannot know yet
         self._check_repetition(account, node, message, lane, stale)
         self._check_order(account, node, message)

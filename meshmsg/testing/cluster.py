@@ -24,7 +24,7 @@ class Cluster:
     """Nodes, queues and handlers that run at once and behave the same every time, faults included.
 
     It is the real engine under the real driver; only sockets, clock and discovery are simulated. While it runs, it
-    holds what it sees against the guarantees G1 to G6 and G8, and raises ``GuaranteeBroken`` where one fails.
+    holds what it sees against the guarantees G1 to G8, and raises ``GuaranteeBroken`` where one fails.
 
     Parameters
     ----------
@@ -194,6 +194,7 @@ class Cluster:
         """Its process dies at once, as by SIGKILL."""
         if node.alive:
             self.say(node.name, "crashes")
+            self.books.wills.on_crash(node, list(self.books.topics.views))
             self.network.crash(node.transport)
             node.end()
 
@@ -242,6 +243,7 @@ class Cluster:
         while not node.engine.parted and loop.time() < patience:
             yield True
         self.books.requests.check_closed(node)
+        self.books.wills.on_left(node)
         self.say(node.name, "is gone")
         self.network.close(node.transport, keep=1.0)
         node.end()

@@ -16,6 +16,7 @@ from meshmsg.engine.engine import Engine
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.outbox import Outbox
 from meshmsg.engine.peers import Identity
+from meshmsg.engine.publisher import Broadcast
 from meshmsg.engine.run import Details
 from meshmsg.engine.topics import require_pattern
 from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull, Reject
@@ -136,6 +137,7 @@ class ClusterPull:
         self._busy = 0
         if self.binding is not None:
             self.inbox = node.engine.open_group(self.binding, self.prefetch, durable=self.durable)
+            node.cluster.books.groups.on_join(self)
         else:
             self.inbox = node.engine.open_pull(self.queue, self.prefetch)
         node.driver.on_arrival[self.queue] = self._pump
@@ -147,6 +149,8 @@ class ClusterPull:
             return
         self.node.say(f"close pull {self.queue}")
         self.closed = True
+        if self.binding is not None:
+            self.node.cluster.books.groups.on_part(self)
         self.node.engine.close_pull(self.queue)
         self.node.driver.on_arrival.pop(self.queue, None)
         if self.node.pulls.get(self.queue) is self:
@@ -428,7 +432,7 @@ class ClusterNode:
         self.driver.on_dead = self._on_dead
         self.driver.on_events = self._on_events
         self.driver.on_answered = partial(settle, self)
-        self.engine.groups.on_taken = partial(cluster.books.on_groups, self)
+        self.engine._broadcaster.on_collected = self._on_collected
         self.transport.wake = self.driver.wake
         self.driver.start(self.loop, self.transport)
         for push in self.pushes.values():
@@ -452,6 +456,10 @@ class ClusterNode:
     def say(self, text: str) -> None:
         """A line for the cluster's log."""
         self.cluster.say(self.name, text)
+
+    def _on_collected(self, broadcasts: list[Broadcast]) -> None:
+        self.engine.groups.take(broadcasts)
+        self.cluster.books.on_groups(self, broadcasts)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         if outcome.letter is None:

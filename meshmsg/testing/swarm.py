@@ -11,12 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from meshmsg.checks import GROUP_PREFIX
 from meshmsg.errors import OutboxFull, Reject
 from meshmsg.message import DeadLetter, Message
 from meshmsg.options import LivenessOptions, Retry
 from meshmsg.testing.books import GuaranteeBroken
 from meshmsg.testing.cluster import Cluster
 from meshmsg.testing.garbage import Garbage
+from meshmsg.testing.group_swarm import GroupSwarm
 from meshmsg.testing.network import SimulatedLink
 from meshmsg.testing.nodes import ClusterNode
 from meshmsg.testing.request_swarm import RequestSwarm
@@ -27,6 +29,7 @@ WORK_S = 6.0  # work is sent and faults happen in this time
 NOTICE_S = 8.0  # and every death is noticed by everybody, whatever it interrupted
 SETTLE_S = 200.0  # after the heal, everything must have its end within this time
 TOPICS_EVERY = 3  # every third seed publishes and subscribes, too
+GROUPS_EVERY = 6  # and every other one of these has groups
 REQUESTS_EVERY = 6  # and the one after every other of these requests and serves
 MAX_STEPS = 100_000  # more than ten times what a run takes: something goes round in circles
 FAULTS = tuple(
@@ -80,7 +83,13 @@ class Swarm:
         self.behaviours: dict[str, str] = {}
         self.serial = 0
         self.cluster.network.on_frame = self._on_frame
-        self.topics = TopicSwarm(seed, self.cluster, self.faults) if seed % TOPICS_EVERY == 0 else None
+        self.groups: GroupSwarm | None = None
+        if seed % GROUPS_EVERY == 0:
+            all_well = self.faults <= BESIDE_POISON
+            self.groups = GroupSwarm(seed, self.cluster, self.faults, self._handle, all_well=all_well)
+        self.topics: TopicSwarm | None = None
+        if seed % TOPICS_EVERY == 0:
+            self.topics = TopicSwarm(seed, self.cluster, self.faults, self.groups)
         self.requests = None
         if seed % REQUESTS_EVERY == 1:
             self.requests = RequestSwarm(seed, self.cluster, self.faults, self._kill)
@@ -151,6 +160,10 @@ class Swarm:
 
     def _open_pull(self, node: ClusterNode, queue: str) -> None:
         chance = self.chance
+        if queue.startswith(GROUP_PREFIX):
+            assert self.groups is not None
+            self.groups.join(node, queue)
+            return
         fails = "failing" in self.faults and chance.random() < 0.3
         pace = chance.choice((0.0, 0.0, 0.002, 0.02))
         if "slow" in self.faults:
@@ -193,7 +206,7 @@ class Swarm:
     def _plan_work(self) -> None:
         chance = self.chance
         total = chance.choice((20, 80, 250))
-        if self.requests is not None:
+        if self.requests is not None or self.groups is not None:
             total //= 4
         self.extras = chance.choice((0.0, 0.2, 0.9))  # share of messages that are more than a body
         poisons = chance.randint(1, 2) if "poison" in self.faults else 0

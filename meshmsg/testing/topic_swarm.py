@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshmsg.errors import NameClash, OutboxFull
 from meshmsg.testing.broken import GuaranteeBroken
+from meshmsg.testing.group_swarm import GroupSwarm
 
 if TYPE_CHECKING:
     from meshmsg.testing.cluster import Cluster
@@ -17,22 +18,35 @@ if TYPE_CHECKING:
 
 TOPICS = ("a", "a.b", "a.c", "b.x.y", "ab")
 PUBLISHED = ("a", "a.*", "b.**", "**", "ab")
+PRESENCE = "p.w"  # nobody says anything, but for the last wills
 SUBSCRIBED = ("a", "a.b", "a.*", "a.**", "**", "b.*.y", "*.b", "ab")
 CONFIRM_S = 30.0  # after the heal, everybody is confirmed within this time
 REST_S = 600.0  # and has accounted for everything
 LOOK_EVERY_S = 0.1
+# With these a goodbye may not be heard, or its subscriber gives the publisher up before.
+UNHEARD = frozenset(
+    "freeze stall partition one_way disconnect garbage jump lost_acks crowding delay port_reuse stale_discovery".split()
+)
 LARGE = b"\0" * 300_000  # a few of these are all that a publisher keeps without a history
 
 
 class TopicSwarm:
     """What one seed drew of topics. It has a generator of its own, so that queues do not depend on it."""
 
-    def __init__(self, seed: int, cluster: Cluster, faults: set[str]) -> None:
+    def __init__(self, seed: int, cluster: Cluster, faults: set[str], groups: GroupSwarm | None = None) -> None:
         self.cluster = cluster
+        self.groups = groups
         self.faults = faults
         self.chance = chance = random.Random(f"topics of {seed}")
         self.offer_chance = random.Random(f"offers of {seed}")
         self.options = {pattern: self._draw_options() for pattern in PUBLISHED}
+        self.will_chance = random.Random(f"wills of {seed}")
+        if groups is not None:
+            for options in self.options.values():
+                options.update(groups.draw_options())
+        for pattern in ("a", "ab"):
+            self.options[pattern]["will"] = self.will_chance.choice((None, ["gone", pattern]))
+        self.options[PRESENCE] = {"retain": True, "will": "gone"}
         self.subs: list[ClusterSub] = []
         self.healthy = False
         self.serial = 0
@@ -41,6 +55,7 @@ class TopicSwarm:
         broadcasts.drops = chance.choice((0.0, 0.0, 0.02, 0.3))
         broadcasts.high_water = chance.choice((1, 10, 1000))
         cluster.books.topics.gaps_are_due = "jump" not in faults
+        cluster.books.wills.goodbyes_arrive = not faults & UNHEARD
 
     def _draw_options(self) -> dict[str, Any]:
         chance = self.chance
@@ -59,9 +74,12 @@ class TopicSwarm:
         """Some of the nodes publish, some subscribe, and there may be more of them."""
         chance = self.chance
         nodes = [*nodes, *(self.cluster.node(f"t{number}") for number in range(chance.choice((0, 0, 1, 2))))]
+        if self.groups is not None:
+            self.groups.cast(nodes, work_s)
         for node in chance.sample(nodes, chance.randint(1, min(3, len(nodes)))):
             for _ in range(chance.randint(1, 2)):
                 self._publish_later(node, chance.choice((0.0, 0.0, chance.uniform(0.0, work_s))))
+        self._cast_wills(nodes)
         for _ in range(chance.choice((1, 2, 4))):
             when = chance.choice((0.0, 0.0, chance.uniform(0.0, work_s)))
             self._at(when, partial(self._open_sub, chance.choice(nodes)))
@@ -70,6 +88,18 @@ class TopicSwarm:
         for action in (self._close_sub, self._close_pub, self._break_connections, self._delete_retained):
             for _ in range(chance.choice((0, 0, 1, 3))):
                 self._at(chance.uniform(0.1, work_s), action)
+
+    def _cast_wills(self, nodes: list[ClusterNode]) -> None:
+        chance = self.will_chance
+        if chance.random() < 0.5:
+            for node in chance.sample(nodes, chance.randint(1, len(nodes))):
+                self._publish_later(node, 0.0, PRESENCE)
+            for node in chance.sample(nodes, min(len(nodes), 2)):
+                options = {"latest": chance.random() < 0.3, "buffer": chance.choice((1, 1000))}
+                self._in(node, partial(self._watch, node, chance.choice((PRESENCE, "p.*", "**")), options))
+
+    def _watch(self, node: ClusterNode, pattern: str, options: dict[str, Any]) -> None:
+        self.subs.append(node.sub(pattern, **options))
 
     def _at(self, when: float, action: Callable[[], Any]) -> None:
         self.cluster.clock.call_at(when, action)
@@ -80,8 +110,8 @@ class TopicSwarm:
         if node.alive and not node.leaving:
             node.loop.call_soon(lambda: None if node.leaving or node.driver.closed else action())
 
-    def _publish_later(self, node: ClusterNode, when: float) -> None:
-        pattern = self.chance.choice(PUBLISHED)
+    def _publish_later(self, node: ClusterNode, when: float, pattern: str | None = None) -> None:
+        pattern = pattern or self.chance.choice(PUBLISHED)
 
         def open_pub() -> None:
             try:
@@ -120,6 +150,8 @@ class TopicSwarm:
         if not pubs:
             return
         pub = chance.choice(pubs)
+        if pub.pattern == PRESENCE:
+            return
         topics = [topic for topic in TOPICS if pub.fits(topic)]
         picked = chance.choices(topics, k=count) if chance.random() < 0.5 else [chance.choice(topics)] * count
         self._in(pub.node, lambda: self._send(pub, picked))
@@ -129,10 +161,12 @@ class TopicSwarm:
             return
         for topic in topics:
             self.serial += 1
-            body = [self.serial, LARGE] if self.large and self.serial % 2 else self.serial
-            headers = {"n": self.serial} if self.chance.random() < 0.1 else None
+            body: Any = [self.serial, LARGE] if self.large and self.serial % 2 else self.serial
+            extras: dict[str, Any] = {"headers": {"n": self.serial} if self.chance.random() < 0.1 else None}
+            if self.groups is not None:
+                body, extras = self.groups.draw_message(self.serial)
             try:
-                pub.send(body, topic, headers)
+                pub.send(body, topic, **extras)
             except OutboxFull:
                 return
 
@@ -173,18 +207,25 @@ class TopicSwarm:
         self.healthy = True
         self.cluster.network.broadcasts.drops = 0.0
         self.cluster.network.broadcasts.high_water = 1000
+        if self.groups is not None:
+            self.groups.heal()
 
     def check_rest(self) -> None:
         """Everybody is confirmed, gets one more message of every topic, and has accounted for all of them."""
         cluster, books = self.cluster, self.cluster.books.topics
+        groups, wills = cluster.books.groups, cluster.books.wills
         cluster.run(2.0)  # whoever died last is back
-        if not self._wait(lambda: not books.unconfirmed(), CONFIRM_S):
-            raise GuaranteeBroken("G6", f"{CONFIRM_S:g} s after the heal: {books.unconfirmed()}")
+        if not self._wait(lambda: not books.unconfirmed() and not groups.unjoined(cluster.nodes), CONFIRM_S):
+            late = [*books.unconfirmed(), *groups.unjoined(cluster.nodes)]
+            raise GuaranteeBroken("G6", f"{CONFIRM_S:g} s after the heal: {late}")
         for pub in self._pubs():
             self._send(pub, [topic for topic in TOPICS if pub.fits(topic)])
-        if not self._wait(lambda: not books.outstanding(), REST_S):
-            raise GuaranteeBroken("G6", f"{REST_S:g} s after the last message: {books.outstanding()}")
+        if not self._wait(lambda: not books.outstanding() and not wills.outstanding(), REST_S):
+            late = [*books.outstanding(), *wills.outstanding()]
+            raise GuaranteeBroken("G6", f"{REST_S:g} s after the last message: {late}")
         cluster.run(3.0)
+        if self.groups is not None:
+            cluster.settle()
         books.check_rest()
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from meshmsg.engine.subscription import Delivery, Subscription
+from meshmsg.engine.broadcasting import WILL, wrap_will
+from meshmsg.engine.subscription import FIRST_WILL, Delivery, Subscription
 from meshmsg.engine.subscription import Gap as Missed
 from meshmsg.engine.topic_buffer import Publication, TopicBuffer
 from meshmsg.engine.topic_log import TopicOptions
@@ -38,6 +39,9 @@ class ClusterPub:
         if "broadcast" not in node.engine.identity.offers:
             node.engine.offer("broadcast", "xpub", {"endpoints": list(node.driver.open_broadcast())})
         node.engine.offer_pub(self.pattern)
+        if options.will is not None:
+            node.engine.offer(WILL, self.pattern, wrap_will(self._pack(options.will)))
+            node.cluster.books.wills.on_make(self)
         node.driver.wake()
 
     def send(
@@ -64,7 +68,7 @@ class ClusterPub:
         number = node.engine.publisher.publish(name, encoded, said)
         if key is not None or priority:
             node.engine.groups.mark(name, number, key, priority)
-        node.cluster.books.on_groups(node)
+        node.cluster.books.groups.mark(node, name, number, key, priority)
         node.cluster.books.topics.on_publish(self, name, number, body, said)
         if node.cluster.traces:
             node.say(f"publish {name}/{number} {_shorten(body)}")
@@ -86,6 +90,8 @@ class ClusterPub:
             self.node.say(f"close pub {self.pattern}")
             self.node.pubs.remove(self)
             self.node.engine.close_pub(self.pattern)
+            if self.options.will is not None:
+                self.node.engine.withdraw(WILL, self.pattern)
             self.node.driver.wake()
 
 
@@ -182,9 +188,14 @@ class ClusterSub:
         node = self.node
         publication = message._lane
         assert isinstance(publication, Publication)
-        node.cluster.books.topics.on_take(self, publication.publisher, message)
+        if message._number >= FIRST_WILL:
+            node.cluster.books.wills.on_will(self, publication.publisher, message)
+            said = f"last will {message.topic}"
+        else:
+            node.cluster.books.topics.on_take(self, publication.publisher, message)
+            said = f"take {message.topic}/{message._number}"
         if node.cluster.traces:
-            node.say(f"take {message.topic}/{message._number} of {message.sender} {_shorten(message.body)}")
+            node.say(f"{said} of {message.sender} {_shorten(message.body)}")
         self.received.append(message.body)
         life = node.life
         if self.handler is not None:

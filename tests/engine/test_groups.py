@@ -506,7 +506,6 @@ def test_the_books_of_old_groups_are_let_go_and_no_id_is_used_twice(monkeypatch:
     failing.close()
     for deed in ("on_start", "on_groups"):  # the cluster's own books know no numbers that do not begin with 0
         monkeypatch.setattr(cluster.books, deed, lambda *arguments: None)
-    pub.node.engine.groups.on_taken = lambda: None
     ids: list[str] = []
     for index in range(MAX_IDLE + 20):
         member = node.group("orders.*", f"g{index % (MAX_IDLE + 10)}", lambda message: ids.append(message.id))
