@@ -1,8 +1,8 @@
 """What every group has to get, held against what is in its queue (G7).
 
-The queues themselves are in the same books as any other (G1 to G5). Here is what fills them: each published message goes
-to every group that the publisher knows and that wants it, once, unchanged. Which members it knows is the publisher's
-word; which messages match, and that it forgets no group too early, is worked out here.
+The queues themselves are in the same books as any other (G1 to G5). Here is what fills them: each published message
+goes to every group that the publisher knows and that wants it, once, unchanged. Which members it knows is the
+publisher's word; which messages match, and that it forgets no group too early, is worked out here.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class GroupBooks:
         """Living members that a living publisher of such topics sends nothing to."""
         found: list[str] = []
         living = [node for node in nodes if node.alive and not node.leaving]
-        for node, member in [(node, pull) for node in living for pull in node.pulls.values() if pull.binding]:
-            assert member.binding is not None
+        members = [(pull, pull.binding) for node in living for pull in node.pulls.values() if pull.binding is not None]
+        for member, binding in members:
             for publisher in living:
-                if any(overlaps(pub.pattern, member.binding.pattern) for pub in publisher.pubs):
+                if any(overlaps(pub.pattern, binding.pattern) for pub in publisher.pubs):
                     group = publisher.engine.groups.by_queue.get(member.queue)
                     lanes = group.outbox.lanes.values() if group is not None and group.collects else ()
-                    if not any(lane.peer == node.key and lane.open for lane in lanes):
-                        found.append(f"{publisher.name} sends nothing of {member.queue} to {node.name}")
+                    if not any(lane.peer == member.node.key and lane.open for lane in lanes):
+                        found.append(f"{publisher.name} sends nothing of {member.queue} to {member.node.name}")
         return found
 
     # -- publishing ------------------------------------------------------------------------------------------

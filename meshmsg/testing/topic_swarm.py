@@ -146,12 +146,10 @@ class TopicSwarm:
         return [pub for node in self.cluster.nodes if node.alive and not node.leaving for pub in node.pubs]
 
     def _publish(self, count: int) -> None:
-        chance, pubs = self.chance, self._pubs()
+        chance, pubs = self.chance, [pub for pub in self._pubs() if pub.pattern != PRESENCE]
         if not pubs:
             return
         pub = chance.choice(pubs)
-        if pub.pattern == PRESENCE:
-            return
         topics = [topic for topic in TOPICS if pub.fits(topic)]
         picked = chance.choices(topics, k=count) if chance.random() < 0.5 else [chance.choice(topics)] * count
         self._in(pub.node, lambda: self._send(pub, picked))

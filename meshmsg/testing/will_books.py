@@ -1,4 +1,4 @@
-"""The cluster's books of last wills: carried out once for each time that a publisher went, and never after a goodbye."""
+"""The cluster's books of last wills: given once for each time that a publisher went, and never after a goodbye."""
 
 from __future__ import annotations
 
