@@ -225,7 +225,7 @@ def test_another_provider_takes_over_what_had_not_begun(face: Face) -> None:
 
 
 def test_what_was_tried_again_is_counted(face: Face) -> None:
-    router, math = serve(face)
+    router, _ = serve(face)
     client = face.node("another")
     client.wait_for(router="math", timeout=PATIENCE_S)
     tries = Collected()

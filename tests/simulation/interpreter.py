@@ -13,8 +13,10 @@ published on its way to each subscriber:
     run SECONDS    settle    crash b    restart b [same_id=yes] [endpoint=E]    leave b [drain=]
     freeze b    thaw b    stall b SECONDS    jump b SECONDS    cut a b [one_way=yes]    disconnect a b    heal
     ledger a    dead a    redrive a    peers a
-    a pub T [retain=yes history=N history_s= block=yes window=]    a publish T BODY... [size=BYTES]    lag a
-    b sub T [latest=yes replay=latest|history buffer= takes=]      drop SHARE
+    a pub T [retain=yes history=N history_s= block=yes window= will=BODY max_pending= attempts= backoff=]    a unpub T
+    a publish T BODY... [size=BYTES key= priority= headers=NAME:VALUE]    lag a    drop SHARE
+    b sub T [latest=yes replay=latest|history buffer= takes=]    b heard
+    b group T GROUP [durable=yes where=NAME:VALUE prefetch= concurrency= takes= fails=yes]    b ungroup T GROUP
     b router S [concurrency= max_queue=]    b unserve S [drain=]    b serving S yes|no
     a request S METHOD [ARGUMENT...] [timeout= idempotent=yes hedge_after= attempts= peer= key=]
     a stream S METHOD [ARGUMENT...] [timeout= takes=]    a got NUMBER    a survey S METHOD [ARGUMENT...] [timeout=]
@@ -22,8 +24,9 @@ published on its way to each subscriber:
 
 A router's methods: ``echo``; ``slow SECONDS``; ``fail``; ``hang``; ``kill``, which kills its process; ``count N``, a
 stream; ``first N``, the same and then it fails; ``relay S METHOD [ARGUMENT...]``, which requests that. ``got`` tells
-what came of a stream, ``kept`` what a node keeps of requests that are over. A pull's handler does what the body says:
-``bad`` fails, ``reject`` rejects, ``poison`` kills its process, all else is acked.
+what came of a stream, ``kept`` what a node keeps of requests that are over. A pull's handler, and a group's, does what
+the body says: ``bad`` fails, ``reject`` rejects, ``poison`` kills its process, all else is acked. ``heard`` counts what
+became of subscriptions' messages.
 Every link takes one millisecond and discovery 50, so that times are round.
 """
 
@@ -31,9 +34,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
-from meshmsg.errors import NoResponders, Reject, RemoteError
+from meshmsg.errors import NoResponders, OutboxFull, Reject, RemoteError
 from meshmsg.message import Message
 from meshmsg.options import Retry
 from meshmsg.testing import Cluster, ClusterCall, ClusterNode, ClusterRequest
@@ -46,6 +50,7 @@ NUMBERS = {"prefetch", "concurrency", "batch", "priority", "max_pending", "attem
     "size",
     "max_queue",
 }
+HEADERS = {"headers", "where"}
 SECONDS = {"takes", "ttl", "delay", "backoff", "unroutable_after", "drain", "history_s", "timeout", "hedge_after"}
 
 
@@ -101,31 +106,61 @@ class Scenario:
             self.nodes[label].pushes[queue].send(body, **options)
 
     def do_pull(self, label: str, queue: str, fails: str = "", **options: Any) -> None:
-        node = self.nodes[label]
+        handle = partial(self._handle, self.nodes[label], bool(fails))
+        self.nodes[label].pull(queue, None if "batch" in options else handle, **options)
 
-        def handle(message: Message) -> None:
-            body = str(message.body)
-            if body.startswith("poison"):
-                self.cluster.crash(node)
-            elif body.startswith("reject"):
-                raise Reject("no use")
-            elif body.startswith("bad") or fails:
-                raise ValueError("no good")
-
-        node.pull(queue, None if "batch" in options else handle, **options)
+    def _handle(self, node: ClusterNode, fails: bool, message: Message) -> None:
+        body = str(message.body)
+        if body.startswith("poison"):
+            self.cluster.crash(node)
+        elif body.startswith("reject"):
+            raise Reject("no use")
+        elif body.startswith("bad") or fails:
+            raise ValueError("no good")
 
     def do_close(self, label: str, queue: str) -> None:
         self.nodes[label].pulls[queue].close()
 
     # -- topics ----------------------------------------------------------------------------------------------
 
-    def do_pub(self, label: str, pattern: str, retain: str = "", block: str = "", **options: Any) -> None:
-        self.nodes[label].pub(pattern, retain=bool(retain), block=bool(block), **options)
+    def do_pub(
+        self,
+        label: str,
+        pattern: str,
+        retain: str = "",
+        block: str = "",
+        attempts: int = 5,
+        backoff: float = 0.5,
+        **options: Any,
+    ) -> None:
+        retry = Retry(attempts, backoff, jitter="none")
+        self.nodes[label].pub(pattern, retain=bool(retain), block=bool(block), retry=retry, **options)
 
-    def do_publish(self, label: str, topic: str, *bodies: str, size: int = 0) -> None:
+    def do_unpub(self, label: str, pattern: str) -> None:
+        next(pub for pub in self.nodes[label].pubs if pub.pattern == pattern).close()
+
+    def do_publish(self, label: str, topic: str, *bodies: str, size: int = 0, **options: Any) -> Iterator[str]:
         pub = next(pub for pub in self.nodes[label].pubs if pub.fits(topic))
         for body in bodies:
-            pub.send(body.ljust(size, "."), topic)
+            try:
+                pub.send(body.ljust(size, "."), topic, **options)
+            except OutboxFull as error:
+                yield f"{body} has to wait: {error}"
+
+    def do_group(self, label: str, pattern: str, group: str, durable: str = "", fails: str = "", **options: Any) -> None:
+        node = self.nodes[label]
+        node.group(pattern, group, partial(self._handle, node, bool(fails)), durable=bool(durable), **options)
+
+    def do_ungroup(self, label: str, pattern: str, group: str) -> None:
+        pulls = [pull for pull in self.nodes[label].pulls.values() if pull.binding is not None]
+        for pull in pulls:
+            if pull.binding is not None and (pull.binding.group, pull.binding.pattern) == (group, pattern):
+                pull.close()
+
+    def do_heard(self, label: str) -> Iterator[str]:
+        for sub in self.nodes[label].subs:
+            missed, passed = sum(gap.missed for gap in sub.gaps), sub.subscription.conflated
+            yield f"{sub.pattern}: took {len(sub.received)}, passed over {passed}, missed {missed}, waiting {sub.waiting}"
 
     def do_sub(self, label: str, pattern: str, latest: str = "", **options: Any) -> None:
         self.nodes[label].sub(pattern, latest=bool(latest), **options)
@@ -277,6 +312,8 @@ class Scenario:
 
 def convert(name: str, value: str) -> Any:
     """An option's value in its type."""
+    if name in HEADERS:
+        return dict(pair.split(":", 1) for pair in value.split(","))
     if name in NUMBERS:
         return int(value)
     return float(value) if name in SECONDS else value
