@@ -24,6 +24,7 @@ reserved; a real shop would let reservations expire.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import sqlite3
@@ -39,10 +40,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from meshmsg import DeadlineExceeded, Dealer, Message, Node, NoResponders, Overloaded, RemoteError, RequestError, Retry
+from meshmsg import (
+    BadRequest,
+    DeadlineExceeded,
+    Dealer,
+    Message,
+    Node,
+    NoResponders,
+    Overloaded,
+    RemoteError,
+    RequestError,
+    Retry,
+)
 
 PRICES = {"lamp": 4900, "chair": 12900, "poster": 900}  # cents
 STOCK = 5  # of each article, in a new database
+ORDER = {"article": str, "count": int, "card": str, "email": str}
 PATIENCE_S = 10.0  # of whoever waits for a page
 
 
@@ -64,8 +77,10 @@ class Inventory:
 
     def reserve(self, order: str, article: str, count: int) -> int:
         """Takes goods for an order, once; says what they cost."""
-        if article not in PRICES or count < 1:
-            raise RemoteError(f"there is no {count} x {article!r} to buy", code="no_such_article")
+        if count < 1:
+            raise BadRequest(f"{count} x {article} is no order", "count")
+        if article not in PRICES:
+            raise RemoteError(f"there is no {article!r} to buy", code="no_such_article")
         with closing(connect(self.path)) as database:
             database.execute("BEGIN IMMEDIATE")
             if not database.execute("SELECT 1 FROM reserved WHERE id = ?", [order]).fetchone():
@@ -118,6 +133,20 @@ def send_mail(folder: Path, message: Message) -> None:
     path.write_text(f"To: {order['email']}\n\nYour {order['count']} x {order['article']} are on their way.\n")
 
 
+def read_order(body: bytes) -> dict[str, Any]:
+    """What a browser wants. Raises ``BadRequest`` before anything is reserved or charged."""
+    try:
+        wanted = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"an order is JSON: {error}") from None
+    if not isinstance(wanted, dict):
+        raise BadRequest("an order is an object")
+    for name, kind in ORDER.items():
+        if type(wanted.get(name)) is not kind:
+            raise BadRequest(f"an order has {name!r}, of type {kind.__name__}", name)
+    return wanted
+
+
 class Front:
     """The web front end, and its node."""
 
@@ -137,7 +166,7 @@ class Front:
 
     async def order(self, request: Request) -> Response:
         """POST /orders."""
-        wanted = await request.json()
+        wanted = read_order(await request.body())
         order = request.state.order = request.headers.get("idempotency-key") or uuid.uuid4().hex
         article, count = wanted["article"], wanted["count"]
         cents = await self.inventory.reserve(order, article, count)

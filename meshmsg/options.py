@@ -354,6 +354,7 @@ class RouterKeywords(TypedDict, total=False):
 
     concurrency: int
     max_queue: int
+    max_queue_bytes: int
     timeout: float | None
     tracebacks: bool
     interceptors: Iterable[Callable[..., Any]]
@@ -369,6 +370,8 @@ class RouterOptions:
         Requests that run at a time.
     max_queue:
         Requests that wait beyond these; more get ``Overloaded`` at once, with a time to come back.
+    max_queue_bytes:
+        Bytes that the arguments of those that wait take at most, as they travel; one request may always wait.
     timeout:
         Seconds that a method may run, if its caller gives it longer; None for as long as the caller waits.
     tracebacks:
@@ -377,12 +380,14 @@ class RouterOptions:
 
     concurrency: int = 64
     max_queue: int = 1000
+    max_queue_bytes: int = 64 * 2**20
     timeout: float | None = None
     tracebacks: bool = True
 
     def __post_init__(self) -> None:
         require_int("concurrency=", self.concurrency, at_least=1)
         require_int("max_queue=", self.max_queue, at_least=0)
+        require_int("max_queue_bytes=", self.max_queue_bytes, at_least=1)
         if self.timeout is not None:
             require_number("timeout=", self.timeout, above=0)
         require_bool("tracebacks=", self.tracebacks)

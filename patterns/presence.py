@@ -7,10 +7,10 @@ Guarantee
     A watcher gets the last state of every member at once, and each later one in order (G6). A member that vanishes
     without a goodbye has its last will published to every watcher, by the watcher's own side.
 How it fails
-    ``--fail`` kills a member. Its connection breaks, and its will ("gone") is published within milliseconds; one that
-    is cut off or frozen takes 2 s (``gone_after``), and says that it is there when it is back. A member that leaves
-    in order says so by itself, and its will is void. Being "there" means just that: a process that answers, not that
-    what you send next will be done. Work needs acks (work_queue.py).
+    ``--fail`` kills a member. Its connection breaks, and its will ("gone") is published about half a second later: so
+    long it might come back. One that is cut off or frozen takes 2 s (``gone_after``), and says that it is there when it
+    is back. A member that leaves in order says so by itself, and its will is void. Being "there" means just that: a
+    process that answers, not that what you send next will be done. Work needs acks (work_queue.py).
 What to change
     ``states``: what your members do. A state is a body like any other: put an address in it, a load, a version.
     With ``node.peers()`` a node sees who is connected, without states and without a line of code.

@@ -44,7 +44,7 @@ from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.bare_pub_sub import BarePub
 from meshmsg.sockets.call_threads import PlainInterceptor
 from meshmsg.sockets.group_sub import GroupSub
-from meshmsg.sockets.handoff import INTERRUPTS_LOCKS, STEP_S
+from meshmsg.sockets.handoff import STEP_S
 from meshmsg.sockets.pub_sub import require_on_gap
 
 ParametersT = ParamSpec("ParametersT")
@@ -505,7 +505,7 @@ def _wait_for(news: queue.SimpleQueue[int]) -> int:
     """The next item; signals get through."""
     while True:
         try:
-            return news.get(timeout=None if INTERRUPTS_LOCKS else STEP_S)
+            return news.get(timeout=STEP_S)
         except queue.Empty:
             pass
 

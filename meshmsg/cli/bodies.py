@@ -65,6 +65,22 @@ def to_single_line(body: Any) -> bytes:
     return escape_control(body if isinstance(body, str) else to_json(body)).encode()
 
 
+def to_screen(body: Any) -> bytes:
+    """``to_line`` for a terminal: it may have lines, but must not steer it.
+
+    >>> to_screen("a\\nb\\x1b")
+    b'a\\nb\\\\u001b'
+    """
+    if isinstance(body, bytes):
+        return b"\n".join(map(to_single_line, body.split(b"\n")))
+    return escape_lines(body if isinstance(body, str) else to_json(body)).encode()
+
+
+def escape_lines(text: str) -> str:
+    """What would steer a terminal as escapes; lines stay lines."""
+    return "\n".join(map(escape_control, text.split("\n")))
+
+
 def escape_control(text: str) -> str:
     """Control characters other than tabs, and all that ends lines, as escapes."""
     return _CONTROL.sub(lambda found: _escape(found[0]), text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,9 +12,9 @@ from typing import Any
 
 import click
 
-from meshmsg import Dealer, MeshError, Node
+from meshmsg import DeadlineExceeded, Dealer, MeshError, Node
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import parse_json, parse_text, to_json, to_line, to_single_line
+from meshmsg.cli.bodies import escape_control, parse_json, parse_text, to_json, to_line, to_screen, to_single_line
 from meshmsg.cli.lines_in import LinesIn
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
 from meshmsg.cli.push import read_headers
@@ -24,9 +26,12 @@ from meshmsg.cli.requesting import (
     explain,
     parse_arguments,
     parse_target,
+    parse_value,
 )
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
+
+WITHIN = re.compile(r"within [\d.e-]+ s$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +48,35 @@ class Question:
     count: int | None
     json: bool
     verbose: bool
+    screen: bool = False  # the output is a terminal
 
     def render(self, name: str, value: Any) -> bytes:
         """A line of output."""
         if self.json:
-            return to_json({name: value}).encode()
-        return to_single_line(value) if self.stream else to_line(value)
+            line = to_json({name: value})
+            return (escape_control(line) if self.screen else line).encode()  # either is JSON
+        if self.stream:
+            return to_single_line(value)
+        return to_screen(value) if self.screen else to_line(value)
 
     def fail(self, error: MeshError) -> int:
         """Tells an error; returns the exit code."""
+        if isinstance(error, DeadlineExceeded):
+            # It was asked with what was left after somebody was found. People know what they gave.
+            error.args = (WITHIN.sub(f"within {self.timeout_s:g} s", str(error)),)
         if self.json:
             click.echo(to_json({"error": describe_error(error)}))
         return complain(explain(error, verbose=self.verbose), code_of(error))
 
 
 async def read_items(as_json: bool) -> AsyncIterator[Any]:
-    """Lines of standard input as items of a stream."""
+    """Lines of standard input as items of a stream: each as an argument would be, or all of them JSON."""
     number = 0
     async for line in LinesIn():
         number += 1
         if not as_json:
-            yield parse_text(line)
+            text = parse_text(line)
+            yield parse_value(text, f"line {number}") if isinstance(text, str) else text
         elif line.strip():
             try:
                 yield parse_json(line)
@@ -146,8 +159,12 @@ async def take(stream: Any) -> tuple[Any, ...]:
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", callback=read_headers, help="Repeatable.")
 @click.option("--stream", is_flag=True, help="The method yields items: print each as a line.")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="With --stream, leave after this many items.")
-@click.option("--items", is_flag=True, help="The method takes a stream: each line of standard input is an item.")
-@session_options(json_help='Lines of --items are JSON; prints objects {"result": …}, {"item": …}, {"error": …}.')
+@click.option(
+    "--items",
+    is_flag=True,
+    help="The method takes a stream: each line of standard input is an item, read as an ARGUMENT is.",
+)
+@session_options(json_help='All lines of --items are JSON; prints objects {"result": …}, {"item": …}, {"error": …}.')
 def request_(
     session: Session,
     target: str,
@@ -172,6 +189,7 @@ def request_(
       meshmsg request math.add 2 3
       meshmsg request users.find Ada limit=10 --json | jq .result
       meshmsg request logs.follow --stream -n 100
+      seq 5 | meshmsg request numbers.average --items
     """
     if count is not None and not stream:
         raise click.UsageError("--count is for --stream")
@@ -183,7 +201,8 @@ def request_(
     if items:
         details["items"] = read_items(session.json)
     question = Question(
-        service, method, args, kwargs, details, timeout, stream, count, session.json, session.verbose
+        service, method, args, kwargs, details, timeout, stream, count, session.json, session.verbose,
+        sys.stdout.isatty(),
     )  # fmt: skip
 
     async def serve(stop: Stop) -> int:

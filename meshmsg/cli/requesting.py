@@ -30,13 +30,24 @@ from meshmsg import (
     WaitTimeout,
 )
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import escape_control
+from meshmsg.cli.bodies import escape_control, escape_lines
 
 LOOK_EVERY_S = 0.1
 NOTICE_AFTER_S = 2.0  # then people are told what is waited for
 NAMED = re.compile(r"([^\W\d]\w*)=(.*)", re.DOTALL)
 NEGATIVE = re.compile(r"-\.?\d")
 LOOKS_LIKE_JSON = ("{", "[", '"')
+# What errors advise is Python; people who use a shell have options.
+ADVICE = (
+    (re.compile(r"call stream\(\) instead"), "request it with --stream"),
+    (re.compile(r"call request\(\) instead"), "request it without --stream"),
+    (
+        re.compile(r"request\(\.\.\., items=\.\.\.\).*"),
+        "request it with --items, an item a line of standard input",
+    ),
+    (re.compile(r"leave items= out"), "leave out --items"),
+    (re.compile(r": start a node with router\(.*"), ""),
+)
 # What `dealer.request(...)` takes for itself.
 OWN_NAMES = frozenset(
     name
@@ -144,9 +155,13 @@ def describe_error(error: MeshError) -> dict[str, Any]:
 
 def explain(error: MeshError, *, verbose: bool = False) -> str:
     """An error for people, on one line; with ``verbose`` the remote traceback follows."""
-    text = escape_control(f"{name_of(error)}: {error}")
+    said = str(error)
+    if isinstance(error, (BadRequest, NoResponders)):
+        for python, shell in ADVICE:
+            said = python.sub(shell, said)
+    text = escape_control(f"{name_of(error)}: {said}")
     if verbose and isinstance(error, RemoteError) and error.remote_traceback:
-        return f"{text}\n{error.remote_traceback.rstrip()}"
+        return f"{text}\n{escape_lines(error.remote_traceback.rstrip())}"
     return text
 
 

@@ -72,7 +72,7 @@ def read_stats(told: Document) -> Document:
         if name not in BUILT_IN
     }
     counts = {name: told[name] for name in ("waiting", "overloaded", "cancelled", "expired", "last_error")}
-    return {"stats": {"running": told["running"] - 1, **counts, "methods": own}}
+    return {"stats": {"running": told["running"], **counts, "methods": own}}
 
 
 # -- tables ----------------------------------------------------------------------------------------------------

@@ -49,10 +49,12 @@ class Broadcaster:
         self._output = output
         self._numbers: dict[str, int] = {}  # by peer that is followed
         self._followed: dict[int, str] = {}
-        self._reasons: dict[str, set[str]] = {}  # by peer: patterns of ours that it published to at any time
+        self._published: dict[str, set[str]] = {}  # by peer that is followed: what it published to at any time
+        self._reasons: dict[str, set[str]] = {}  # by the same: those of our patterns that overlap these
         self._next_number = 1
         self._away: dict[str, float] = {}  # publishers that fell silent, and when
         self._ending: dict[str, tuple[float, PeerState, str]] = {}  # publishers that are gone, and why
+        self._executed: set[str] = set()  # publishers whose last wills were carried out since they were last up
         self._changed = False  # whether filters may have to
         self._subscribed = False  # whether it may be others that are to be followed
 
@@ -91,6 +93,7 @@ class Broadcaster:
     def resume(self, peer: PeerState) -> None:
         """A peer is there, or there again: what was on its old link is lost."""
         self.publisher.pause(peer.key, False)
+        self._executed.discard(peer.key)
         self._away.pop(peer.key, None)
         self._ending.pop(peer.key, None)
         for key in [key for key in self.subscriptions.receptions if key != peer.key]:
@@ -124,6 +127,9 @@ class Broadcaster:
         return {topic: (topics[topic].position or 0) if topic in topics else 0 for topic in peer.offers.get(WILL, ())}
 
     def _execute_wills(self, peer: PeerState, positions: dict[str, int]) -> None:
+        if peer.key in self._executed:  # it tried to come back, and went again before it was up
+            return
+        self._executed.add(peer.key)
         for topic, seq in positions.items():
             self._execute(peer, topic, peer.offers[WILL][topic], seq)
 
@@ -151,9 +157,11 @@ class Broadcaster:
         self._unfollow(key)
         self._away.pop(key, None)
         self._reasons.pop(key, None)
+        self._published.pop(key, None)
         self.subscriptions.end(key)
         if ending is not None:
             self._execute_wills(ending[1], positions)
+        self._executed.discard(key)
 
     def say_last(self) -> None:
         """This node leaves: its subscribers hear how far each topic went, and miss nothing unnoticed."""
@@ -180,16 +188,18 @@ class Broadcaster:
 
     def _find_reasons(self, peer: PeerState) -> set[str]:
         """Patterns for which a peer is followed, also when it publishes no more to them: what it did is on its way."""
-        published, wanted = peer.offers.get("pub", ()), self.subscriptions.offers().keys()
+        wanted = self.subscriptions.offers().keys()
+        published = {*peer.offers.get("pub", ()), *self._published.get(peer.key, ())}
         reasons = self._reasons.get(peer.key, set()) & wanted
         if len(published) * len(wanted) > MAX_COMPARISONS:
             reasons |= wanted
         else:
             reasons |= {ours for ours in wanted - reasons if any(overlaps(theirs, ours) for theirs in published)}
         if reasons:
-            self._reasons[peer.key] = reasons
+            self._reasons[peer.key], self._published[peer.key] = reasons, published
         else:
             self._reasons.pop(peer.key, None)
+            self._published.pop(peer.key, None)
         return reasons
 
     def _choose_endpoint(self, peer: PeerState) -> str | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
-from meshmsg.engine.faults import RETRYABLE, make_error
-from meshmsg.engine.providers import Latencies, Provider, Providers, RetryBudget
+from meshmsg.engine.faults import RETRYABLE, is_answer, make_error
+from meshmsg.engine.providers import BUILT_IN, Clients, Provider
 from meshmsg.engine.retry import backoff
 from meshmsg.engine.streams import InStream, OutStream
 from meshmsg.errors import (
@@ -22,6 +22,7 @@ from meshmsg.errors import (
     DeadlineExceeded,
     MeshError,
     NoResponders,
+    Overloaded,
     PeerLost,
     RequestError,
     Unavailable,
@@ -34,6 +35,7 @@ from meshmsg.wire.codec import Undecodable
 Send = Callable[[str, list[list[Any]], Sequence[bytes]], None]
 
 _RETRY = -1  # in the place of an attempt's number
+MAX_STALE = 64  # deadlines and timers that lead nowhere, before it is worth taking them out
 _OVER = "the request is over"
 
 
@@ -105,16 +107,6 @@ class Call:
         self.done = False
 
 
-class Clients:
-    """What this node knows of one service as its client."""
-
-    def __init__(self, generator: random.Random) -> None:
-        self.providers = Providers(generator)
-        self.budget = RetryBudget()
-        self.latencies = Latencies()
-        self.idle: set[str] = set()  # names of those who offer it and do not serve now
-
-
 class Calls:
     """All requests of this node that are under way."""
 
@@ -135,13 +127,15 @@ class Calls:
         # Retries, and hedges of an attempt: (when, tie, the attempt's number or _RETRY, call).
         self._timers: list[tuple[float, int, int, Call]] = []
         self._tie = count()
+        self._resting: set[Call] = set()  # those whose retry is to come
+        self._most = (MAX_STALE, MAX_STALE)  # deadlines and timers that were allowed after the last turn
 
     # -- commands --------------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
-        """Attempts that have no answer yet, and calls that wait to be sent."""
-        return len(self._table) + len(self._staged) + len(self._timers)
+        """Attempts that have no answer yet, and calls that wait to be sent or for their retry."""
+        return sum(not call.done for calls in (self._table.values(), self._staged, self._resting) for call in calls)
 
     def clients(self, service: str) -> Clients:
         """What is known of a service."""
@@ -154,6 +148,14 @@ class Calls:
         """Who serves it now."""
         known = self._clients.get(service)
         return known.providers.listed() if known is not None else []
+
+    def whom_to_survey(self, service: str, method: str) -> list[Provider]:
+        """Who serves it now; for what is asked about the providers themselves, also those who do not serve."""
+        return self._askable(self.clients(service), method)
+
+    @staticmethod
+    def _askable(known: Clients, method: str) -> list[Provider]:
+        return known.providers.reachable() if method in BUILT_IN else known.providers.listed()
 
     def start(self, call: Call) -> None:
         """Makes a request: it leaves with this turn, together with all others of it."""
@@ -225,6 +227,31 @@ class Calls:
                 provider = run[0].provider
                 assert provider is not None
                 self._send_run(provider, run, now)
+        self._forget_stale()
+
+    def _forget_stale(self) -> None:
+        """Takes out deadlines and timers of calls that were answered long before, once they are more than the others.
+
+        A run in ``_deadlines`` that still leads to a call has one of its own in the table, and so has each hedge.
+        """
+        table = self._table
+        most = 2 * len(table) + MAX_STALE
+        if len(self._deadlines) > most:
+            self._deadlines = [
+                each for each in self._deadlines if any(number in table for number in range(each[1], each[1] + each[2]))
+            ]
+            heapify(self._deadlines)
+        most_timers = most + 2 * len(self._resting)
+        if len(self._timers) > most_timers:
+            self._timers = [each for each in self._timers if self._is_awaited(each[2], each[3])]
+            heapify(self._timers)
+        self._most = (most, most_timers)
+
+    def _is_awaited(self, number: int, call: Call) -> bool:
+        """Whether a timer still has something to do."""
+        if number == _RETRY:
+            return call in self._resting
+        return not call.done and number == call.number and number in self._table
 
     def _choose(self, call: Call, now: float) -> Provider | None:
         """Takes a provider for the next attempt; without one, the call has its outcome."""
@@ -233,14 +260,15 @@ class Calls:
             self._report(call, None, self._late(call))
             return None
         if call.peer is not None:
-            provider = next((each for each in known.providers.listed() if _is_called(each, call.peer)), None)
+            askable = self._askable(known, call.method)
+            provider = next((each for each in askable if each.is_called(call.peer)), None)
         else:
             provider = known.providers.pick(call.options.balance, now, call.key, call.avoid)
         if call.number in self._table and (provider is None or provider.key in call.avoid):
             return None  # a hedge without another provider; the first attempt goes on
         if provider is None:
             call.attempts += call.attempts > 0  # a retry that finds nobody is one, too
-            self._fail(call, NoResponders(self._explain_nobody(call, known)), now)
+            self._fail(call, NoResponders(known.providers.explain_nobody(call.service, call.peer)), now)
             return None
         limit = self._limit_of(provider.key)
         if limit is not None and len(call.body) > limit:
@@ -286,8 +314,10 @@ class Calls:
                 self._plan_hedge(call, now)
 
     def _plan_hedge(self, call: Call, now: float) -> None:
-        if not call.repeatable or call.flags or call.peer is not None or call.attempts >= MAX_REQUEST_ATTEMPTS:
+        if not call.repeatable or call.flags or call.attempts >= MAX_REQUEST_ATTEMPTS:
             return  # streams neither: their items cannot be sent twice
+        if call.peer is not None or call.key is not None:
+            return  # nobody else is meant
         after = call.options.hedge_after
         if after == "p95":
             after = self.clients(call.service).latencies.p95()
@@ -317,7 +347,9 @@ class Calls:
             self.late_replies += 1
             return
         error = make_error(code, type_name, message, remote_traceback, retry_after)
-        self._attempt_failed(call, number, error, now, never_ran=bool(flags & items.NEVER_RAN), pause=retry_after)
+        never_ran = bool(flags & items.NEVER_RAN)
+        answer = is_answer(type_name, never_ran)
+        self._attempt_failed(call, number, error, now, never_ran=never_ran, answer=answer, pause=retry_after)
 
     def on_items(self, peer: str, number: int, values: list[Any], size_bytes: int) -> None:
         """Items of a stream came, of so many bytes together."""
@@ -378,25 +410,38 @@ class Calls:
         now: float,
         *,
         never_ran: bool = False,
+        answer: bool = False,
         pause: float | None = None,
     ) -> None:
+        """An attempt brought no result. An ``answer`` is what the method raised: nothing speaks against who gave it."""
         provider, sent_at = self._take_attempt(call, number)
         error.peer = provider.name
-        blame = error.code in RETRYABLE
+        blame = error.code in RETRYABLE and not answer
         known = self.clients(call.service)
         known.providers.ended(provider, now, now - sent_at, blame)
-        if blame:
+        if blame and (call.key is None or not isinstance(error, Overloaded)):  # a key's keeper stays its keeper
             call.avoid.add(provider.key)
         if call.number in self._table or call.hedges:
             return  # another attempt goes on
-        if never_ran and isinstance(error, (Unavailable, NoResponders)) and call.peer is None and not call.spoke:
-            # It never reached the method: elsewhere it runs for the first time, as gRPC's transparent retries.
-            if call.attempts <= MAX_REQUEST_ATTEMPTS:
-                if call.up is not None:
-                    call.up.allowed = 0  # what another server takes, it says itself
-                self._staged.append(call)
-                return
-        self._fail(call, error, now, pause=pause)
+        if answer:
+            self._report(call, None, error)
+        elif never_ran and self._may_go_elsewhere(call, error, now):
+            if call.up is not None:
+                call.up.allowed = 0  # what another server takes, it says itself
+            self._staged.append(call)
+        else:
+            self._fail(call, error, now, pause=pause)
+
+    def _may_go_elsewhere(self, call: Call, error: RequestError, now: float) -> bool:
+        """Whether a call that never reached the method goes on at once: it runs elsewhere for the first time.
+
+        As gRPC's transparent retries. Who is overloaded takes it later, unless somebody else has room.
+        """
+        if call.peer is not None or call.spoke or call.attempts > MAX_REQUEST_ATTEMPTS:
+            return False
+        if isinstance(error, Overloaded):
+            return call.key is None and self.clients(call.service).providers.has_other(now, call.avoid)
+        return isinstance(error, (Unavailable, NoResponders))
 
     def _fail(self, call: Call, error: RequestError, now: float, *, pause: float | None = None) -> None:
         """Tries again what may be tried again, later; otherwise this is the outcome."""
@@ -411,6 +456,7 @@ class Calls:
             if in_time and call.attempts and self.clients(call.service).budget.take(now):
                 self.retries += 1
                 call.number = -1
+                self._resting.add(call)
                 heappush(self._timers, (now + delay, next(self._tie), _RETRY, call))
                 return
         self._report(call, None, error)
@@ -454,6 +500,7 @@ class Calls:
     def _end(self, call: Call, now: float) -> None:
         """Every attempt of it is called off."""
         call.done = True
+        self._resting.discard(call)
         attempts = call.hedges or {}
         call.hedges = None
         if call.number in self._table:
@@ -470,20 +517,6 @@ class Calls:
         error.peer = call.provider.name if call.provider is not None else None
         return error
 
-    def _explain_nobody(self, call: Call, known: Clients) -> str:
-        everybody = known.providers.everybody()
-        if call.peer is not None:
-            if any(_is_called(each, call.peer) for each in everybody):
-                return f"{call.peer!r} offers {call.service!r}, and says that it is not serving, or is stuck"
-            names = ", ".join(sorted({repr(each.name) for each in everybody})) or "nobody"
-            return f"{call.peer!r} does not offer {call.service!r}; {names} does: give peer= a node's name or id"
-        if everybody:
-            return f"all {len(everybody)} nodes that offer {call.service!r} say that they are not serving, or are stuck"
-        return (
-            f"nobody offers {call.service!r}: start a node with router({call.service!r}), "
-            f"or wait for one with wait_for(router={call.service!r})"
-        )
-
     # -- time ------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
@@ -496,11 +529,12 @@ class Calls:
                     self._expire(call, now)
         while self._timers and self._timers[0][0] <= now:
             _, _, number, call = heappop(self._timers)
-            if call.done:
+            if not self._is_awaited(number, call):
                 continue
             if number == _RETRY:
+                self._resting.discard(call)
                 self._staged.append(call)
-            elif number == call.number and number in self._table:
+            else:
                 self._hedge(call, now)
 
     def _expire(self, call: Call, now: float) -> None:
@@ -526,14 +560,18 @@ class Calls:
             heappop(deadlines)  # single calls mostly, answered long before; a run is looked at when it is due
         if deadlines and deadlines[0][0] < soonest:
             soonest = deadlines[0][0]
-        if self._timers and self._timers[0][0] < soonest:
-            soonest = self._timers[0][0]
+        timers = self._timers
+        while timers and not self._is_awaited(timers[0][2], timers[0][3]):
+            heappop(timers)
+        if timers and timers[0][0] < soonest:
+            soonest = timers[0][0]
         return soonest
 
     def close(self, now: float) -> None:
         """The node closes: whatever is under way is given up."""
         waiting = [*self._staged, *dict.fromkeys(self._table.values()), *(call for *_, call in self._timers)]
         self._staged = []
+        self._timers = []
         for call in waiting:
             if not call.done:
                 self._end(call, now)
@@ -548,13 +586,12 @@ class Calls:
             assert not call.done or call in self._given_up, f"call {number} has its outcome and is still in the table"
             provider = call.provider if number == call.number else (call.hedges or {})[number][0]
             asked[id(provider)] = asked.get(id(provider), 0) + 1
+        retries = [call for _, _, number, call in self._timers if number == _RETRY and call in self._resting]
+        assert len(retries) == len(self._resting), f"{len(self._resting)} calls wait for {len(retries)} retries"
+        assert len(self._deadlines) <= self._most[0], f"{len(self._deadlines)} deadlines of {len(self._table)} calls"
+        assert len(self._timers) <= self._most[1] + len(retries), f"{len(self._timers)} timers"
         for service, clients in self._clients.items():
             clients.providers.check()
             for each in clients.providers.everybody():
                 counted, found = each.pending, asked.get(id(each), 0)
                 assert counted == found, f"{each.name} owes {found} answers of {service}, counted are {counted}"
-
-
-def _is_called(provider: Provider, peer: str) -> bool:
-    """Whether ``peer=`` means this one: by its name, its node's id, or this life of it."""
-    return peer in (provider.name, provider.key, provider.key.partition(".")[0])

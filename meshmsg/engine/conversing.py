@@ -90,7 +90,7 @@ class Conversations:
             if op == items.RESULT:
                 calls.on_results(key, item[1], part, now)
             elif op == items.CALL:
-                serving.on_call(key, peer.name, item, part, now)
+                serving.on_call(key, peer.name, item, part, now, len(talk.payload) * length // total)
             elif op == items.FAULT:
                 calls.on_fault(key, item, now)
             elif op == items.CANCEL:

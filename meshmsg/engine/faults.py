@@ -29,7 +29,7 @@ _BY_CODE: dict[str, type[RequestError]] = {
     )
 }
 
-# After these an idempotent request may be tried again; the method's own failures are its answer.
+# After these an idempotent request may be tried again, unless the method itself raised them: that is its answer.
 RETRYABLE = frozenset((NoResponders.code, Overloaded.code, PeerLost.code, Unavailable.code))
 
 
@@ -51,11 +51,20 @@ def make_error(
     return kind(message)
 
 
+def is_answer(type_name: str, never_ran: bool) -> bool:
+    """Whether a FAULT is what the method raised, and not the server's own word on the call: that has no type.
+
+    >>> is_answer("meshmsg.errors.Overloaded", never_ran=False), is_answer("", never_ran=True)
+    (True, False)
+    """
+    return bool(type_name) and not never_ran
+
+
 def name_type(error: BaseException) -> str:
     """What travels as the type of an error: its class, or for ``BadRequest`` the argument that it is about."""
     if isinstance(error, BadRequest):
         return error.argument or ""
     if isinstance(error, RemoteError):
-        return error.type
+        return error.type or RemoteError.__name__  # without one it were the server's own word
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

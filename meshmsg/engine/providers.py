@@ -29,6 +29,9 @@ MAX_EJECTED_SHARE = 10  # one of so many may be out
 
 MAX_KEYS_REMEMBERED = 10_000
 
+# What can be asked of a provider that is alive, also when it does not serve: they are about the provider itself.
+BUILT_IN = frozenset(("ping", "info", "stats"))
+
 
 class Provider:
     """A peer that offers the service. ``key`` names this life of it, ``pending`` counts what it has to answer."""
@@ -61,6 +64,10 @@ class Provider:
         self.failures = 0  # in a row
         self.ejections = 0
         self.out_until = -inf
+
+    def is_called(self, peer: str) -> bool:
+        """Whether ``peer=`` means this one: by its name, its node's id, or this life of it."""
+        return peer in (self.name, self.key, self.key.partition(".")[0])
 
     def load(self, now: float) -> float:
         """Seconds that one more call would take, by what is known: ``cost * (pending + 1)``.
@@ -126,6 +133,25 @@ class Providers:
         """All who offer it, also those who are not serving or not heard of just now."""
         return list(self._by_key.values())
 
+    def reachable(self) -> list[Provider]:
+        """Who is alive, also those who are not serving."""
+        return [each for each in self._by_key.values() if each.alive]
+
+    def explain_nobody(self, service: str, peer: str | None) -> str:
+        """Why nobody can be asked, or not this peer."""
+        everybody = self.everybody()
+        if peer is not None:
+            if any(each.is_called(peer) for each in everybody):
+                return f"{peer!r} offers {service!r}, and says that it is not serving, or is stuck"
+            names = ", ".join(sorted({repr(each.name) for each in everybody})) or "nobody"
+            return f"{peer!r} does not offer {service!r}; {names} does: give peer= a node's name or id"
+        if everybody:
+            return f"all {len(everybody)} nodes that offer {service!r} say that they are not serving, or are stuck"
+        return (
+            f"nobody offers {service!r}: start a node with router({service!r}), "
+            f"or wait for one with wait_for(router={service!r})"
+        )
+
     def _changed(self) -> None:
         self._listed = None
         self._sort_at = -inf
@@ -146,14 +172,15 @@ class Providers:
         balance:
             ``"fastest"``, ``"least_outstanding"``, ``"round_robin"`` or ``"random"``.
         key:
-            Calls of one key go to one provider as long as it is there, whatever the balance. All callers agree on
-            which; if it leaves, its keys are spread over the others, and no other key moves.
+            Calls of one key go to one provider as long as it serves, whatever the balance. All callers agree on
+            which, so it is asked also when it is ejected here; if it leaves, its keys are spread over the others, and
+            no other key moves.
         avoid:
             Keys of providers that are asked only if there is nobody else.
         """
         if now >= self._sort_at:
             self._sort(now)
-        usable = self._usable
+        usable = self._usable if key is None else self.listed()
         if avoid:
             usable = [each for each in usable if each.key not in avoid] or usable
         if len(usable) < 2:
@@ -199,7 +226,7 @@ class Providers:
         return best
 
     def _keeper(self, key: str, usable: list[Provider]) -> Provider:
-        if usable is not self._usable:
+        if usable is not self._listed:
             return rendezvous(key, usable)
         keeper = self._keepers.get(key)
         if keeper is None:
@@ -362,3 +389,12 @@ class Latencies:
             ordered = sorted(self._last)
             self._p95 = ordered[-(-len(ordered) * 95 // 100) - 1]  # the nearest rank
         return self._p95
+
+
+class Clients:
+    """What this node knows of one service as its client."""
+
+    def __init__(self, generator: random.Random) -> None:
+        self.providers = Providers(generator)
+        self.budget = RetryBudget()
+        self.latencies = Latencies()

@@ -66,7 +66,8 @@ class Serving:
         service = self.services.pop(name, None)
         if service is None:
             return
-        for served in list(service.queue):
+        apart = service.apart.queue if service.apart is not None else ()
+        for served in [*service.queue, *apart]:
             text = f"{served.service}.{served.method}: {name!r} is closing"
             self._answer(served, _fault(served.number, Unavailable.code, text, never_ran=True))
 
@@ -81,8 +82,13 @@ class Serving:
 
     # -- what the callers say --------------------------------------------------------------------------------
 
-    def on_call(self, peer: str, peer_name: str, item: list[Any], bodies: list[Any], now: float) -> None:
-        """Calls came: ``[op, first, count, service, method, remaining, flags, window, headers]``, a body each."""
+    def on_call(
+        self, peer: str, peer_name: str, item: list[Any], bodies: list[Any], now: float, size_bytes: int = 0
+    ) -> None:
+        """Calls came: ``[op, first, count, service, method, remaining, flags, window, headers]``, a body each.
+
+        ``size_bytes`` have these bodies together, encoded (0: unknown).
+        """
         _, first, length, name, method, remaining, flags, window, headers = item[:9]
         caller = self._callers.get(peer)
         if caller is None:
@@ -96,10 +102,14 @@ class Serving:
                 text = f"{name}.{method}: this node does not offer {name!r} any more"
                 self._tell(caller, _fault(number, NoResponders.code, text, never_ran=True))
             return
+        if service.apart is not None and method in service.apart_methods:
+            service = service.apart
         service.requests += length
-        taken = min(length, service.room)
+        taken, at_once = service.admit(length, size_bytes // length)
         deadline = now + remaining if remaining is not None else None
         run = CallRun(caller, service, method, first, taken, deadline, headers, flags, now)
+        run.size_bytes = size_bytes // length
+        run.counted_from = first + at_once
         calls = self._read_run(run, bodies if taken == length else bodies[:taken], window)
         if calls:
             run.open = len(calls)
@@ -142,7 +152,9 @@ class Serving:
         """No room for these: they did not run, and may elsewhere."""
         service.overloaded += len(numbers)
         pause_s = service.estimate_wait(now)
-        crowd = f"{service.running} requests run and {service.waiting} wait"
+        crowd = f"{service.busy} requests run and {service.waiting} wait"
+        if service.waiting_bytes >= 2**20:
+            crowd += f" with {service.waiting_bytes / 2**20:.0f} MiB of arguments"
         text = f"{service.name}: {crowd}, which is as many as it takes: ask again in {pause_s:.2g} s"
         for number in numbers:
             self._tell(caller, _fault(number, Overloaded.code, text, retry_after=pause_s, never_ran=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from meshmsg.engine.streams import InStream, OutStream
@@ -40,6 +40,7 @@ class CallRun:
 
     __slots__ = (
         "caller",
+        "counted_from",
         "deadline",
         "first",
         "flags",
@@ -49,6 +50,7 @@ class CallRun:
         "open",
         "received_at",
         "service",
+        "size_bytes",
         "timed",
     )
 
@@ -73,6 +75,8 @@ class CallRun:
         self.headers = headers
         self.flags = flags
         self.received_at = received_at
+        self.size_bytes = 0  # of the arguments of each, on average
+        self.counted_from = first  # those below are for workers that are free, and count for nothing in the queue
         self.open = 0  # how many have no answer yet
         self.timed = deadline is not None  # whether the deadline is still watched
 
@@ -96,6 +100,12 @@ class Served:
         self.on_cancel: Callable[[], None] | None = None  # called once, if it is cancelled while it runs
         self.up: InStream | None = None  # the caller's items
         self.out: OutStream | None = None  # items for the caller
+
+    @property
+    def queue_bytes(self) -> int:
+        """What it counts for while it waits."""
+        run = self.run
+        return run.size_bytes if self.number >= run.counted_from else 0
 
     @property
     def peer(self) -> str:
@@ -147,7 +157,11 @@ class Service:
         self.serving = True  # what others are told; whoever asks nevertheless is served
         self.queue: deque[Served] = deque()  # in order; some may be given up
         self.waiting = 0  # those in the queue that are not
+        self.waiting_bytes = 0  # of their arguments
         self.running = 0
+        self.count_busy: Callable[[], int] | None = None  # how many workers are, as far as they know it themselves
+        self.apart: Service | None = None  # with workers of its own, for some methods
+        self.apart_methods: frozenset[str] = frozenset()
         self.requests = 0  # that arrived, refused ones too
         self.started = 0
         self.errors = 0  # answered with an error by who ran them, or for arguments that cannot be read
@@ -156,6 +170,7 @@ class Service:
         self.expired = 0  # past their deadline
         self.last_error: str | None = None
         self._expire = expire
+        self._last_began = 0.0
         self._waiting_from: tuple[float, int] = (0.0, 0)  # since when calls wait, and how many had started before
 
     def take(self, now: float) -> Served | None:
@@ -170,15 +185,38 @@ class Service:
                 continue
             served.state = "running"
             self.waiting -= 1
+            if served.run.size_bytes:
+                self.waiting_bytes -= served.queue_bytes
             self.running += 1
             self.started += 1
+            self._last_began = now
             return served
         return None
+
+    def set_apart(self, methods: Iterable[str], options: RouterOptions) -> Service:
+        """Calls of these methods get a queue and workers of their own, and are answered however much there is to do."""
+        self.apart = Service(self.name, options, self._expire)
+        self.apart_methods = frozenset(methods)
+        return self.apart
+
+    @property
+    def busy(self) -> int:
+        """How many workers take nothing now: a method that hangs may go on when nobody wants its answer any more."""
+        return max(self.running, self.count_busy()) if self.count_busy is not None else self.running
 
     @property
     def room(self) -> int:
         """How many more calls it takes now."""
-        return max(0, self.options.concurrency + self.options.max_queue - self.running - self.waiting)
+        return max(0, self.options.concurrency + self.options.max_queue - self.busy - self.waiting)
+
+    def admit(self, length: int, size_bytes: int) -> tuple[int, int]:
+        """How many calls of a run it takes, whose arguments are so large each, and how many of these begin at once."""
+        at_once = max(0, self.options.concurrency - self.busy - self.waiting)
+        taken = min(length, self.room)
+        if taken > at_once and size_bytes:
+            fit = max(0, self.options.max_queue_bytes - self.waiting_bytes) // size_bytes
+            taken = at_once + min(taken - at_once, fit if self.waiting_bytes else max(1, fit))
+        return taken, min(taken, at_once)
 
     def enqueue(self, calls: Sequence[Served], now: float) -> None:
         """Calls wait for a worker."""
@@ -186,6 +224,8 @@ class Service:
             self._waiting_from = (now, self.started)
         self.queue.extend(calls)
         self.waiting += len(calls)
+        if calls and calls[0].run.size_bytes:
+            self.waiting_bytes += sum(served.queue_bytes for served in calls)
 
     def leave(self, served: Served) -> None:
         """A call is done: answered, or not wanted any more."""
@@ -193,6 +233,7 @@ class Service:
             self.running -= 1
         else:
             self.waiting -= 1
+            self.waiting_bytes -= served.queue_bytes
         served.state = "done"
         if len(self.queue) > 2 * self.waiting + MAX_GIVEN_UP:  # while every worker hangs, nobody takes them out
             self.queue = deque(each for each in self.queue if each.state == "queued")
@@ -200,8 +241,11 @@ class Service:
     def estimate_wait(self, now: float) -> float:
         """Seconds until what waits now has begun, at the pace since there was no queue.
 
-        Not from what a method takes and how many may run: those that compute run one after another all the same.
+        Not from what a method takes and how many may run: those that compute run one after another all the same. Where
+        nothing waits, what was begun last has time to end: as much as it has had.
         """
+        if not self.waiting:
+            return min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, now - self._last_began))
         since, before = self._waiting_from
         elapsed, started = now - since, self.started - before
         if elapsed > PACE_OVER_S:
@@ -214,4 +258,8 @@ class Service:
         queued = sum(1 for served in self.queue if served.state == "queued")
         assert self.waiting == queued, f"{self.name} counts {self.waiting} waiting calls, {queued} are"
         assert self.running >= 0, f"{self.name} counts {self.running} running calls"
+        size_bytes = sum(served.queue_bytes for served in self.queue if served.state == "queued")
+        assert self.waiting_bytes == size_bytes, f"{self.name} counts {self.waiting_bytes} bytes, {size_bytes} wait"
+        if self.apart is not None:
+            self.apart.check()
         assert self.waiting + self.running <= self.options.concurrency + self.options.max_queue

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from _thread import get_ident
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -41,12 +43,13 @@ class Context:
     ...     return f"Hello {name}, says {context.service} to {context.caller.name}"
     """
 
-    __slots__ = ("_inner", "_place", "_served", "_told", "deadline")
+    __slots__ = ("_inner", "_items", "_place", "_served", "_told", "deadline")
 
     def __init__(self, served: Served, place: Place, deadline: float | None) -> None:
         self._served = served
         self._place = place
         self._inner: set[Callable[[], None]] | None = None
+        self._items: Items | None = None
         self._told = False  # whether a plain function got to know that it is wanted no more
         self.deadline = deadline
         """When it has to be answered, in seconds of the loop's clock (``loop.time()``); None for no limit."""
@@ -121,29 +124,36 @@ class Context:
     def items(self) -> Items:
         """What the caller streams to this method, one by one as it comes; a slow reader stops the caller.
 
-        ``async for`` in a coroutine, ``for`` in a plain function. Raises ``BadRequest`` for a caller that sends no
-        items, ``Cancelled`` when it gives up.
+        ``async for`` and ``anext`` in a coroutine, ``for`` and ``next`` in a plain function. It is the same iterator
+        each time, so who stops and comes back goes on with the next item. Raises ``BadRequest`` for a caller that sends
+        no items, ``Cancelled`` when it gives up.
         """
         if self._served.up is None:
             raise BadRequest(
                 f"{self.service}.{self.method} takes a stream: request(..., items=...) or stream(..., items=...)"
             )
-        return Items(self._served, self._place)
+        if self._items is None:
+            self._items = Items(self._served, self._place)
+        return self._items
 
 
 class Items:
-    """The caller's items, for whoever iterates first."""
+    """The caller's items: one iterator for the whole call, so that each item is given out once, and none is lost."""
 
     def __init__(self, served: Served, place: Place) -> None:
         assert served.up is not None, "checked by who made this"
         self._served = served
         self._place = place
         self._up = served.up
+        self._fetched: deque[Any] = deque()  # came to the thread of a plain function together with another one
+        self._lock = threading.Lock()  # a method may have threads of its own, and only one can wait for items
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> Items:
         return self
 
     async def __anext__(self) -> Any:
+        if self._fetched:
+            return self._readable(self._fetched.popleft())
         up = self._up
         while not up.waiting:
             self._require_whole()
@@ -154,14 +164,25 @@ class Items:
         self._grant()
         return self._readable(item)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Items:
         """For plain functions, which run in a thread of their own."""
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            if not self._fetched:
+                self._fetch()
+            if not self._fetched:
+                raise StopIteration
+            item = self._fetched.popleft()
+        return self._readable(item)
+
+    def _fetch(self) -> None:
+        """Waits in a thread for the items that come next, all at once; none at the end."""
         driver, _, loop = self._place
         if get_ident() == driver.owner:
             raise WrongThread(f"{self._label}: write `async for item in context.items()` in a coroutine")
-        while items := asyncio.run_coroutine_threadsafe(self._take_all(), loop).result():
-            for item in items:
-                yield self._readable(item)
+        self._fetched.extend(asyncio.run_coroutine_threadsafe(self._take_all(), loop).result())
 
     async def _take_all(self) -> list[Any]:
         """All that wait, at least one; none at the end."""

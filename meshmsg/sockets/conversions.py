@@ -2,8 +2,10 @@
 
 What MessagePack carries (numbers, texts, bytes, lists, dicts, datetimes, None) and unions, lists and dicts of that are
 checked here, strictly: ``"2"`` is no int, and neither is True; an int becomes a float where one is wanted. Everything
-else is msgspec's to convert (dataclasses, structs, enums, UUIDs, tuples, sets, ...), or pydantic's, if it is a pydantic
-model, holds one, or carries pydantic's constraints.
+else is msgspec's to convert (dataclasses, structs, tuples, enums of texts or numbers, ...), or pydantic's, if it is a
+pydantic model, holds one, or carries pydantic's constraints.
+
+Both libraries would also make sets, UUIDs or dates of what comes, which nobody can send: those are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import NoneType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -25,6 +27,26 @@ from meshmsg.errors import ConfigurationError, MissingExtra
 
 _SIMPLE = (NoneType, bool, int, float, str, bytes, datetime)
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+# What the wire carries as it is, or as what it is derived from: a StrEnum is a str.
+_CARRIED = (bool, int, float, str, bytes, bytearray, datetime, list, tuple, dict)
+# What it does not carry, and what to annotate instead; by the first part of the module, and the name.
+_INSTEAD = {
+    ("builtins", "set"): "list",
+    ("builtins", "frozenset"): "list",
+    ("builtins", "complex"): "list[float]",
+    ("builtins", "range"): "list[int]",
+    ("collections", "Set"): "list",
+    ("collections", "deque"): "list",
+    ("datetime", "date"): "datetime or str",
+    ("datetime", "time"): "str",
+    ("datetime", "timedelta"): "float",
+    ("decimal", "Decimal"): "str",
+    ("enum", "Enum"): "a StrEnum, an IntEnum or a Literal",
+    ("fractions", "Fraction"): "str",
+    ("numpy", "ndarray"): "list[float]",
+    ("pathlib", "PurePath"): "str",
+    ("uuid", "UUID"): "str",
+}
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 _UNCHECKED = (Any, object, typing.NoReturn, typing.Never, typing.Self)
 _MAX_WANTED = 100
@@ -93,8 +115,9 @@ def make_argument_check(annotation: Any, where: str) -> Check | None:
     """Returns how values become what is annotated; None if everything fits.
 
     Raises ``MissingExtra`` when the library for it is not installed, ``ConfigurationError`` for what nothing that
-    comes over the wire could become; ``where`` names the argument in them.
+    comes over the wire could become, or no caller could send; ``where`` names the argument in them.
     """
+    _require_sendable(annotation, where)
     check = _make_native(annotation, lenient=False)
     if check is None:
         wanted = _shorten(describe_type(annotation), _MAX_WANTED)
@@ -102,12 +125,13 @@ def make_argument_check(annotation: Any, where: str) -> Check | None:
     return None if check is ANYTHING else check
 
 
-def make_result_check(annotation: Any) -> Check | None:
+def make_result_check(annotation: Any, where: str) -> Check | None:
     """Returns a check that what a method returns is what it promised; None if it promised nothing that can be told.
 
     It converts nothing: models travel as dicts anyway. It is lenient where Python's own types are, and where they are
-    not, with what becomes the same on the wire.
+    not, with what becomes the same on the wire. Raises ``ConfigurationError`` for what cannot be sent.
     """
+    _require_sendable(annotation, where)
     check = _make_native(annotation, lenient=True)
     return None if check is ANYTHING else check
 
@@ -403,3 +427,95 @@ def _no_such_value(annotation: Any, where: str, error: Exception) -> Configurati
         "take what MessagePack carries, a dataclass, a msgspec.Struct or a pydantic model, or leave the annotation out "
         f"({type(error).__name__}: {reason[-1] if reason else ''})"
     )
+
+
+# --- what nobody can send ---------------------------------------------------------------------------------------
+
+
+def _require_sendable(annotation: Any, where: str) -> None:
+    """Raises if a value of this type, or of one inside of it, cannot be encoded."""
+    found = _find_unsendable(annotation, "", set())
+    if found is None:
+        return
+    name, place, instead = found
+    inside = f", with {name} in {place}" if place else ""
+    raise ConfigurationError(
+        f"{where} is annotated {_shorten(describe_type(annotation), _MAX_WANTED)}{inside}: MessagePack has no {name}, "
+        f"so nobody can send it over the wire; annotate {instead} instead"
+    )
+
+
+def _find_unsendable(annotation: Any, place: str, seen: set[Any]) -> tuple[str, str, str] | None:
+    """The first type that cannot be encoded: its name, the field that it is in, and what to take instead."""
+    if any(_is_serializer(each) for each in getattr(annotation, "__metadata__", ())):
+        return None
+    annotation = _simplify(annotation, strip=True)
+    origin = get_origin(annotation) or annotation
+    if origin is typing.Literal:
+        inner: Iterable[Any] = map(type, get_args(annotation))
+    else:
+        inner = get_args(annotation)
+    if isinstance(origin, type):
+        instead = _find_instead(origin)
+        if instead is not None:
+            return origin.__name__, place, instead
+    for each in inner:
+        found = _find_unsendable(each, place, seen)
+        if found is not None:
+            return found
+    if isinstance(origin, type) and origin not in seen:
+        seen.add(origin)
+        for name, each in _list_fields(origin).items():
+            found = _find_unsendable(each, f"{origin.__name__}.{name}", seen)
+            if found is not None:
+                return found
+    return None
+
+
+def _find_instead(kind: type) -> str | None:
+    """What to annotate instead of a type; None if it can be encoded, as far as one can tell."""
+    for base in kind.__mro__:
+        if base in _CARRIED:
+            return None
+        instead = _INSTEAD.get((base.__module__.partition(".")[0], base.__qualname__))
+        if instead is not None:
+            return instead
+    return None
+
+
+def _list_fields(kind: type) -> Mapping[str, Any]:
+    """The annotations of what travels of a model; none of one that says itself how it is written."""
+    names: Iterable[str]
+    if dataclasses.is_dataclass(kind):
+        names = [each.name for each in dataclasses.fields(kind)]
+    elif hasattr(kind, "__struct_fields__"):
+        names = kind.__struct_fields__
+    elif hasattr(kind, "model_dump"):
+        return _list_pydantic_fields(kind)
+    elif typing.is_typeddict(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields")):
+        names = kind.__annotations__
+    else:
+        return {}
+    try:
+        hints = typing.get_type_hints(kind, include_extras=True)
+    except Exception:  # a field's type that is not defined; who converts will say so
+        return {}
+    return {name: hints[name] for name in names if name in hints}
+
+
+def _list_pydantic_fields(kind: Any) -> Mapping[str, Any]:
+    decorators = getattr(kind, "__pydantic_decorators__", None)  # pydantic is not imported here
+    if decorators is None or decorators.field_serializers or decorators.model_serializers:
+        return {}
+    if kind.model_config.get("use_enum_values") or not kind.model_dump.__module__.startswith("pydantic."):
+        return {}
+    return {
+        name: field.annotation
+        for name, field in kind.model_fields.items()
+        if not field.exclude and not any(_is_serializer(each) for each in field.metadata)
+    }
+
+
+def _is_serializer(metadata: Any) -> bool:
+    """Whether a piece of metadata in ``Annotated`` makes pydantic write something else."""
+    return type(metadata).__module__ == "pydantic.functional_serializers"

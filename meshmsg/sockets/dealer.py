@@ -25,9 +25,19 @@ from meshmsg.sockets.sending import freeze_headers
 from meshmsg.sockets.transfers import Progress, Target, Upload, fetch, send_file
 from meshmsg.sockets.under_way import UnderWay, about
 from meshmsg.wire.codec import explain_encode_error, make_packer
+from meshmsg.wire.frames import MAX_DETAILS_BYTES, measure_details
 
 # Names of methods that are kept with what is known of them.
 MAX_KNOWN_METHODS = 1000
+
+
+def refuse(kind: str, kwargs: Mapping[str, Any], *names: str) -> None:
+    """What ``stream`` and ``survey`` do not take from ``request`` is not meant for the method either."""
+    for name in names:
+        if name in kwargs:
+            raise ConfigurationError(
+                f"{kind}() has no {name}=, request() has it; a method's own argument of this name goes by position"
+            )
 
 
 def require_headers(headers: object) -> None:
@@ -97,11 +107,11 @@ class Dealer:
             Seconds until ``DeadlineExceeded``; the dealer's if not given, None for no limit. A request made while
             another one is served ends with that one's deadline at the latest.
         headers:
-            Small values beside the arguments, with str keys; ``Context.headers`` has them.
+            Values beside the arguments, with str keys, at most 1 MiB together; ``Context.headers`` has them.
         peer:
-            Name or id of the only node to ask.
+            Name or id of the only node to ask; if several have the name, any of them.
         key:
-            Requests of one key go to the same provider as long as the providers stay the same.
+            Requests of one key go to the same provider as long as the providers stay the same, and are not hedged.
         idempotent:
             Whether this request may run twice; the dealer's ``idempotent`` if not given.
         items:
@@ -147,6 +157,7 @@ class Dealer:
         is made when the first item is asked for. Streams are never tried again: see ``ItemStream`` for how one ends.
         """
         self._require_here()
+        refuse("stream", kwargs, "idempotent")
         down = InStream()
         call = self._make_call(method, args, kwargs, timeout, headers, peer, key, False, down, items, None)
         return ItemStream(self._under_way, call, items, partial(self._encode_item, method))
@@ -162,10 +173,12 @@ class Dealer:
     ) -> Incoming[Answer]:
         """Asks everybody who serves now, and gives an ``Answer`` of each as an async iterator.
 
+        ``ping``, ``info`` and ``stats`` are also answered by those who do not serve just now.
         Who does not answer within ``timeout`` seconds gets ``DeadlineExceeded`` as its error. Raises ``NoResponders``
         when nobody is there to ask.
         """
         self._require_here()
+        refuse("survey", kwargs, "peer", "key", "idempotent", "items")
         first = self._make_call(method, args, kwargs, timeout, headers, None, None, False, None, None, None)
 
         def make_call(provider: Provider) -> Call:
@@ -228,10 +241,9 @@ class Dealer:
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""
-        if name.startswith("_"):
-            raise AttributeError(
-                f"dealer({self.service!r}) has no attribute {name!r}; request({name!r}) calls a method"
-            )
+        if name.startswith("_") or "service" not in self.__dict__:  # a copy that is being made has nothing yet
+            label = f"dealer({self.__dict__.get('service')!r})"
+            raise AttributeError(f"{label} has no attribute {name!r}; request({name!r}) calls a method")
         return partial(self.request, name)
 
     async def close(self) -> None:
@@ -282,7 +294,7 @@ class Dealer:
             require_number("request(timeout=)", timeout, above=0)
         up = None
         if headers is not None or peer is not None or key is not None or idempotent is not None or items is not None:
-            headers = self._check_details(headers, peer, key, idempotent, items)
+            headers = self._check_details(method, headers, peer, key, idempotent, items)
             repeatable = repeatable if idempotent is None else idempotent
             up = OutStream() if items is not None else None
         call = Call(
@@ -304,6 +316,7 @@ class Dealer:
 
     def _check_details(
         self,
+        method: str,
         headers: Mapping[str, Any] | None,
         peer: str | None,
         key: str | None,
@@ -326,7 +339,13 @@ class Dealer:
         if headers is None:
             return None
         require_headers(headers)
-        return freeze_headers(self._pack, headers) or None
+        frozen = freeze_headers(self._pack, headers)
+        try:
+            measure_details(None, frozen)  # they travel in a frame's header: one that cannot be read ends the link
+        except BodyTooLarge:
+            text = f"headers of more than {MAX_DETAILS_BYTES} bytes: make an argument of what is large"
+            raise BodyTooLarge(f"{self.service}.{method}: {text}") from None
+        return frozen or None
 
     @staticmethod
     def _inherit(call: Call, context: Context) -> None:

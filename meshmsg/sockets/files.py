@@ -67,6 +67,22 @@ def make_modified(facts: os.stat_result) -> datetime:
     return datetime.fromtimestamp(facts.st_mtime, UTC)
 
 
+def describe_other(path: Path) -> str | None:
+    """What is at a path if a file could not simply take its place; None for a regular file, or nothing.
+
+    Not even a link to a file: is it the link that is to be replaced, or the file?
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(mode):
+        return "a symbolic link"
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return None if stat.S_ISREG(mode) else "no regular file"
+
+
 def fit_chunk(max_message_bytes: int) -> int:
     """Bytes of a file in one item, for a node that sends no larger messages."""
     return min(MAX_FRAME_BYTES, max_message_bytes) - HEADER_BYTES
@@ -154,15 +170,22 @@ class PartFile:
 
     def _open(self) -> io.FileIO:
         while True:
+            # Opening a pipe or a device may do something, so look first; and again, as it may have changed.
+            self._refuse_other(self._part.exists() and not self._part.is_file())
             descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
             file = io.FileIO(descriptor, "r+")
             try:
+                self._refuse_other(not stat.S_ISREG(os.fstat(descriptor).st_mode))
                 if self._lock(descriptor):
                     return file
             except BaseException:
                 file.close()
                 raise
             file.close()
+
+    def _refuse_other(self, other: bool) -> None:
+        if other:
+            raise FileExistsError(f"{self._part} is no regular file, and {self._label} would grow there")
 
     def _lock(self, descriptor: int) -> bool:
         """Keeps others from it. False if it has become the target, or was removed, just before."""

@@ -12,7 +12,16 @@ from typing import Any
 from meshmsg.checks import require_bool
 from meshmsg.errors import BadRequest, ConfigurationError, RemoteError
 from meshmsg.sockets.context import Context
-from meshmsg.sockets.files import NOT_FOUND, FileInfo, PartFile, SourceFile, fit_chunk, make_modified, not_a_transfer
+from meshmsg.sockets.files import (
+    NOT_FOUND,
+    FileInfo,
+    PartFile,
+    SourceFile,
+    describe_other,
+    fit_chunk,
+    make_modified,
+    not_a_transfer,
+)
 
 PART = ".part"
 
@@ -111,7 +120,7 @@ class Folder:
             raise RemoteError(f"there is no file {name!r}", code=NOT_FOUND) from None
 
     def _place(self, name: str) -> Path:
-        """Where a file of this name goes; a link that has the name is replaced, as files are."""
+        """Where a file of this name goes: nowhere if something else than a file has the name."""
         *above, last = split_name(name)
         parent = self._find("/".join(above)) if above else self._root
         try:
@@ -119,8 +128,9 @@ class Folder:
         except (FileExistsError, NotADirectoryError):
             raise BadRequest(f"{name!r} would be inside of a file", "name") from None
         target = parent / last
-        if target.is_dir():
-            raise BadRequest(f"{name!r} is a directory", "name")
+        other = describe_other(target)
+        if other is not None:
+            raise BadRequest(f"{name!r} is {other}", "name")
         return target
 
     def _look(self, path: Path) -> os.stat_result | None:

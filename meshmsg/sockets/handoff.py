@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -21,8 +20,8 @@ from meshmsg.wire import frames
 logger = logging.getLogger("meshmsg.sockets")
 
 EXTENDED = -1  # beside the kinds of verdicts in ``wire.frames``
-# Where Ctrl-C cannot interrupt waiting for a lock, waiting is done in steps of this many seconds.
-INTERRUPTS_LOCKS = sys.platform != "win32"
+# The main thread waits in steps of this many seconds, so that it sees every signal: one that comes between the
+# interpreter's last look and the wait itself does not end the wait, and on Windows none does.
 STEP_S = 0.25
 # Messages of topics that are lent ahead of the threads' asking. The others stay where newer ones can replace them.
 AHEAD = 256
@@ -382,8 +381,8 @@ class ThreadPublication(ThreadLane):
 
 
 def acquire(ticket: threading.Lock, timeout_s: float | None) -> bool:
-    """Takes a lock within ``timeout_s`` seconds; Ctrl-C ends the wait soon, on every system."""
-    if INTERRUPTS_LOCKS:
+    """Takes a lock within ``timeout_s`` seconds; a signal is handled soon, whenever it comes."""
+    if threading.current_thread() is not threading.main_thread():
         return ticket.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:

@@ -240,7 +240,7 @@ class Survey(Called[Answer]):
 
     async def _begin(self) -> None:
         under_way = self._under_way
-        for provider in under_way.calls.responders(self._service):
+        for provider in under_way.calls.whom_to_survey(self._service, self._method):
             call = self._make_call(provider)
             call.sink = _SurveyEnd(under_way, call, provider, self._answers, self._stir)
             self._calls.append(call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -19,16 +20,26 @@ from meshmsg.sockets.methods import Method, find_kind, list_public, name_method
 from meshmsg.sockets.serving import CallWorkers, Interceptor
 
 BUILT_IN = ("ping", "info", "stats")
+BUILT_IN_AT_A_TIME = 8
 DRAIN_S = 5.0
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 OfferedT = TypeVar("OfferedT")
 
 
+class CountedWorkers(CallWorkers):
+    """Workers that the engine can count."""
+
+    def count_busy(self) -> int:
+        """How many serve a call, those included whose call is over while its method goes on."""
+        return self._busy
+
+
 class Router:
     """A service of this node. ``node.router(service, ...)`` makes it; ``docs/requests.md`` is about it.
 
-    Besides its own methods each service has ``ping``, ``info`` and ``stats``.
+    Other nodes hear of it with its first method; what is offered in one turn they hear together. Besides its own
+    methods each service has ``ping``, ``info`` and ``stats``, which are answered beside the queue.
 
     Examples
     --------
@@ -58,20 +69,23 @@ class Router:
         self._offer = service
         self._max_message_bytes = max_message_bytes
         self._methods: dict[str, Method] = {}
-        self._workers = CallWorkers(
-            driver,
-            service,
-            serving,
-            options,
-            self._methods,
-            require_interceptors(self.label, interceptors),
-            max_message_bytes,
-        )
+        apart = service.set_apart(BUILT_IN, replace(options, concurrency=BUILT_IN_AT_A_TIME))
+        between = require_interceptors(self.label, interceptors)
+
+        def employ(offer: Service) -> CountedWorkers:
+            workers = CountedWorkers(driver, offer, serving, offer.options, self._methods, between, max_message_bytes)
+            offer.count_busy = workers.count_busy
+            return workers
+
+        self._apart = apart
+        self._workers = employ(service)
+        self._all_workers = (self._workers, employ(apart))
+        self._announced = False
         self._closing: asyncio.Future[None] | None = None
         self._started_at = 0.0
         for name, function in zip(BUILT_IN, (self._ping, self._info, self._stats), strict=True):
             self._methods[name] = Method(self.service, name, function)
-        driver.on_arrival[self._arrivals] = self._workers.wake
+        driver.on_arrival[self._arrivals] = self._wake_workers
         if driver.usable:
             self.start()
 
@@ -147,6 +161,17 @@ class Router:
             methods.append(Method(self.service, name, function))
         for each in methods:
             self._methods[each.name] = each
+        if methods and not self._announced:
+            self._announced = True
+            self._announce()
+
+    def _announce(self) -> None:
+        self._driver.engine.set_serving(self.service, self.serving)
+        self._driver.wake()
+
+    def _wake_workers(self) -> None:
+        for workers in self._all_workers:
+            workers.wake()
 
     # -- built in --------------------------------------------------------------------------------------------
 
@@ -162,17 +187,17 @@ class Router:
 
     async def _stats(self) -> dict[str, Any]:
         """Counts of requests and errors since the start, and what time they took, in all and by method."""
-        offer = self._offer
+        offer, apart = self._offer, self._apart
         return {
             **await self._ping(),
             "up_s": round(self._driver.now() - self._started_at, 3),
-            "running": offer.running,
+            "running": offer.busy,
             "waiting": offer.waiting,
-            "requests": offer.requests,
-            "errors": offer.errors,
-            "overloaded": offer.overloaded,
-            "cancelled": offer.cancelled,
-            "expired": offer.expired,
+            "requests": offer.requests + apart.requests,
+            "errors": offer.errors + apart.errors,
+            "overloaded": offer.overloaded + apart.overloaded,
+            "cancelled": offer.cancelled + apart.cancelled,
+            "expired": offer.expired + apart.expired,
             "last_error": offer.last_error,
             "methods": {each.name: each.stats() for each in self._methods.values()},
         }
@@ -190,15 +215,16 @@ class Router:
             raise ConfigurationError(f"{self.label}.serving takes True or False, got {serving!r}")
         require_here(self._driver)
         self._offer.serving = serving
-        self._driver.engine.set_serving(self.service, serving)
-        self._driver.wake()
+        if self._announced:
+            self._announce()
 
     def start(self) -> None:
         """The node has started; called by it."""
         if self._closing is not None:
             return
         self._started_at = self._driver.now()
-        self._workers.start()
+        for workers in self._all_workers:
+            workers.start()
 
     async def close(self, drain: float = DRAIN_S) -> None:
         """Takes no more requests, lets those that run end within ``drain`` seconds, and stops the rest (G10).
@@ -216,12 +242,15 @@ class Router:
             return
         await asyncio.wait({self._closing}, timeout=drain)
         if not self._closing.done():
-            await self._workers.stop(0.0)
+            await self._stop_workers(0.0)
 
     async def _end(self, drain: float) -> None:
-        await self._workers.stop(drain)
+        await self._stop_workers(drain)
         self._driver.on_arrival.pop(self._arrivals, None)
         self._driver.wake()
+
+    async def _stop_workers(self, drain: float) -> None:
+        await asyncio.gather(*(workers.stop(drain) for workers in self._all_workers))
 
     async def __aenter__(self) -> Self:
         return self

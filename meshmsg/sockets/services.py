@@ -41,14 +41,13 @@ class Services:
         plain = dict(options)
         interceptors = plain.pop("interceptors", ())
         chosen = make_options(RouterOptions, f"router({service!r})", plain)
-        offered = self._engine.open_router(service, chosen)
+        offered = self._engine.serving.open(service, chosen)  # announced with its first method
         try:
             router = Router(self._driver, offered, self._engine.serving, chosen, interceptors, self._max_message_bytes)
         except BaseException:
-            self._engine.close_router(service)
+            self._engine.serving.close(service)
             raise
         self._routers[service] = router
-        self._driver.wake()
         return router
 
     def dealer(self, service: str, options: Mapping[str, Any]) -> Dealer:

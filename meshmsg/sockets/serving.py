@@ -24,7 +24,7 @@ from meshmsg.sockets.failures import fail
 from meshmsg.sockets.methods import Method
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
-from meshmsg.wire.items import WANTS_ITEMS
+from meshmsg.wire.items import SENDS_ITEMS, WANTS_ITEMS
 
 Proceed = Callable[[], Awaitable[Any]]
 Interceptor = Callable[[Context, Proceed], Awaitable[Any]]
@@ -229,7 +229,7 @@ class CallWorkers:
         try:
             if self._interceptors:
                 result = await self._intercept(worker, context, served, method, 0)
-            elif method is not None and method.kind == "coroutine" and not served.flags & WANTS_ITEMS:
+            elif method is not None and method.kind == "coroutine" and not served.flags & (WANTS_ITEMS | SENDS_ITEMS):
                 args, kwargs = method.signature.bind(served.args, served.kwargs, context)
                 result = await method.function(*args, **kwargs)
                 method.signature.check_result(result)
@@ -301,6 +301,8 @@ class CallWorkers:
         if method.streams != bool(served.flags & WANTS_ITEMS):
             offered = "streams items: call stream()" if method.streams else "gives one result: call request()"
             raise BadRequest(f"{label} {offered} instead")
+        if served.up is not None and not method.signature.wants_context:
+            raise BadRequest(f"{label}: it takes no items: leave items= out; its arguments are {method.signature.text}")
         args, kwargs = method.signature.bind(served.args, served.kwargs, context)
         if method.kind == "async generator":
             return await self._stream(served, method, method.function(*args, **kwargs))

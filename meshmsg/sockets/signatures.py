@@ -10,7 +10,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from inspect import Parameter
 from types import CodeType, NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -35,6 +35,8 @@ _STREAMS_IN = (
 _STREAMS_OUT = (*_STREAMS_IN, collections.abc.Iterable)
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _STARS: dict[Any, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
+# What a caller writes beside the arguments; a dealer keeps these for itself.
+_KEPT_BY_DEALERS = ("timeout", "headers", "peer", "key", "idempotent", "items")
 _MAX_DOC = 1000
 _MAX_DEFAULT = 40
 
@@ -59,13 +61,14 @@ class _Given(NamedTuple):
 
 
 class Signature:
-    """What one method takes and returns; ``label`` names it in errors, as in "math.add".
+    """What one method takes and returns; ``label`` names it in errors, as in "math.add"; ``text`` is what callers see.
 
     A parameter annotated with ``skip_context`` gets the context of the call, one annotated with an iterator
     (``AsyncIterator[int]``, or ``Iterator[int]`` in a plain function) gets the items that the caller streams; callers
     know of neither.
     Raises ``ConfigurationError`` for annotations that no argument could satisfy, ``MissingExtra`` when the library that
-    converts to them is not installed.
+    converts to them is not installed. The former also for keyword-only parameters that no caller could name, since
+    its dealer has an option of this name.
 
     >>> def add(a: int, b: int = 1) -> int:
     ...     "Adds two numbers."
@@ -86,7 +89,7 @@ class Signature:
         "streams",
         "takes_items",
         "wants_context",
-        "_text",
+        "text",
         "_doc",
         "_by_position",
         "_by_name",
@@ -118,12 +121,13 @@ class Signature:
             signature = _read_signature(function)
         except (TypeError, ValueError):  # of a function in C that tells nothing: it takes whatever it takes
             self._extra = self._extra_named = _Argument("arguments", None, False)
-            self._text = "(...)"
+            self.text = "(...)"
         else:
             hints = _resolve(function, signature)
             self._read_parameters(signature, hints, skip_context)
-            self._text = self._write(signature, hints)
-            self._result = make_result_check(_find_result(hints.get("return", Any), self.streams))
+            self.text = self._write(signature, hints)
+            returned = _find_result(hints.get("return", Any), self.streams)
+            self._result = make_result_check(returned, f"{label}: what it {'yields' if self.streams else 'returns'}")
         self.wants_context = bool(self._given)
         self.takes_items = any(each.what == "items" for each in self._given)
         self._required = sum(each.required for each in self._by_position)
@@ -187,7 +191,7 @@ class Signature:
         """What ``info`` tells about the method."""
         return {
             "name": self.label.rpartition(".")[2],
-            "signature": self._text,
+            "signature": self.text,
             "doc": self._doc,
             "streams": self.streams,
             "takes_items": self.takes_items,
@@ -214,6 +218,11 @@ class Signature:
                 continue
             if name in self._refused:
                 continue
+            if each.kind is Parameter.KEYWORD_ONLY and name in _KEPT_BY_DEALERS:
+                raise ConfigurationError(
+                    f"{self.label}: no caller could give {name!r}, which comes by name only, as {name}= is an option of "
+                    "request(): rename it, or let it come by position too"
+                )
             check = self._check_of(name, hint)
             if each.kind is Parameter.VAR_POSITIONAL:
                 self._extra = _Argument(name, check, False)
@@ -264,7 +273,7 @@ class Signature:
         count = len(args)
         if count > self._most:
             most = f"at most {self._most} argument{'s' * (self._most != 1)} by position"
-            raise BadRequest(f"{self.label} takes {most}, got {count}: {self._text}")
+            raise BadRequest(f"{self.label} takes {most}, got {count}: {self.text}")
         for name, value in kwargs.items():
             argument = self._by_name.get(name)
             if argument is None:
@@ -272,7 +281,7 @@ class Signature:
                     raise self._refuse_name(name)
                 argument = _Argument(name, self._extra_named.check, False)
             elif self._places.get(name, count) < count:
-                text = f"{self.label}: argument {name!r} came twice, by position and by name: {self._text}"
+                text = f"{self.label}: argument {name!r} came twice, by position and by name: {self.text}"
                 raise BadRequest(text, name)
             if argument.check is not None and type(value) not in argument.check.exact:
                 try:
@@ -319,11 +328,11 @@ class Signature:
         return BadRequest(text, argument.name)
 
     def _miss(self, name: str) -> BadRequest:
-        return BadRequest(f"{self.label}: argument {name!r} is missing: {self._text}", name)
+        return BadRequest(f"{self.label}: argument {name!r} is missing: {self.text}", name)
 
     def _refuse_name(self, name: str) -> BadRequest:
         close = difflib.get_close_matches(name[:100], self._by_name, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it takes {self._text}"
+        hint = f"did you mean {close[0]!r}?" if close else f"it takes {self.text}"
         return BadRequest(f"{self.label} has no argument {name[:100]!r}: {hint}", name[:100])
 
 
@@ -337,12 +346,17 @@ class _CheckedItems:
         self._label = signature.label
         self._count = 0
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        async for item in self._items:
-            yield self._convert(item)
+    def __aiter__(self) -> _CheckedItems:
+        return self
 
-    def __iter__(self) -> Iterator[Any]:
-        return map(self._convert, self._items)
+    async def __anext__(self) -> Any:
+        return self._convert(await self._items.__anext__())
+
+    def __iter__(self) -> _CheckedItems:
+        return self
+
+    def __next__(self) -> Any:
+        return self._convert(next(self._items))
 
     def _convert(self, item: Any) -> Any:
         self._count += 1

@@ -31,6 +31,7 @@ from meshmsg.sockets.files import (
     FileInfo,
     PartFile,
     SourceFile,
+    describe_other,
     not_a_transfer,
     read_info,
 )
@@ -155,8 +156,9 @@ class Download(Transfer):
     def open(self) -> dict[str, Any]:
         """Before each attempt: what it asks for."""
         if self._part is None:
-            if self._target.is_dir():
-                raise ConfigurationError(f"fetch(target) takes the file's own path, and {self._target} is a directory")
+            other = describe_other(self._target)
+            if other is not None:
+                raise ConfigurationError(f"fetch(target) takes a file's own path, and {self._target} is {other}")
             part = self._target.with_name(self._target.name + PART)
             self._part = PartFile(self._target, part, self.label, self._is_stopped)
         self._expecting_first = True

@@ -54,6 +54,7 @@ class Account:
         self.redriven = 0
         self.repetitions = 0
         self.copies: list[Copy] = []  # by number, of what was published to a group
+        self.overflows = True  # whether what was accepted last may have driven others out
 
     @property
     def alive(self) -> bool:
@@ -129,6 +130,7 @@ class Books:
             number = account.accepted
             account.accepted += 1
             account.copies.append(copy)
+            account.overflows = not copy.awaited or (account.queue in grown and account.overflows)
             if copy.priority:
                 account.priorities[number] = copy.priority
             if copy.key is not None:
@@ -162,6 +164,8 @@ class Books:
         self._settled(account, number)
         if account.copies:
             self.groups.check_dead(account.copies[number], letter)
+            if letter.reason == "overflow" and not account.overflows:
+                raise GuaranteeBroken("G5", f"{letter.id} was driven out, and its group had members: {letter}")
         if letter.reason == "expired" and number not in account.expiries:
             raise GuaranteeBroken("G1", f"{letter.id} expired, and had no time to live: {letter}")
         attempts = letter.attempts[account.redrives.get(number, 0) :]

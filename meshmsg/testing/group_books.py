@@ -30,6 +30,15 @@ class Copy(NamedTuple):
     headers: dict[str, Any] | None
     key: str | None
     priority: int
+    awaited: bool  # the group had members when ``send`` returned, so that there was room for it
+
+
+class Mark(NamedTuple):
+    """What else was said of a message, and which queues had members at that moment."""
+
+    key: str | None = None
+    priority: int = 0
+    awaited_by: frozenset[str] = frozenset()
 
 
 class GroupBooks:
@@ -38,7 +47,7 @@ class GroupBooks:
     def __init__(self, topics: TopicBooks) -> None:
         self.topics = topics
         self.copied = 0
-        self._marks: dict[tuple[str, str, int], tuple[str | None, int]] = {}  # keys and priorities, until they are used
+        self._marks: dict[tuple[str, str, int], Mark] = {}  # until the end of the turn
         self._collected: dict[tuple[str, str], int] = {}  # by publisher and topic: messages that left
         self._passing: set[str] = set()  # queues of which some member was not durable
         self._parted: set[str] = set()  # queues that some member said goodbye to
@@ -72,9 +81,11 @@ class GroupBooks:
     # -- publishing ------------------------------------------------------------------------------------------
 
     def mark(self, node: ClusterNode, topic: str, number: int, key: str | None, priority: int) -> None:
-        """A message was published with a key or a priority."""
-        if key is not None or priority:
-            self._marks[node.key, topic, number] = (key, priority)
+        """A message was published."""
+        groups = node.engine.groups.by_queue
+        if groups or key is not None or priority:
+            awaited_by = frozenset(queue for queue, group in groups.items() if group.members)
+            self._marks[node.key, topic, number] = Mark(key, priority, awaited_by)
 
     def collect(self, node: ClusterNode, broadcasts: Sequence[Broadcast]) -> Iterator[tuple[Group, Copy]]:
         """What a publisher's groups have to have accepted in this turn, in order."""
@@ -89,11 +100,12 @@ class GroupBooks:
             said = self.topics.records[node.key, topic].said
             for number in range(first, first + len(bodies)):
                 body, headers = said[number]
-                key, priority = self._marks.pop((node.key, topic, number), (None, 0))
+                mark = self._marks.pop((node.key, topic, number), Mark())
                 for group in matching:
                     if wants(group.binding, headers):
                         self.copied += 1
-                        yield group, Copy(topic, body, headers, key, priority)
+                        awaited = group.binding.queue in mark.awaited_by
+                        yield group, Copy(topic, body, headers, mark.key, mark.priority, awaited)
 
     def _check_known(self, node: ClusterNode) -> None:
         """A group that was known is not forgotten: a durable one never, others not unless they say goodbye."""

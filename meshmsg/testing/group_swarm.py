@@ -40,7 +40,7 @@ class GroupSwarm:
             binding = Binding(chance.choice("gh"), chance.choice(PATTERNS), chance.choice(CONDITIONS))
             self.bindings[binding.queue] = binding
             self.durable[binding.queue] = chance.choice((0.0, 0.0, 0.5, 1.0, 1.0))
-        self.abandoned = {queue for queue in self.bindings if chance.random() < 0.2}  # nobody looks after them
+        self.abandoned = {queue for queue in self.bindings if chance.random() < 0.5}  # nobody looks after them
 
     def draw_options(self) -> dict[str, Any]:
         """How one publisher keeps and tries what groups get."""
@@ -74,7 +74,6 @@ class GroupSwarm:
     def cast(self, nodes: list[ClusterNode], work_s: float) -> None:
         """Some nodes are members, some of them from the start; they close, and come back or not."""
         chance = self.chance
-        nodes = [*nodes, *(self.cluster.node(f"g{number}") for number in range(chance.choice((0, 1, 2))))]
         for queue in self.bindings:
             for node in chance.sample(nodes, min(len(nodes), chance.choice((1, 2, 3)))):
                 self._at(chance.choice((0.0, 0.0, chance.uniform(0.0, work_s))), partial(self.join, node, queue))
@@ -132,6 +131,7 @@ class GroupSwarm:
         lonely = [queue for queue in self.bindings if not self._members(queue)]
         lonely = [queue for queue in lonely if queue not in self.abandoned or self.durable[queue]]
         if lonely:
-            medic = self.cluster.node("medic")
+            living = [node for node in self.cluster.nodes if node.alive and not node.leaving]
+            medic = self.chance.choice(living) if living else self.cluster.node("medic")
             for queue in lonely:
-                self._join_now(medic, queue)
+                self.join(medic, queue)

@@ -207,7 +207,7 @@ class Swarm:
         chance = self.chance
         total = chance.choice((20, 80, 250))
         if self.requests is not None or self.groups is not None:
-            total //= 4
+            total //= 6
         self.extras = chance.choice((0.0, 0.2, 0.9))  # share of messages that are more than a body
         poisons = chance.randint(1, 2) if "poison" in self.faults else 0
         while total > 0 or poisons:

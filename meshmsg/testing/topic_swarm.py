@@ -91,8 +91,8 @@ class TopicSwarm:
 
     def _cast_wills(self, nodes: list[ClusterNode]) -> None:
         chance = self.will_chance
-        if chance.random() < 0.5:
-            for node in chance.sample(nodes, chance.randint(1, len(nodes))):
+        if chance.random() < 0.4:
+            for node in chance.sample(nodes, min(len(nodes), chance.choice((1, 2)))):
                 self._publish_later(node, 0.0, PRESENCE)
             for node in chance.sample(nodes, min(len(nodes), 2)):
                 options = {"latest": chance.random() < 0.3, "buffer": chance.choice((1, 1000))}

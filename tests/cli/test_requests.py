@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from meshmsg import Context, Node, Overloaded, RemoteError
-from meshmsg.cli import services
+from meshmsg.cli import request, services
 from meshmsg.cli.reply import Command, Replies
 from meshmsg.cli.request import Question, ask
 from meshmsg.cli.requesting import describe_error, explain, parse_arguments, parse_target
@@ -59,6 +59,9 @@ class Math:
 
     async def total(self, numbers: AsyncIterator[int]) -> int:
         return sum([number async for number in numbers])
+
+    async def same(self, value: Any) -> Any:
+        return value
 
     async def whoami(self, context: Context) -> list[Any]:
         return [self._name, dict(context.headers)]
@@ -155,6 +158,71 @@ async def test_each_outcome_has_its_code(
         output, errors = capfd.readouterr()
         assert output == ""
         assert told in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (question("count", 3), "math.count streams items: request it with --stream"),
+        (question("add", 3, stream=True), "math.add gives one result: request it without --stream"),
+        (
+            question("total"),
+            "math.total takes a stream: request it with --items, an item a line of standard input",
+        ),
+        (
+            question("add", 3, details={"items": iter([1])}),
+            "leave out --items; its arguments are (a: int, b: int = 1) -> int",
+        ),
+        (question("forever", timeout_s=0.3), "math.forever brought no answer within 0.3 s"),
+        (question("add", service="other", timeout_s=0.1), "nobody offers 'other'"),
+    ],
+)
+async def test_errors_speak_of_options(capfd: pytest.CaptureFixture[str], asked: Question, told: str) -> None:
+    async with meet() as client:
+        await ask(client, asked, Stop())
+        assert capfd.readouterr().err.splitlines()[-1].endswith(told)
+
+
+async def test_lines_are_items_as_arguments_are(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[bytes] = []
+
+    async def read_lines() -> AsyncIterator[bytes]:
+        for line in lines:
+            yield line
+
+    monkeypatch.setattr(request, "LinesIn", read_lines)
+    async with meet() as client:
+        lines[:] = [b"1", b"", b"41"]
+        assert await ask(client, question("total", details={"items": request.read_items(as_json=True)}), Stop()) == 0
+        lines[:] = [b"1", b"41"]
+        assert await ask(client, question("total", details={"items": request.read_items(as_json=False)}), Stop()) == 0
+        assert capfd.readouterr() == ("42\n42\n", "")
+        lines[:] = [b"two", b"007", b'"1"', b"\xff", b""]
+        assert [item async for item in request.read_items(as_json=False)] == ["two", "007", "1", b"\xff", ""]
+        for as_json, wrong in ((False, b"[1"), (True, b"two")):
+            lines[:] = [b"1", wrong]
+            with pytest.raises(click.UsageError, match="line 2 is not JSON"):
+                await ask(client, question("total", details={"items": request.read_items(as_json)}), Stop())
+
+
+async def test_results_do_not_steer_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    async with meet() as client:
+        for how, line in (
+            ("\x1b[31m\ta\nb\r", "\\u001b[31m\ta\nb\\r"),
+            (b"\x1b\n\xc3\xa4", "\\u001b\n\u00e4"),
+            (["\x9b"], '["\\u009b"]'),
+        ):
+            assert await ask(client, question("same", how, screen=True), Stop()) == 0
+            assert capfd.readouterr() == (f"{line}\n", "")
+        await ask(client, question("same", "\x9b", screen=True, json=True), Stop())
+        assert capfd.readouterr() == ('{"result":"\\u009b"}\n', "")
+        await ask(client, question("same", "\x1b"), Stop())
+        assert capfd.readouterr() == ("\x1b\n", "")
+        await ask(client, question("fail", "a\x1b\nb", verbose=True), Stop())
+        told = capfd.readouterr().err
+        assert told.startswith("meshmsg: ValueError: a\\u001b\\nb\nTraceback") and "\x1b" not in told
 
 
 async def test_errors_as_json_have_their_fields(capfd: pytest.CaptureFixture[str]) -> None:
@@ -361,6 +429,7 @@ async def test_services_say_what_they_have() -> None:
             "count",
             "fail",
             "forever",
+            "same",
             "text",
             "total",
             "until_ended",

@@ -176,9 +176,10 @@ async def _async_result(steps: Generator[Any, Any, Any]) -> Any:
 
 
 def serve(face: Face, service: str = "math", *, router: dict[str, Any] | None = None, **dealer: Any) -> tuple[Any, Any]:
-    """A router of one node, and a dealer of another one that knows it."""
+    """A router of one node, and a dealer of another one that knows it; with a method, or nobody would hear of it."""
     server = face.node("server")
     offered = server.router(service, **(router or {}))
+    offered.method(lambda: None, name="nothing")
     client = face.node("client")
     asking = client.dealer(service, **dealer)
     client.wait_for(router=service, timeout=PATIENCE_S)

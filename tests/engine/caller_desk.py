@@ -104,10 +104,18 @@ class CallerDesk:
         self.turn()
 
     def fail(
-        self, name: str, number: int, code: str, *, never_ran: bool = False, retry_after: float | None = None
+        self,
+        name: str,
+        number: int,
+        code: str,
+        *,
+        never_ran: bool = False,
+        retry_after: float | None = None,
+        raised: str = "",
     ) -> None:
+        """A FAULT comes: the server's own word, or with ``raised`` what a method raised."""
         flags = items.NEVER_RAN if never_ran else 0
-        self.calls.on_fault(f"{name}.1", [items.FAULT, number, code, "", "no", None, retry_after, flags], self.now)
+        self.calls.on_fault(f"{name}.1", [items.FAULT, number, code, raised, "no", None, retry_after, flags], self.now)
         self.turn()
 
     def lose(self, name: str) -> None:

@@ -30,6 +30,7 @@ class Desk:
         flags: int = 0,
         window: int = 0,
         headers: dict[str, Any] | None = None,
+        size_bytes: int = 0,
     ) -> int:
         """One run of calls; returns the first number."""
         given_bodies = list(bodies) or [PLAIN]
@@ -37,7 +38,7 @@ class Desk:
         self.next_number[peer] = first + len(given_bodies)
         item = [items.CALL, first, len(given_bodies), service, method, remaining, flags, window, headers]
         assert items.check_items([item]) == len(given_bodies)
-        self.serving.on_call(peer, peer.partition(".")[0], item, given_bodies, self.now)
+        self.serving.on_call(peer, peer.partition(".")[0], item, given_bodies, self.now, size_bytes)
         self.serving.check()
         return first
 

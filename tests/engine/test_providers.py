@@ -297,7 +297,7 @@ def test_keys_are_spread_evenly() -> None:
     assert max(counts.values()) < 1.5 * min(counts.values())
 
 
-@pytest.mark.parametrize("how", ["remove", "silent", "not serving", "ejected", "avoided"])
+@pytest.mark.parametrize("how", ["remove", "silent", "not serving", "avoided"])
 def test_only_the_keys_of_one_that_leaves_move(how: str) -> None:
     providers = make_providers("abcde")
     before = keepers(providers)
@@ -305,7 +305,6 @@ def test_only_the_keys_of_one_that_leaves_move(how: str) -> None:
         "remove": lambda: providers.remove("c.1"),
         "silent": lambda: providers.update("c.1", "c", serving=True, alive=False),
         "not serving": lambda: providers.update("c.1", "c", serving=False, alive=True),
-        "ejected": lambda: fail(providers, "c", 0.0),
         "avoided": lambda: None,
     }
     ways[how]()
@@ -319,6 +318,15 @@ def test_only_the_keys_of_one_that_leaves_move(how: str) -> None:
         key: name for key, name in before.items() if name != "c"
     }
     assert len({after[key] for key in KEYS if before[key] == "c"}) == 4, "its keys are spread over all others"
+
+
+def test_keys_stay_with_one_that_is_ejected() -> None:
+    """Another caller, which has not seen it fail, asks it all the same."""
+    providers = make_providers("abcde")
+    before = keepers(providers)
+    fail(providers, "c", 0.0)
+    assert all(pick(providers, 0.0).name != "c" for _ in range(50))
+    assert keepers(providers) == before
 
 
 def test_a_node_that_starts_again_gets_its_keys_back() -> None:

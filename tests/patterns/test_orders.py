@@ -88,7 +88,11 @@ def test_every_order_has_its_effects_once(shop: Shop) -> None:
     assert shop.order("lamp", count=50).json()["error"] == "out_of_stock"
     assert shop.order("piano").status_code == 404
     wrong = shop.order("lamp", count="many")  # type: ignore[arg-type]
-    assert wrong.status_code == 400 and "argument 'count' takes int" in wrong.json()["text"]
+    assert wrong.status_code == 400 and "an order has 'count', of type int" in wrong.json()["text"]
+    negative = shop.order("lamp", count=-1)
+    assert (negative.status_code, negative.json()["error"]) == (400, "bad_request")
+    for body in (b"{", b"\xff", b"[" * 100_000, b"[]", b'{"article": "lamp", "count": 1, "card": "4242"}'):
+        assert shop.client.post("/orders", content=body).status_code == 400
     assert shop.get("/stock")["lamp"] == 4  # what was reserved for the declined one is back
 
     (shop.outbox / "down").touch()

@@ -19,7 +19,7 @@ def test_consumers_are_killed_and_replaced_under_load(crew: Crew, seed: int) -> 
     pull = {"concurrency": 4, "prefetch": 64}
     producers = [crew.producer(f"producer-{index}", push=QUICK_RETRY) for index in range(2)]
     consumers = [crew.consumer(f"consumer-{index}", pull=pull) for index in range(3)]
-    loads = [producer.tell("load", count=1500, seconds=0.002, pause=0.005) for producer in producers]
+    loads = [producer.tell("load", count=1500, seconds=0.008, pause=0.002) for producer in producers]
     for _ in range(5):
         wait_for_work(crew, chance.randrange(100, 700))
         consumers.pop(chance.randrange(len(consumers))).kill()

@@ -60,7 +60,9 @@ def test_a_subscriber_frozen_beyond_all_buffers_is_repaired_or_told(crew: Crew, 
     heard = frozen.ask("heard", pattern=TOPIC, count=8100)
     lost = check(heard, out.started()["id"], "publisher", 8100)
     assert bool(lost) is (history == 0)
-    assert check(other.ask("heard", pattern=TOPIC), out.started()["id"], "publisher", 8100) == 0
+    # A burst of eight times the sockets' marks may cost also those who take all; not with a history, and never unsaid.
+    others = check(other.ask("heard", pattern=TOPIC), out.started()["id"], "publisher", 8100)
+    assert others == 0 or history == 0
     out.ask("wait_for", sub=TOPIC, count=2)
     out.ask("publish_numbers", pattern=TOPIC, first=8100, count=100)
     assert check(frozen.ask("heard", pattern=TOPIC, count=8200), out.started()["id"], "publisher", 8200) == lost

@@ -68,7 +68,7 @@ def test_a_killed_server_is_known_at_once_and_idempotent_requests_go_elsewhere(c
 def test_servers_are_killed_and_replaced_under_load(crew: Crew) -> None:
     servers = [server(crew, f"server-{index}") for index in range(3)]
     plain, again = client(crew, 3, "plain"), client(crew, 3, "again")
-    load: dict[str, Any] = {"method": "work", "count": 600, "args": [0.005], "burst": 20, "pause": 0.02, "timeout": 30}
+    load: dict[str, Any] = {"method": "work", "count": 600, "args": [0.05], "burst": 20, "pause": 0.02, "timeout": 30}
     loads = [plain.tell("request_many", **load), again.tell("request_many", **load, dealer={"idempotent": True})]
     for killed in range(2):
         wait_for(crew, "finish", 200 + 300 * killed)

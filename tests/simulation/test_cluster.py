@@ -296,7 +296,7 @@ def test_too_much_prefetch_is_noticed() -> None:
 def test_seeds_reach_the_rare_ways() -> None:
     """Otherwise thousands of green seeds would mean little."""
     seen: collections.Counter[str] = collections.Counter()
-    for seed in range(150):
+    for seed in range(100):
         swarm = Swarm(seed)
         swarm.run()
         for node in swarm.cluster.nodes:

@@ -11,7 +11,7 @@ from tests.simulation.interpreter import replay
 
 FILES = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 
-pytestmark = pytest.mark.guarantee("G1", "G2", "G3", "G4", "G5", "G6", "G8", "G10")
+pytestmark = pytest.mark.guarantee("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G10")
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])

@@ -15,7 +15,7 @@ SEEDS = int(os.environ.get("MESHMSG_SEEDS", "2000"))
 FIRST = int(os.environ.get("MESHMSG_FIRST_SEED", "0"))
 CHUNKS = [range(start, min(start + CHUNK, FIRST + SEEDS)) for start in range(FIRST, FIRST + SEEDS, CHUNK)]
 
-pytestmark = pytest.mark.guarantee("G1", "G2", "G3", "G4", "G5", "G6", "G8", "G10", "G11")
+pytestmark = pytest.mark.guarantee("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G10", "G11")
 
 
 @pytest.mark.parametrize("seeds", CHUNKS, ids=[f"{chunk.start}-{chunk.stop - 1}" for chunk in CHUNKS])

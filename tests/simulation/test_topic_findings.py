@@ -66,3 +66,42 @@ def test_a_busy_application_hears_of_a_gap_at_once() -> None:
         pub.send(b"\0" * 400_000)
     cluster.run(3.0)
     assert (sub.received, [(gap.start, gap.stop) for gap in sub.gaps]) == (["first"], [(1, 4)])
+
+
+def test_a_last_will_is_given_once_although_its_publisher_tries_to_come_back() -> None:
+    """It is heard again, but dies before both directions are proven: it went once, not twice."""
+    cluster = Cluster(seed=3)
+    publisher = cluster.node("p")
+    publisher.pub("presence.p", will="gone")
+    subscriber = cluster.node("s")
+    sub = subscriber.sub("presence.*")
+    cluster.run(1.0)
+    cluster.freeze(publisher)
+    cluster.run(4.0)
+    assert sub.received == ["gone"]
+    cluster.thaw(publisher)
+    cluster.run(0.01)
+    cluster.crash(publisher)
+    cluster.run(20.0)
+    assert sub.received == ["gone"]
+    assert [event.kind for event in subscriber.events if event.kind == "peer.up"] == ["peer.up"]
+
+
+def test_a_publisher_of_the_past_is_followed_while_somebody_has_messages_of_it() -> None:
+    """Else they would come again when it publishes once more, to a subscription that asks for the past."""
+    cluster = Cluster(seed=4)
+    publisher, subscriber = cluster.node("p"), cluster.node("s")
+    pub = publisher.pub("news.a", history=10)
+    first = subscriber.sub("news.a")
+    cluster.run(1.0)
+    pub.send("old")
+    pub.close()
+    cluster.run(1.0)
+    second = subscriber.sub("news.*", replay="history")
+    cluster.run(1.0)
+    assert second.received == ["old"]
+    first.close()
+    cluster.run(1.0)
+    publisher.pub("news.a", history=10).send("new")
+    cluster.run(2.0)
+    assert second.received == ["old", "new"]

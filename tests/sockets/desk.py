@@ -12,7 +12,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.faults import make_error
 from meshmsg.engine.peers import Identity
 from meshmsg.engine.served import Serving
-from meshmsg.errors import RequestError
+from meshmsg.errors import NoSuchMethod, RequestError
 from meshmsg.options import RouterOptions
 from meshmsg.sockets.router import Router
 from meshmsg.wire import items
@@ -220,6 +220,11 @@ async def refused(asked: Asked) -> RequestError:
     except RequestError as error:
         return error
     raise AssertionError(f"call {asked.number} was answered with {reprlib.repr(value)}")
+
+
+async def until_free(desk: Desk) -> None:
+    """Waits until a worker took another call."""
+    assert isinstance(await refused(desk.ask("nothing")), NoSuchMethod)
 
 
 def offer_counts(router: Router, yielded: list[int], closed: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import os
 import weakref
@@ -27,6 +28,7 @@ from meshmsg import (
     WrongThread,
 )
 from meshmsg.sockets.context import current
+from meshmsg.sockets.dealer import Dealer
 from meshmsg.wire.items import CALL, CANCEL
 from tests.sockets.far_end import FarEnd, outcome
 
@@ -325,6 +327,44 @@ async def test_what_cannot_be_sent_is_named(args: Any, kwargs: Any, path: str) -
     far.require_idle(dealer)
 
 
+@pytest.mark.parametrize("kind", ["request", "stream", "survey"])
+@pytest.mark.parametrize(
+    ("headers", "error", "message"),
+    [
+        ({"a": "x" * 2**20}, BodyTooLarge, r"math\.add: headers of more than 1048576 bytes: make an argument"),
+        ({str(place): "x" * 300_000 for place in range(4)}, BodyTooLarge, "headers of more than"),
+        ({"a": {(1, 2): 3}}, EncodeError, "no receiver could read them"),
+    ],
+)
+async def test_headers_that_would_break_the_link_are_refused(
+    kind: str, headers: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """They travel in the header of a frame, together with other requests."""
+    far = FarEnd()
+    dealer = far.dealer()
+    with pytest.raises(error, match=message):
+        await getattr(dealer, kind)("add", headers=headers)
+    far.require_idle(dealer)
+    asked = start(dealer.request("add", headers={"a": "x" * (2**20 - 100)}))
+    _, item, _ = await far.next(CALL)
+    far.reply(item[1], None)
+    await asked
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("stream", "idempotent"), *(("survey", name) for name in ("peer", "key", "idempotent", "items"))],
+)
+async def test_options_of_requests_are_no_arguments_of_methods(kind: str, name: str) -> None:
+    async def pass_on(outgoing: Any, proceed: Any) -> Any:
+        return await proceed()
+
+    for interceptors in ([], [pass_on]):
+        dealer = FarEnd().dealer(interceptors=interceptors)
+        with pytest.raises(ConfigurationError, match=rf"{kind}\(\) has no {name}=.*by position"):
+            await anext(getattr(dealer, kind)("add", **{name: "b1"}))
+
+
 async def test_arguments_over_the_limit_are_refused() -> None:
     dealer = FarEnd().dealer(max_message_bytes=1000)
     with pytest.raises(BodyTooLarge, match=r"math\.add: arguments of \d+ bytes; the limit is 1000.*items="):
@@ -387,6 +427,17 @@ async def test_attributes_are_methods() -> None:
     assert not hasattr(dealer, "__len__")
     assert dealer.service == "math"  # what it has itself is no method
     assert "math" in repr(dealer)
+
+
+async def test_a_dealer_can_be_copied() -> None:
+    far = FarEnd()
+    dealer = far.dealer()
+    asked = start(copy.copy(dealer).add(1))
+    _, item, _ = await far.next(CALL)
+    far.reply(item[1], 2)
+    assert await asked == 2
+    with pytest.raises(AttributeError, match="service"):
+        Dealer.__new__(Dealer).service  # noqa: B018
 
 
 # --- idempotent ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from meshmsg import BadRequest, DeadlineExceeded, NoSuchMethod, RemoteError
+from meshmsg import BadRequest, ConfigurationError, DeadlineExceeded, NoSuchMethod, RemoteError
 from meshmsg.sockets.files import CHANGED, CORRUPT
 from tests.contracts.faces import PATIENCE_S, Face, until
 from tests.contracts.folders import CHUNK_BYTES, DATA, digest_of, names_in, share
@@ -167,8 +167,11 @@ def test_links_lead_no_further_than_the_directory(face: Face, offered: Path, her
     ):
         with pytest.raises(BadRequest, match="leads out of the directory"):
             attempt()
-    files.send_file(here / "a.bin", "file")  # takes the place of the link
-    assert (outside / "secret").read_bytes() == b"secret" and (offered / "file").read_bytes() == b"a"
+    for name in ("file", "inside"):
+        with pytest.raises(BadRequest, match=f"'{name}' is a symbolic link") as caught:
+            files.send_file(here / "a.bin", name)
+        assert caught.value.argument == "name"
+    assert (outside / "secret").read_bytes() == b"secret" and (offered / "real").read_bytes() == b"real"
     assert names_in(outside) == ["secret"] and names_in(here) == ["a.bin", "got"]
 
 
@@ -184,10 +187,35 @@ def test_what_is_no_file_cannot_be_had(face: Face, offered: Path, here: Path) ->
         with pytest.raises(RemoteError, match="there is no file") as caught:
             files.fetch(name, here / "got")
         assert caught.value.code == "not_found"
-    for name, text in (("sub", "is a directory"), ("a/b", "inside of a file")):
+    for name, text in (("sub", "is a directory"), ("a/b", "inside of a file"), ("pipe", "is no regular file")):
         with pytest.raises(BadRequest, match=text):
             files.send_file(offered / "a", name)
-    assert names_in(here) == []
+    assert names_in(here) == [] and names_in(offered) == ["a"] and (offered / "pipe").is_fifo()
+
+
+def test_only_files_are_replaced_by_what_is_fetched(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered)
+    (offered / "a").write_bytes(b"a")
+    (here / "real").write_bytes(b"real")
+    (here / "link").symlink_to("real")
+    (here / "nowhere").symlink_to("gone")
+    (here / "folder").mkdir()
+    os.mkfifo(here / "pipe")
+    for name, text in (
+        ("link", "is a symbolic link"),
+        ("nowhere", "is a symbolic link"),
+        ("folder", "is a directory"),
+        ("pipe", "is no regular file"),
+    ):
+        with pytest.raises(ConfigurationError, match=text):
+            files.fetch("a", here / name)
+    os.mkfifo(here / "b.part")
+    with pytest.raises(FileExistsError, match="is no regular file"):
+        files.fetch("a", here / "b")
+    assert (here / "pipe").is_fifo() and (here / "b.part").is_fifo()
+    assert names_in(here) == ["link", "real"] and (here / "real").read_bytes() == b"real"
+    files.fetch("a", here / "real")
+    assert (here / "real").read_bytes() == b"a"
 
 
 def test_a_directory_is_not_written_to_unless_it_may_be(face: Face, offered: Path, here: Path) -> None:

@@ -298,6 +298,24 @@ async def test_a_survey_brings_one_answer_of_each() -> None:
 
 
 @pytest.mark.guarantee("G8")
+async def test_who_does_not_serve_is_surveyed_about_itself() -> None:
+    far = FarEnd("b1", "b2")
+    far.calls.on_peer("b2-id.1", "b2", {"math": {"serving": False}}, alive=True)
+    dealer = far.dealer()
+    answers = start(collect(dealer.survey("stats")))
+    for name in ("b1", "b2"):
+        asked, item, _ = await far.next(CALL)
+        assert asked == name
+        far.reply(item[1], {}, name)
+    assert {answer.peer for answer in await answers} == {"b1", "b2"}
+    answers = start(collect(dealer.survey("add")))
+    _, item, _ = await far.next(CALL)
+    far.reply(item[1], 1)
+    assert {answer.peer for answer in await answers} == {"b1"}
+    far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
 async def test_a_survey_of_nobody_says_so() -> None:
     far = FarEnd()
     far.lose()

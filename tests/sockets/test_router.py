@@ -257,7 +257,7 @@ async def test_every_service_answers_ping_info_and_stats() -> None:
     await refused(desk.ask("add", "1"))
     stats = await desk.ask("stats")
     assert who.items() <= stats.items()
-    assert (stats["requests"], stats["errors"], stats["running"], stats["waiting"]) == (5, 1, 1, 0)
+    assert (stats["requests"], stats["errors"], stats["running"], stats["waiting"]) == (5, 1, 0, 0)
     add_stats = stats["methods"]["add"]
     assert (add_stats["requests"], add_stats["errors"]) == (2, 1)
     assert add_stats["last_error"] == "BadRequest: math.add: argument 'a' takes int, got str '1'"
@@ -268,7 +268,8 @@ async def test_every_service_answers_ping_info_and_stats() -> None:
 async def test_a_service_may_pause() -> None:
     desk = Desk()
     router = desk.router()
-    assert router.serving
+    router.method(double)
+    assert router.serving and desk.told
     router.serving = False
     assert desk.told is False
     assert (await desk.ask("info"))["serving"] is False  # whoever asks nevertheless is served
@@ -276,6 +277,37 @@ async def test_a_service_may_pause() -> None:
     assert router.serving and desk.told
     with pytest.raises(ConfigurationError, match="takes True or False"):
         router.serving = 1  # type: ignore[assignment]
+
+
+async def test_a_service_is_announced_with_its_first_method() -> None:
+    desk = Desk()
+    router = desk.router()
+    assert desk.told is None
+    router.serving = False
+    assert desk.told is None
+    router.method(double)
+    assert desk.told is False
+    router.serving = True
+    assert desk.told is True
+
+
+async def test_built_in_methods_are_answered_when_there_is_no_room_for_others() -> None:
+    desk = Desk()
+    router = desk.router(concurrency=1, max_queue=0)
+    go_on = asyncio.Event()
+
+    @router.method
+    async def wait() -> None:
+        await go_on.wait()
+
+    running = desk.ask("wait")
+    assert isinstance(await refused(desk.ask("wait")), Overloaded)
+    for name in ("ping", "info", "stats"):
+        assert (await desk.ask(name))["node"] == "server"
+    stats = await desk.ask("stats")
+    assert (stats["running"], stats["waiting"], stats["overloaded"], stats["requests"]) == (1, 0, 1, 6)
+    go_on.set()
+    await running
 
 
 # --- failures -----------------------------------------------------------------------------------------------

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
 from meshmsg import BadRequest, Cancelled, RemoteError
 from meshmsg.sockets.context import Context
 from meshmsg.wire import items
-from tests.sockets.desk import Asked, Desk, offer_counts, refused
+from tests.sockets.desk import Asked, Desk, offer_counts, refused, until_free
 
 PATIENCE_S = 10.0
 
@@ -47,7 +49,7 @@ async def test_a_reader_who_leaves_closes_the_generator(name: str, window: int) 
     asked = desk.stream(name, 10**6, window=window)
     await asked.until_items(2)
     asked.cancel()
-    assert (await desk.ask("ping"))["node"] == "server"  # when the worker is free again
+    await until_free(desk)
     assert closed == [name]
     assert not asked.outcome.done()
 
@@ -190,7 +192,7 @@ async def test_a_caller_that_leaves_ends_the_wait_for_its_items(plain: bool) -> 
         await asyncio.sleep(0)
     asked.send(1)
     asked.cancel()
-    await desk.ask("ping")
+    await until_free(desk)
     assert heard == ["math.take: the caller's items end: cancelled by the caller" if plain else "cancelled"]
 
 
@@ -208,3 +210,110 @@ async def test_items_of_a_caller_that_sends_none_are_a_bad_request(plain: bool) 
     error = await refused(desk.ask("take"))
     assert isinstance(error, BadRequest)
     assert str(error).startswith("math.take takes a stream: request(..., items=...)")
+
+
+def slice_and_list(numbers: Iterator[int]) -> list[list[int]]:
+    return [list(itertools.islice(numbers, 2)), list(numbers)]
+
+
+def slice_and_list_untyped(numbers: Iterator) -> list[list[int]]:  # type: ignore[type-arg]
+    return slice_and_list(numbers)
+
+
+def break_and_list(numbers: Iterator[int]) -> list[list[int]]:
+    head = [next(numbers)]
+    for number in numbers:
+        head.append(number)
+        break
+    return [head, list(numbers)]
+
+
+def ask_twice(context: Context) -> list[list[int]]:
+    assert context.items() is context.items()
+    return [[next(context.items()), next(context.items())], list(context.items())]
+
+
+async def break_and_list_in_the_loop(numbers: AsyncIterator[int]) -> list[list[int]]:
+    head = [await anext(numbers)]
+    async for number in numbers:
+        head.append(number)
+        break
+    return [head, [number async for number in numbers]]
+
+
+async def untyped_in_the_loop(numbers: AsyncIterator) -> list[list[int]]:  # type: ignore[type-arg]
+    return await break_and_list_in_the_loop(numbers)
+
+
+async def ask_twice_in_the_loop(context: Context) -> list[list[int]]:
+    head = [await anext(context.items()), await anext(context.items())]
+    return [head, [number async for number in context.items()]]
+
+
+@pytest.mark.guarantee("G8", "who stops iterating and comes back misses no item of the caller")
+@pytest.mark.parametrize(
+    "method",
+    [
+        slice_and_list,
+        slice_and_list_untyped,
+        break_and_list,
+        ask_twice,
+        break_and_list_in_the_loop,
+        untyped_in_the_loop,
+        ask_twice_in_the_loop,
+    ],
+)
+async def test_items_are_one_iterator(method: Callable[..., Any]) -> None:
+    desk = Desk()
+    desk.router().method(method, name="take")
+    asked = desk.ask("take", flags=items.SENDS_ITEMS)
+    await asked.until_room()
+    asked.send(*range(6))
+    asked.end()
+    assert await asked == [[0, 1], [2, 3, 4, 5]]
+
+
+async def test_after_the_last_item_comes_none() -> None:
+    desk = Desk()
+    router = desk.router()
+
+    @router.method
+    def take(numbers: Iterator[int]) -> list[int | None]:
+        return [next(numbers, None) for _ in range(4)]
+
+    asked = desk.ask("take", flags=items.SENDS_ITEMS)
+    await asked.until_room()
+    asked.send(1, 2)
+    asked.end()
+    assert await asked == [1, 2, None, None]
+
+
+async def test_items_for_a_method_that_takes_none_are_a_bad_request() -> None:
+    desk = Desk()
+    router = desk.router()
+    ran: list[str] = []
+
+    async def without(scale: int) -> None:
+        ran.append("coroutine")
+
+    def without_plainly(scale: int) -> None:
+        ran.append("function")
+
+    async def yields(scale: int) -> AsyncIterator[int]:
+        ran.append("generator")
+        yield scale
+
+    async def may_take(scale: int, context: Context) -> int:
+        return scale
+
+    for method in (without, without_plainly, yields, may_take):
+        router.method(method)
+    text = "math.{}: it takes no items: leave items= out; its arguments are (scale: int)"
+    for name in ("without", "without_plainly"):
+        error = await refused(desk.ask(name, 1, flags=items.SENDS_ITEMS))
+        assert isinstance(error, BadRequest)
+        assert str(error).startswith(text.format(name))
+    error = await refused(desk.ask("yields", 1, window=4, flags=items.SENDS_ITEMS | items.WANTS_ITEMS))
+    assert str(error).startswith(text.format("yields"))
+    assert await desk.ask("may_take", 1, flags=items.SENDS_ITEMS) == 1
+    assert not ran

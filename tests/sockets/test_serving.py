@@ -13,7 +13,7 @@ from meshmsg import ConfigurationError, DeadlineExceeded, Overloaded, RemoteErro
 from meshmsg.sockets.context import Context, current
 from meshmsg.sockets.router import Router
 from meshmsg.wire import items
-from tests.sockets.desk import Desk, offer_counts, refused
+from tests.sockets.desk import Desk, offer_counts, refused, until_free
 
 PATIENCE_S = 10.0
 
@@ -164,8 +164,11 @@ async def test_a_plain_function_does_not_stop_the_loop() -> None:
     def wait() -> bool:
         return go_on.wait(PATIENCE_S)
 
+    @router.method
+    async def look() -> None: ...
+
     asked = desk.ask("wait")
-    await desk.ask("ping")
+    await desk.ask("look")
     go_on.set()
     assert await asked
 
@@ -314,10 +317,11 @@ async def test_a_plain_function_past_its_time_keeps_its_place_until_it_ends(limi
 
     asked = desk.ask("wait", remaining=0.01 if limit == "deadline" else None)
     assert isinstance(await refused(asked), DeadlineExceeded)
-    next_one = desk.ask("ping")
+    next_one = asyncio.ensure_future(until_free(desk))
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not next_one.outcome.done()
+    assert not next_one.done()
+    assert (await desk.ask("stats"))["running"] == 1
     go_on.set()
     await next_one
     assert seen == [False, True]

@@ -33,14 +33,23 @@ class Context:
 
 class Items:
     def __init__(self, sent: tuple[Any, ...]) -> None:
-        self.sent = sent
+        self.left = list(sent)
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        for each in self.sent:
-            yield each
+    def __aiter__(self) -> Items:
+        return self
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.sent)
+    async def __anext__(self) -> Any:
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop(0)
+
+    def __iter__(self) -> Items:
+        return self
+
+    def __next__(self) -> Any:
+        if not self.left:
+            raise StopIteration
+        return self.left.pop(0)
 
 
 @dataclasses.dataclass
@@ -290,6 +299,27 @@ async def test_an_iterator_gets_the_callers_items() -> None:
         await call(total, 2, context=Context(1, "x"))
     with pytest.raises(BadRequest, match=r"^math\.add: item 1 of 'numbers' takes int, got bool True$"):
         call(plain, 2, context=Context(True))
+
+
+@pytest.mark.parametrize("name", ["timeout", "headers", "peer", "key", "idempotent", "items"])
+def test_a_name_that_only_the_dealer_hears_is_refused(name: str) -> None:
+    space: dict[str, Any] = {"Context": Context, "AsyncIterator": AsyncIterator}
+    exec(
+        f"def only_named(a, *, {name}=None): return a, {name}\n"
+        f"def by_position(a, {name}=None): return a, {name}\n"
+        f"def the_routers(a, *, {name}: Context): return a, {name}\n"
+        f"def the_callers(a, *, {name}: AsyncIterator): return a, {name}\n"
+        f"def several(a, **more): return a, more\n",
+        space,
+    )
+    with pytest.raises(ConfigurationError, match=rf"^math\.add: no caller could give '{name}'"):
+        Signature(space["only_named"], "math.add", Context)
+    with pytest.raises(ConfigurationError, match="rename it, or let it come by position too"):
+        Signature(functools.partial(space["by_position"], a=1), "math.add", Context)
+    Signature(functools.partial(space["by_position"], **{name: 1}), "math.add", Context)
+    assert call(space["by_position"], 1, 2) == (1, 2)
+    for method in ("the_routers", "the_callers", "several"):
+        assert Signature(space[method], "math.add", Context).text == ("(a)" if method != "several" else "(a, **more)")
 
 
 # --- names in annotations -----------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ async def test_segments_that_never_end_are_no_message() -> None:
         await check_that_work_goes_on(side, friend)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     data=st.one_of(
         st.binary(max_size=300),
