@@ -245,8 +245,8 @@ class Node:
     async def close(self, drain: float | None = None) -> dict[str, Ledger]:
         """Leaves: consumes no more, drains for ``drain`` seconds, says goodbye, returns the ledgers (G10).
 
-        Draining waits for running handlers, which may still send to queues that are open, and for pending work. All
-        ends within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
+        Draining waits for running handlers, which may still send to queues that are open, and for pending work: of
+        queues, groups, and requests of this node. What is not answered by then is ``Cancelled``. All ends within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
         """
         if self._closing is None:
             seconds = self.drain if drain is None else drain
@@ -301,7 +301,12 @@ class Node:
         self._driver.wake()
         left = max(0.0, deadline - loop.time())
         await self._driver.until(
-            lambda: engine.published and not any(box.pending for box in engine.outboxes.values()), left
+            lambda: (
+                engine.published
+                and not engine.calls.pending
+                and not any(box.pending for box in engine.outboxes.values())
+            ),
+            left,
         )
 
     def hurry(self) -> None:
@@ -381,9 +386,9 @@ class Node:
     def router(self, service: str, **options: Unpack[RouterKeywords]) -> Router:
         """A service that other nodes may request: ``@router.method`` offers a function (G8).
 
-        Takes the options of ``RouterOptions``: ``concurrency`` (64), ``max_queue`` (1000), ``timeout``, ``tracebacks``;
-        and ``interceptors``, coroutine functions ``(context, proceed)``. Raises ``UnknownOption``,
-        ``ConfigurationError``, ``NameClash``.
+        Takes the options of ``RouterOptions``: ``concurrency`` (64), ``max_queue`` (1000), ``max_queue_bytes``
+        (64 MiB), ``timeout``, ``tracebacks``; and ``interceptors``, coroutine functions ``(context, proceed)``. Other
+        nodes hear of it with its first method. Raises ``UnknownOption``, ``ConfigurationError``, ``NameClash``.
         """
         self._require_open()
         return self._services.router(service, options)

@@ -179,7 +179,7 @@ def serve(face: Face, service: str = "math", *, router: dict[str, Any] | None = 
     """A router of one node, and a dealer of another one that knows it; with a method, or nobody would hear of it."""
     server = face.node("server")
     offered = server.router(service, **(router or {}))
-    offered.method(lambda: None, name="nothing")
+    offered.method(lambda: None, name="present")
     client = face.node("client")
     asking = client.dealer(service, **dealer)
     client.wait_for(router=service, timeout=PATIENCE_S)

@@ -231,13 +231,13 @@ def test_large_items_and_too_large_ones(face: Face) -> None:
     server = face.node("server", max_message_bytes=1_000_000)
     client = face.node("client", max_message_bytes=1_000_000)
     router, math = server.router("math"), client.dealer("math")
-    client.wait_for(router="math", timeout=PATIENCE_S)
 
     @method(face, router, streams=True)
     def blocks(count: int, size: int) -> Any:
         for _ in range(count):
             yield b"\x00" * size
 
+    client.wait_for(router="math", timeout=PATIENCE_S)
     assert [len(block) for block in math.stream("blocks", 40, 900_000)] == [900_000] * 40
     with pytest.raises(RequestError, match="1000005 bytes; the limit is 1000000"):
         list(math.stream("blocks", 1, 1_000_000))

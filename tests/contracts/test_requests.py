@@ -242,8 +242,8 @@ def test_more_than_the_queue_takes_is_refused_with_a_time_to_come_back(face: Fac
 def test_providers_take_turns_or_are_chosen(face: Face) -> None:
     servers = [face.node(f"server-{number}") for number in range(3)]
     for server in servers:
-        server.router("math")
-        server.router("words")
+        for service in ("math", "words"):
+            method(face, server.router(service), name="work")(lambda: None)
     client = face.node("client")
     math = client.dealer("math", balance="round_robin")
     client.wait_for(router="math", count=3, timeout=PATIENCE_S)

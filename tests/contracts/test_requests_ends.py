@@ -140,7 +140,6 @@ def test_a_closed_dealer_gives_up_what_is_under_way(face: Face) -> None:
 def test_a_node_that_closes_ends_its_requests(face: Face) -> None:
     server, client = face.node("server"), face.node("client")
     router, math = server.router("math"), client.dealer("math", timeout=None)
-    client.wait_for(router="math", timeout=PATIENCE_S)
     gate, started = Gate(), Collected()
 
     @method(face, router)
@@ -148,6 +147,7 @@ def test_a_node_that_closes_ends_its_requests(face: Face) -> None:
         started.add("started")
         yield gate
 
+    client.wait_for(router="math", timeout=PATIENCE_S)
     asked = in_thread(math.work)
     started.wait(1)
     client.close(drain=0)
@@ -204,7 +204,6 @@ def test_another_provider_takes_over_what_had_not_begun(face: Face) -> None:
     routers = [server.router("math", concurrency=1) for server in servers]
     client = face.node("client")
     math = client.dealer("math", balance="least_outstanding")
-    client.wait_for(router="math", count=2, timeout=PATIENCE_S)
     gate, started = Gate(), Collected()
     for router, name in zip(routers, ("first", "second"), strict=True):
 
@@ -214,6 +213,7 @@ def test_another_provider_takes_over_what_had_not_begun(face: Face) -> None:
             yield gate
             return name
 
+    client.wait_for(router="math", count=2, timeout=PATIENCE_S)
     asked = [in_thread(math.work) for _ in range(4)]
     started.wait(2)
     until(lambda: sum(count_calls(router)["waiting"] for router in routers) == 2)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from meshmsg import BodyTooLarge, Node, NoResponders, RemoteError
+from meshmsg import BodyTooLarge, Cancelled, Node, NoResponders, Overloaded, RemoteError
 from meshmsg.sockets.context import Context
 from meshmsg.sockets.dealer import Dealer
 
@@ -86,6 +86,77 @@ async def test_a_result_that_the_caller_does_not_take_is_an_error_and_no_silence
         with pytest.raises(RemoteError, match="result of 300005 bytes; the limit is 300000") as caught:
             await math.zeros(300_000)
         assert caught.value.type == f"meshmsg.errors.{BodyTooLarge.__name__}"
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_service_is_there_with_its_methods() -> None:
+    async with two_nodes() as (server, client):
+        math = client.dealer("math", timeout=PATIENCE_S)
+        waiting = asyncio.ensure_future(client.wait_for(router="math", timeout=PATIENCE_S))
+        router = server.router("math")
+        server.pull("behind")
+        await client.wait_for(pull="behind", timeout=PATIENCE_S)
+        assert not waiting.done()
+
+        @router.method
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        @router.method
+        async def negate(a: int) -> int:
+            return -a
+
+        await waiting
+        assert [await math.negate(1), await math.add(1, 2)] == [-1, 3]
+
+
+@pytest.mark.guarantee("G8")
+async def test_arguments_that_wait_are_bounded_in_bytes() -> None:
+    async with two_nodes() as (server, client):
+        router = server.router("math", concurrency=1, max_queue_bytes=250_000)
+        go_on = asyncio.Event()
+
+        @router.method
+        async def measure(data: bytes) -> int:
+            await go_on.wait()
+            return len(data)
+
+        math = await meet(client)
+        asked = [asyncio.ensure_future(math.measure(bytes(100_000))) for _ in range(5)]
+        done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        assert all(isinstance(each.exception(), Overloaded) for each in done)
+        go_on.set()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert (outcomes.count(100_000), sum(isinstance(each, Overloaded) for each in outcomes)) == (3, 2)
+
+
+@pytest.mark.guarantee("G10")
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_node_that_leaves_waits_for_its_answers(answered: bool) -> None:
+    async with two_nodes() as (server, client):
+        router = server.router("math")
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        @router.method
+        async def wait() -> str:
+            begun.set()
+            await go_on.wait()
+            return "done"
+
+        math = await meet(client)
+        asked = asyncio.ensure_future(math.wait())
+        await begun.wait()
+        closing = asyncio.ensure_future(client.close(drain=PATIENCE_S if answered else 0.01))
+        if answered:
+            client._driver.wake()
+            await asyncio.sleep(0)
+            assert not asked.done()
+            go_on.set()
+            assert await asked == "done"
+        else:
+            with pytest.raises(Cancelled):
+                await asked
+        await closing
 
 
 @pytest.mark.guarantee("G8", "G10")
