@@ -246,7 +246,8 @@ class Node:
         """Leaves: consumes no more, drains for ``drain`` seconds, says goodbye, returns the ledgers (G10).
 
         Draining waits for running handlers, which may still send to queues that are open, and for pending work: of
-        queues, groups, and requests of this node. What is not answered by then is ``Cancelled``. All ends within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
+        queues, groups, and requests of this node, of which those without an answer are ``Cancelled`` then. All ends
+        within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
         """
         if self._closing is None:
             seconds = self.drain if drain is None else drain

@@ -588,6 +588,8 @@ class Calls:
             asked[id(provider)] = asked.get(id(provider), 0) + 1
         retries = [call for _, _, number, call in self._timers if number == _RETRY and call in self._resting]
         assert len(retries) == len(self._resting), f"{len(self._resting)} calls wait for {len(retries)} retries"
+        over = sum(call.done and call not in self._given_up for call in self._resting)
+        assert not over, f"{over} calls have their outcome and wait for a retry"
         assert len(self._deadlines) <= self._most[0], f"{len(self._deadlines)} deadlines of {len(self._table)} calls"
         assert len(self._timers) <= self._most[1] + len(retries), f"{len(self._timers)} timers"
         for service, clients in self._clients.items():

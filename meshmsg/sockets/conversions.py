@@ -451,10 +451,8 @@ def _find_unsendable(annotation: Any, place: str, seen: set[Any]) -> tuple[str, 
         return None
     annotation = _simplify(annotation, strip=True)
     origin = get_origin(annotation) or annotation
-    if origin is typing.Literal:
-        inner: Iterable[Any] = map(type, get_args(annotation))
-    else:
-        inner = get_args(annotation)
+    is_literal = get_origin(annotation) is typing.Literal
+    inner = [type(each) if is_literal else each for each in get_args(annotation)]
     if isinstance(origin, type):
         instead = _find_instead(origin)
         if instead is not None:

@@ -220,8 +220,8 @@ class Signature:
                 continue
             if each.kind is Parameter.KEYWORD_ONLY and name in _KEPT_BY_DEALERS:
                 raise ConfigurationError(
-                    f"{self.label}: no caller could give {name!r}, which comes by name only, as {name}= is an option of "
-                    "request(): rename it, or let it come by position too"
+                    f"{self.label}: no caller could give {name!r}, which comes by name only, as {name}= is an option "
+                    "of request(): rename it, or let it come by position too"
                 )
             check = self._check_of(name, hint)
             if each.kind is Parameter.VAR_POSITIONAL:

@@ -78,6 +78,19 @@ class GroupBooks:
                         found.append(f"{publisher.name} sends nothing of {member.queue} to {member.node.name}")
         return found
 
+    @staticmethod
+    def former(nodes: Sequence[ClusterNode]) -> list[str]:
+        """Members that a publisher counts on, and that are none any more."""
+        members = {(node.key, queue) for node in nodes if node.alive and not node.leaving for queue in node.pulls}
+        return [
+            f"{node.name} takes {key} for a member of {queue}"
+            for node in nodes
+            if node.alive and not node.leaving
+            for queue, group in node.engine.groups.by_queue.items()
+            for key in group.members
+            if (key, queue) not in members
+        ]
+
     # -- publishing ------------------------------------------------------------------------------------------
 
     def mark(self, node: ClusterNode, topic: str, number: int, key: str | None, priority: int) -> None:

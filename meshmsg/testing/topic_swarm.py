@@ -224,6 +224,8 @@ class TopicSwarm:
         cluster.run(3.0)
         if self.groups is not None:
             cluster.settle()
+            if not self._wait(lambda: not groups.former(cluster.nodes), CONFIRM_S):
+                raise GuaranteeBroken("G7", f"{CONFIRM_S:g} s later: {groups.former(cluster.nodes)}")
         books.check_rest()
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:

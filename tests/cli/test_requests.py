@@ -126,8 +126,6 @@ async def test_results_are_lines(capfd: pytest.CaptureFixture[str]) -> None:
             (question("count", 10**9, stream=True, count=2), "0\n1"),
             (question("words", stream=True), "a\\nb\n\\u001b"),
             (question("text"), "a\nb"),
-            (question("words", stream=True), "a\\nb\n\\u001b"),
-            (question("text"), "a\nb"),
             (question("total", details={"items": iter([1, 2, 39])}), "42"),
         ):
             assert await ask(client, asked, Stop()) == 0
@@ -165,14 +163,8 @@ async def test_each_outcome_has_its_code(
     [
         (question("count", 3), "math.count streams items: request it with --stream"),
         (question("add", 3, stream=True), "math.add gives one result: request it without --stream"),
-        (
-            question("total"),
-            "math.total takes a stream: request it with --items, an item a line of standard input",
-        ),
-        (
-            question("add", 3, details={"items": iter([1])}),
-            "leave out --items; its arguments are (a: int, b: int = 1) -> int",
-        ),
+        (question("total"), "takes a stream: request it with --items, an item a line of standard input"),
+        (question("text", details={"items": iter([1])}), "leave out --items; its arguments are () -> str"),
         (question("forever", timeout_s=0.3), "math.forever brought no answer within 0.3 s"),
         (question("add", service="other", timeout_s=0.1), "nobody offers 'other'"),
     ],

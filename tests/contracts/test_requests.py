@@ -65,6 +65,7 @@ def test_arguments_go_there_and_results_come_back(face: Face) -> None:
 
 def test_an_object_offers_its_public_methods(face: Face) -> None:
     router, math = serve(face)
+    known = router.methods
     calls = []
 
     class Counter:
@@ -79,7 +80,7 @@ def test_an_object_offers_its_public_methods(face: Face) -> None:
 
     setattr(Counter, "count", shape(Counter.count, is_plain(face), False))  # noqa: B010 -- of another kind
     router.offer(Counter)
-    assert router.methods == ("ping", "info", "stats", "count")
+    assert router.methods == (*known, "count")
     assert [math.count(), math.count(5)] == [1, 6] and calls == [1, 5]
 
 

@@ -225,6 +225,31 @@ def test_another_provider_takes_over_what_had_not_begun(face: Face) -> None:
 
 
 def test_what_was_tried_again_is_counted(face: Face) -> None:
+    routers = {name: face.node(name).router("math") for name in ("first", "second")}
+    client = face.node("client")
+    gate, tries = Gate(), Collected()
+    for name, router in routers.items():
+
+        @method(face, router)
+        def work(name: str = name) -> Any:
+            tries.add(name)
+            if len(tries) == 1:
+                yield gate
+            return name
+
+    client.wait_for(router="math", count=2, timeout=PATIENCE_S)
+    asked = in_thread(client.dealer("math", idempotent=True).work)
+    (first,) = tries.wait(1)
+    routers[first].close(drain=0)
+    assert outcome_of(asked) != first
+    gate.open()
+    counters = client.counters()
+    assert (counters["request_retries"], counters["request_hedges"], counters["late_replies"]) == (1, 0, 0)
+    assert counters["refused_frames"] == 0
+
+
+def test_what_a_method_raises_is_not_tried_again(face: Face) -> None:
+    """Whatever it is called: it ran, and this is what it says."""
     router, _ = serve(face)
     client = face.node("another")
     client.wait_for(router="math", timeout=PATIENCE_S)
@@ -233,11 +258,8 @@ def test_what_was_tried_again_is_counted(face: Face) -> None:
     @method(face, router)
     def busy() -> str:
         tries.add(1)
-        if len(tries) == 1:
-            raise Overloaded("come back")
-        return "now"
+        raise Overloaded("come back", retry_after=0.01)
 
-    assert client.dealer("math", idempotent=True).busy() == "now"
-    counters = client.counters()
-    assert (counters["request_retries"], counters["request_hedges"], counters["late_replies"]) == (1, 0, 0)
-    assert counters["refused_frames"] == 0
+    with pytest.raises(Overloaded, match="come back"):
+        client.dealer("math", idempotent=True).busy()
+    assert len(tries) == 1 and client.counters()["request_retries"] == 0

@@ -76,6 +76,7 @@ def test_calls_with_a_key_wait_for_its_keeper() -> None:
     desk = CallerDesk("b", "c", "d")
     call, keeper, number = desk.ask(key="k", repeatable=True, hedge_after=0.1)
     desk.fail(keeper, number, "overloaded", never_ran=True)
+    assert not desk.asked(), "it has no room, and is asked at once again"
     desk.turn(0.1)
     [(name, number)] = desk.asked()
     assert name == keeper

@@ -147,7 +147,9 @@ class Scenario:
             except OutboxFull as error:
                 yield f"{body} has to wait: {error}"
 
-    def do_group(self, label: str, pattern: str, group: str, durable: str = "", fails: str = "", **options: Any) -> None:
+    def do_group(
+        self, label: str, pattern: str, group: str, durable: str = "", fails: str = "", **options: Any
+    ) -> None:
         node = self.nodes[label]
         node.group(pattern, group, partial(self._handle, node, bool(fails)), durable=bool(durable), **options)
 
@@ -159,8 +161,9 @@ class Scenario:
 
     def do_heard(self, label: str) -> Iterator[str]:
         for sub in self.nodes[label].subs:
-            missed, passed = sum(gap.missed for gap in sub.gaps), sub.subscription.conflated
-            yield f"{sub.pattern}: took {len(sub.received)}, passed over {passed}, missed {missed}, waiting {sub.waiting}"
+            took, passed = len(sub.received), sub.subscription.conflated
+            missed = sum(gap.missed for gap in sub.gaps)
+            yield f"{sub.pattern}: took {took}, passed over {passed}, missed {missed}, waiting {sub.waiting}"
 
     def do_sub(self, label: str, pattern: str, latest: str = "", **options: Any) -> None:
         self.nodes[label].sub(pattern, latest=bool(latest), **options)

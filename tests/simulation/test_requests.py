@@ -336,8 +336,8 @@ def send_no_time(patch: pytest.MonkeyPatch) -> None:
     """A server is not told how much time there is."""
     on_call = Serving.on_call
 
-    def without(self: Serving, peer: str, name: str, item: list[Any], bodies: list[Any], now: float) -> None:
-        on_call(self, peer, name, [*item[:5], None, *item[6:]], bodies, now)
+    def without(self: Serving, peer: str, name: str, item: list[Any], *rest: Any) -> None:
+        on_call(self, peer, name, [*item[:5], None, *item[6:]], *rest)
 
     patch.setattr(Serving, "on_call", without)
 
