@@ -228,10 +228,9 @@ class Dealer:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""
-        if name.startswith("_"):
-            raise AttributeError(
-                f"dealer({self.service!r}) has no attribute {name!r}; request({name!r}) calls a method"
-            )
+        if name.startswith("_") or "service" not in self.__dict__:  # a copy that is being made has nothing yet
+            label = f"dealer({self.__dict__.get('service')!r})"
+            raise AttributeError(f"{label} has no attribute {name!r}; request({name!r}) calls a method")
         return partial(self.request, name)
 
     def close(self) -> None:

@@ -20,8 +20,8 @@ OfferedT = TypeVar("OfferedT")
 class Router:
     """A service of this node. ``node.router(service, ...)`` makes it; ``docs/requests.md`` is about it.
 
-    Its methods are plain functions and generators, and run in up to ``concurrency`` threads. Other nodes hear of it with
-    its first method: to have all of them there at once, offer a class, or offer them before the node starts.
+    Its methods are plain functions and generators, and run in up to ``concurrency`` threads. Other nodes hear of it
+    with its first method: to have all of them there at once, offer a class, or offer them before the node starts.
 
     Examples
     --------

@@ -14,7 +14,7 @@ from meshmsg.cli.looking import Listing, Rows
 from meshmsg.cli.requesting import explain
 from meshmsg.cli.running import run
 from meshmsg.cli.session import Session, session_options
-from meshmsg.sockets.router import BUILT_IN
+from meshmsg.engine.providers import BUILT_IN
 
 ASK_S = 2.0
 

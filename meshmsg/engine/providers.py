@@ -30,7 +30,7 @@ MAX_EJECTED_SHARE = 10  # one of so many may be out
 MAX_KEYS_REMEMBERED = 10_000
 
 # What can be asked of a provider that is alive, also when it does not serve: they are about the provider itself.
-BUILT_IN = frozenset(("ping", "info", "stats"))
+BUILT_IN = ("ping", "info", "stats")
 
 
 class Provider:

@@ -179,14 +179,15 @@ class Service:
             served = self.queue.popleft()
             if served.state != "queued":
                 continue
-            deadline = served.run.deadline
+            run = served.run
+            deadline = run.deadline
             if deadline is not None and deadline <= now:
                 self._expire(served)
                 continue
             served.state = "running"
             self.waiting -= 1
-            if served.run.size_bytes:
-                self.waiting_bytes -= served.queue_bytes
+            if served.number >= run.counted_from:
+                self.waiting_bytes -= run.size_bytes
             self.running += 1
             self.started += 1
             self._last_began = now
@@ -224,7 +225,7 @@ class Service:
             self._waiting_from = (now, self.started)
         self.queue.extend(calls)
         self.waiting += len(calls)
-        if calls and calls[0].run.size_bytes:
+        if calls and calls[-1].number >= calls[-1].run.counted_from:
             self.waiting_bytes += sum(served.queue_bytes for served in calls)
 
     def leave(self, served: Served) -> None:

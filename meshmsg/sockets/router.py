@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar, overload
 
 from meshmsg.checks import require_items, require_number
 from meshmsg.driver import Driver
+from meshmsg.engine.providers import BUILT_IN
 from meshmsg.engine.served import Service, Serving
 from meshmsg.errors import ConfigurationError, NameClash
 from meshmsg.options import RouterOptions
@@ -19,7 +20,6 @@ from meshmsg.sockets.here import require_here
 from meshmsg.sockets.methods import Method, find_kind, list_public, name_method
 from meshmsg.sockets.serving import CallWorkers, Interceptor
 
-BUILT_IN = ("ping", "info", "stats")
 BUILT_IN_AT_A_TIME = 8
 DRAIN_S = 5.0
 

@@ -361,3 +361,18 @@ def test_the_caller_s_variables_are_not_the_method_s(node: Node) -> None:
     node.wait_for(router="own", timeout=PATIENCE_S)
     assert node.dealer("own").look() is True
     assert (seen, current.get()) == (["look"], None)
+
+
+def test_a_dealer_can_be_copied() -> None:
+    code, output, errors = run(
+        SERVED
+        + """
+import copy
+with make() as node:
+    router, started, gate, ended = serve(node)
+    math = copy.copy(node.dealer("math"))
+    node.wait_for(router="math", timeout=10)
+    say(math.echo(7), hasattr(copy.copy(math), "_nothing"))
+"""
+    )
+    assert (code, output, errors) == (0, "7 False", "")

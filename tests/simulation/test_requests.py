@@ -336,8 +336,8 @@ def send_no_time(patch: pytest.MonkeyPatch) -> None:
     """A server is not told how much time there is."""
     on_call = Serving.on_call
 
-    def without(self: Serving, peer: str, name: str, item: list[Any], *rest: Any) -> None:
-        on_call(self, peer, name, [*item[:5], None, *item[6:]], *rest)
+    def without(self: Serving, peer: str, name: str, item: list[Any], *rest: Any, **more: Any) -> None:
+        on_call(self, peer, name, [*item[:5], None, *item[6:]], *rest, **more)
 
     patch.setattr(Serving, "on_call", without)
 

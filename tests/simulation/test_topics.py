@@ -249,3 +249,45 @@ def test_the_books_notice_a_loss() -> None:
     pub.send(2)
     with pytest.raises(GuaranteeBroken, match="comes where 1 is due"):
         cluster.run(1.0)
+
+
+@pytest.mark.guarantee("G7")
+def test_the_books_notice_a_group_that_gets_what_it_did_not_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(seed=19)
+    pub = cluster.node("p").pub("news")
+    cluster.node("s").group("news", "press", where={"hot": True})
+    cluster.run(1.0)
+    monkeypatch.setattr("meshmsg.engine.groups.fulfils", lambda headers, where: True)
+    pub.send(0, headers={"hot": False})
+    with pytest.raises(GuaranteeBroken, match="took 1 messages of 0"):
+        cluster.run(1.0)
+
+
+@pytest.mark.guarantee("G7")
+def test_the_books_notice_a_durable_group_that_is_forgotten() -> None:
+    cluster = Cluster(seed=20)
+    pub = cluster.node("p").pub("news")
+    member = cluster.node("s").group("news", "press", durable=True)
+    cluster.run(1.0)
+    pub.send(0)
+    cluster.run(1.0)
+    (group,) = pub.node.engine.groups.by_queue.values()
+    group.durable = False  # as if its member had never said so
+    member.close()
+    cluster.run(1.0)
+    pub.send(1)
+    with pytest.raises(GuaranteeBroken, match="nothing is collected"):
+        cluster.run(1.0)
+
+
+def test_the_books_notice_a_last_will_that_nobody_carries_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(seed=21)
+    node = cluster.node("p")
+    node.pub("presence", will="gone")
+    sub = cluster.node("s").sub("presence")
+    cluster.run(1.0)
+    monkeypatch.setattr(sub.subscription, "put_will", lambda will: None)
+    cluster.crash(node)
+    cluster.run(30.0)
+    assert len(cluster.books.wills.outstanding()) == 1
+    assert not sub.received
