@@ -26,6 +26,7 @@ ASYNC_TIMEOUT_S = 30.0
 hypothesis.settings.register_profile(
     "meshmsg",
     deadline=None,
+    max_examples=60,
     derandomize="CI" in os.environ,
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],

@@ -15,6 +15,7 @@ LIFE_S = 50  # after this it ends by itself, if its test could not see to that
 HEADER = """
 import os, signal, sys, threading, time
 signal.alarm({life_s})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 import meshmsg
 from meshmsg.blocking import Node
 def make(name="node", **options):

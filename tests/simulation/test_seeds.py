@@ -28,7 +28,7 @@ def test_seeds(seeds: range) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_alone(fault: str) -> None:
     """A few runs with one kind of fault only, so that a failure names it."""
-    for seed in range(10):
+    for seed in range(5):
         try:
             Swarm(seed, faults={fault}).run()
         except Exception as error:
