@@ -61,9 +61,10 @@ from meshmsg.wire.frames import MAX_HEADER_BYTES
 logger = logging.getLogger("meshmsg.node")
 
 DEFAULT_DRAIN_S = 5.0
-# What peers get to take back what is on its way to a leaving consumer, and again to answer its goodbye; with what
-# goodbyes get to leave the process, less than the second that ``close`` may take beyond its drain (G10).
-GOODBYE_S = 0.3
+# What peers get to take back what is on its way to a leaving consumer, and what all of leaving may take, which is mostly
+# their answer to its goodbye. With what goodbyes get to leave the process, less than the second that ``close`` may take
+# beyond its drain (G10).
+RETURN_S, GOODBYE_S = 0.3, 0.7
 LINGER_MS = 200
 
 
@@ -270,7 +271,9 @@ class Node:
         unannounced = asyncio.gather(*(each.close() for each in self._discoveries), return_exceptions=True)
         await self._queues.close_bare()
         self._topics.close()
-        await self._driver.until(lambda: not self._engine.leaving, GOODBYE_S)
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + GOODBYE_S
+        await self._driver.until(lambda: not self._engine.leaving, RETURN_S)
         self._engine.close()
         self._driver.turn()
         self._books = self._engine.ledger()
@@ -279,7 +282,7 @@ class Node:
         for task in self._background:
             task.cancel()
         # A peer whose link to this node broke before it read the goodbye would take it for a crash.
-        await self._driver.until(lambda: self._engine.parted, GOODBYE_S)
+        await self._driver.until(lambda: self._engine.parted, max(0.0, patience - loop.time()))
         self._driver.stop()
         await unannounced
         self._transport.close(linger_ms=LINGER_MS)

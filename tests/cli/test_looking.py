@@ -103,7 +103,8 @@ def test_watch_prints_a_line_at_every_change(shell: Shell) -> None:
     [queue] = read_document(read_line(watch))["queues"]
     assert queue["queue"] == "jobs" and queue["consumers"][0]["name"] == f"pull-{pull.pid}"
     interrupt(pull)
-    assert read_document(read_line(watch))["queues"] == []
+    while left := read_document(read_line(watch))["queues"]:
+        assert left[0]["consumers"][0]["state"] == "suspect"  # for a moment, on a machine that is busy
     ended = interrupt(watch)
     assert (ended.code, ended.stderr) == (0, "")
 
