@@ -61,8 +61,8 @@ from meshmsg.wire.frames import MAX_HEADER_BYTES
 logger = logging.getLogger("meshmsg.node")
 
 DEFAULT_DRAIN_S = 5.0
-# What peers get to take back what is on its way to a leaving consumer, and what all of leaving may take, which is mostly
-# their answer to its goodbye. With what goodbyes get to leave the process, less than the second that ``close`` may take
+# What peers get to take back what is on its way to a leaving consumer, and what all of leaving may take, mostly their
+# answer to its goodbye. With what goodbyes get to leave the process, less than the second that ``close`` may take
 # beyond its drain (G10).
 RETURN_S, GOODBYE_S = 0.3, 0.7
 LINGER_MS = 200
