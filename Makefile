@@ -7,7 +7,8 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 SEEDS ?= 100000
-WORKERS ?= 2
+# One more than the two cores that the tests are made for: many of them wait for processes.
+WORKERS ?= 3
 # Extra words for the command at hand: make quick ARGS="-k outbox -x", make demo ARGS=some/folder
 ARGS ?=
 

@@ -468,16 +468,21 @@ def test_closing_a_subscription_waits_for_its_handlers(face: Face) -> None:
 def test_an_iteration_ends_with_its_subscription_and_with_the_node(face: Face) -> None:
     node = face.node()
     subs = [node.sub("a"), node.sub("b")]
-    ended = Collected()
+    began, ended = Collected(), Collected()
 
     def iterate(sub: Any) -> None:
-        for _ in sub:
-            pass
+        for message in sub:
+            began.add(message.body)
         ended.add("ended")
 
     threads = [threading.Thread(target=iterate, args=(sub,)) for sub in subs]
     for thread in threads:
         thread.start()
+    for topic in "ab":
+        pub = node.pub(topic)
+        node.wait_for(sub=topic, timeout=PATIENCE_S)
+        pub.send(topic)
+    began.wait(2)
     subs[0].close()
     ended.wait(1)
     node.close()
