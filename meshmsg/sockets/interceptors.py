@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable
 from typing import Any, Generic, Literal, TypeVar
 
-from meshmsg.checks import require_items
-from meshmsg.errors import Cancelled, ConfigurationError
+from meshmsg.errors import Cancelled
 from meshmsg.sockets.dealer import Dealer, require_headers
 from meshmsg.sockets.item_stream import Answer, Incoming
-from meshmsg.sockets.methods import find_kind
+from meshmsg.sockets.methods import require_interceptors
 
 T = TypeVar("T")
 OPTIONS = ("timeout", "peer", "key", "idempotent", "items")  # with ``headers``, all that is no argument of the method
@@ -39,16 +37,6 @@ Proceed = Callable[[], Awaitable[Any]]
 Interceptor = Callable[[Outgoing, Proceed], Awaitable[Any]]
 
 
-def require_interceptors(where: str, given: Iterable[Any]) -> tuple[Any, ...]:
-    """Checks that each of ``interceptors=`` can be called."""
-    require_items(where, given, "write interceptors=[function]")
-    interceptors = tuple(given)
-    for each in interceptors:
-        if not callable(each) or find_kind(each) != "coroutine":
-            raise ConfigurationError(f"{where} takes an `async def (outgoing, proceed)`, not {reprlib.repr(each)}")
-    return interceptors
-
-
 class InterceptedDealer(Dealer):
     """A dealer whose requests go through ``interceptors``, from the first one to the last.
 
@@ -64,7 +52,7 @@ class InterceptedDealer(Dealer):
 
     def __init__(self, *args: Any, interceptors: Iterable[Interceptor]) -> None:
         super().__init__(*args)
-        self._interceptors = require_interceptors(f"dealer({self.service!r}, interceptors=)", interceptors)
+        self._interceptors = require_interceptors(f"dealer({self.service!r}, interceptors=)", interceptors, "outgoing")
 
     async def request(self, method: str, /, *args: Any, **given: Any) -> Any:
         """As ``Dealer.request``, through the interceptors."""

@@ -1,13 +1,14 @@
-"""One method of a service: the function, what it takes, how it is run, and what became of its calls."""
+"""One method of a service: what it takes, how it is run, what became of its calls; and checks of what is offered."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from meshmsg.checks import require_name
+from meshmsg.checks import require_items, require_name
 from meshmsg.errors import ConfigurationError
 from meshmsg.sockets.context import Context
 from meshmsg.sockets.signatures import Signature
@@ -87,3 +88,13 @@ def list_public(offered: object) -> dict[str, Callable[..., Any]]:
             if is_method or isinstance(plain, (staticmethod, classmethod, functools.partialmethod)):
                 found[name] = getattr(offered, name)
     return found
+
+
+def require_interceptors(where: str, given: Iterable[Any], what: str) -> tuple[Any, ...]:
+    """Checks that each is a coroutine function; ``what`` names its first parameter, for the error."""
+    require_items(where, given, "write interceptors=[function]")
+    interceptors = tuple(given)
+    for each in interceptors:
+        if not callable(each) or find_kind(each) != "coroutine":
+            raise ConfigurationError(f"{where} takes an `async def ({what}, proceed)`, not {reprlib.repr(each)}")
+    return interceptors

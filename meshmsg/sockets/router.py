@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from meshmsg.checks import require_items, require_number
+from meshmsg.checks import require_number
 from meshmsg.driver import Driver
 from meshmsg.engine.providers import BUILT_IN
 from meshmsg.engine.served import Service, Serving
@@ -17,7 +17,7 @@ from meshmsg.errors import ConfigurationError, NameClash
 from meshmsg.options import RouterOptions
 from meshmsg.sockets.folder import Folder
 from meshmsg.sockets.here import require_here
-from meshmsg.sockets.methods import Method, find_kind, list_public, name_method
+from meshmsg.sockets.methods import Method, list_public, name_method, require_interceptors
 from meshmsg.sockets.serving import CallWorkers, Interceptor
 
 BUILT_IN_AT_A_TIME = 8
@@ -70,7 +70,7 @@ class Router:
         self._max_message_bytes = max_message_bytes
         self._methods: dict[str, Method] = {}
         apart = service.set_apart(BUILT_IN, replace(options, concurrency=BUILT_IN_AT_A_TIME))
-        between = require_interceptors(self.label, interceptors)
+        between = require_interceptors(f"router({service.name!r}, interceptors=)", interceptors, "context")
 
         def employ(offer: Service) -> CountedWorkers:
             workers = CountedWorkers(driver, offer, serving, offer.options, self._methods, between, max_message_bytes)
@@ -275,13 +275,3 @@ def make_offered(label: str, offered: Any) -> Any:
         raise ConfigurationError(
             f"{label}.offer cannot make a {offered.__name__} ({error}): offer an object"
         ) from error
-
-
-def require_interceptors(label: str, interceptors: Iterable[Interceptor]) -> tuple[Interceptor, ...]:
-    """Checks that each is an async callable."""
-    require_items(f"{label}, interceptors=)", interceptors, "write interceptors=[intercept]")
-    chosen = tuple(interceptors)
-    for each in chosen:
-        if not callable(each) or find_kind(each) != "coroutine":
-            raise ConfigurationError(f"{label}: an interceptor is an `async def (context, proceed)`, not {each!r}")
-    return chosen

@@ -491,5 +491,5 @@ async def test_what_is_no_interceptor_is_refused() -> None:
     for wrong in (plain, 3):
         with pytest.raises(ConfigurationError, match=r"`async def \(context, proceed\)`"):
             Desk().router(interceptors=[wrong])
-    with pytest.raises(ConfigurationError, match=r"write interceptors=\[intercept\]"):
+    with pytest.raises(ConfigurationError, match=r"write interceptors=\[function\]"):
         Desk().router(interceptors=3)
