@@ -325,6 +325,19 @@ class Broadcaster:
         for key in [key for key, since in self._away.items() if self._output.now >= since + KEEP_S]:
             self._end(key)
 
+    @property
+    def stirred(self) -> bool:
+        """Whether ``dispatch`` has something to do."""
+        publisher, subscriptions = self.publisher, self.subscriptions
+        return bool(
+            publisher.staged
+            or subscriptions.stirred
+            or publisher.owed
+            or subscriptions.room_made
+            or publisher.unblocked
+            or self._changed
+        )
+
     def dispatch(self) -> None:
         """Everything that was published, asked for, or arrived since the last time."""
         now = self._output.now
@@ -350,8 +363,8 @@ class Broadcaster:
             self._send(key, frame, [])
 
     def _send(self, key: str, frame: frames.PubSubFrame, bodies: list[bytes]) -> None:
-        peer = self._peers.by_id.get(key.partition(".")[0])
-        if peer is None or peer.key != key or peer.link is None:
+        peer = self._peers.find(key)
+        if peer is None or peer.link is None:
             return
         limit = self._peers.limit_of(peer)
         if limit is not None and isinstance(frame, frames.Past):
@@ -362,8 +375,13 @@ class Broadcaster:
 
     def wake_at(self, soonest: float) -> float:
         """When there is something to do again, if that is sooner."""
-        now = self._output.now
-        for due in (self.publisher.wake_at(now), self.subscriptions.wake_at(now)):
+        now, publisher, subscriptions = self._output.now, self.publisher, self.subscriptions
+        if publisher.owed:
+            due = publisher.wake_at(now)
+            if due is not None and due < soonest:
+                soonest = due
+        if subscriptions.stirred or subscriptions.room_made:
+            due = subscriptions.wake_at(now)
             if due is not None and due < soonest:
                 soonest = due
         if self._away or self._ending:

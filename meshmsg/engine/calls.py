@@ -119,8 +119,8 @@ class Calls:
         self._send = send
         self._limit_of = limit_of  # the largest body that a peer takes
         self._clients: dict[str, Clients] = {}
-        self._staged: list[Call] = []
-        self._given_up: list[Call] = []
+        self.staged: list[Call] = []
+        self.given_up: list[Call] = []
         self._table: dict[int, Call] = {}
         self._next_number = 0
         self._deadlines: list[tuple[float, int, int]] = []  # (when, first number, count): one a run
@@ -135,7 +135,7 @@ class Calls:
     @property
     def pending(self) -> int:
         """Attempts that have no answer yet, and calls that wait to be sent or for their retry."""
-        return sum(not call.done for calls in (self._table.values(), self._staged, self._resting) for call in calls)
+        return sum(not call.done for calls in (self._table.values(), self.staged, self._resting) for call in calls)
 
     def clients(self, service: str) -> Clients:
         """What is known of a service."""
@@ -159,13 +159,13 @@ class Calls:
 
     def start(self, call: Call) -> None:
         """Makes a request: it leaves with this turn, together with all others of it."""
-        self._staged.append(call)
+        self.staged.append(call)
 
     def cancel(self, call: Call) -> None:
         """Nobody waits any more: the server is told with this turn, and what it still says is late."""
         if not call.done:
             call.done = True
-            self._given_up.append(call)
+            self.given_up.append(call)
             if call.up is not None:
                 call.up.cut = _OVER
 
@@ -193,11 +193,11 @@ class Calls:
 
     def dispatch(self, now: float) -> None:
         """Sends what was staged: neighbours with the same peer, method and time make one run."""
-        for call in self._given_up:
+        for call in self.given_up:
             self._end(call, now)
-        self._given_up.clear()
-        while self._staged:  # what cannot be sent may be tried elsewhere at once
-            staged, self._staged = self._staged, []
+        self.given_up.clear()
+        while self.staged:  # what cannot be sent may be tried elsewhere at once
+            staged, self.staged = self.staged, []
             runs: dict[str, list[Call]] = {}
             for call in staged:
                 if call.done:
@@ -428,7 +428,7 @@ class Calls:
         elif never_ran and self._may_go_elsewhere(call, error, now):
             if call.up is not None:
                 call.up.allowed = 0  # what another server takes, it says itself
-            self._staged.append(call)
+            self.staged.append(call)
         else:
             self._fail(call, error, now, pause=pause)
 
@@ -533,7 +533,7 @@ class Calls:
                 continue
             if number == _RETRY:
                 self._resting.discard(call)
-                self._staged.append(call)
+                self.staged.append(call)
             else:
                 self._hedge(call, now)
 
@@ -551,7 +551,7 @@ class Calls:
         call.avoid.add(call.provider.key)
         if known.providers.has_other(now, call.avoid) and known.budget.take(now):
             self.hedged += 1
-            self._staged.append(call)
+            self.staged.append(call)
 
     def wake_at(self, soonest: float) -> float:
         """When ``tick`` may have something to do, if that is before ``soonest``."""
@@ -569,8 +569,8 @@ class Calls:
 
     def close(self, now: float) -> None:
         """The node closes: whatever is under way is given up."""
-        waiting = [*self._staged, *dict.fromkeys(self._table.values()), *(call for *_, call in self._timers)]
-        self._staged = []
+        waiting = [*self.staged, *dict.fromkeys(self._table.values()), *(call for *_, call in self._timers)]
+        self.staged = []
         self._timers = []
         for call in waiting:
             if not call.done:
@@ -583,12 +583,12 @@ class Calls:
         for number, call in self._table.items():
             known = number == call.number or (call.hedges is not None and number in call.hedges)
             assert known, f"call {number} is in the table, and its request does not know it"
-            assert not call.done or call in self._given_up, f"call {number} has its outcome and is still in the table"
+            assert not call.done or call in self.given_up, f"call {number} has its outcome and is still in the table"
             provider = call.provider if number == call.number else (call.hedges or {})[number][0]
             asked[id(provider)] = asked.get(id(provider), 0) + 1
         retries = [call for _, _, number, call in self._timers if number == _RETRY and call in self._resting]
         assert len(retries) == len(self._resting), f"{len(self._resting)} calls wait for {len(retries)} retries"
-        over = sum(call.done and call not in self._given_up for call in self._resting)
+        over = sum(call.done and call not in self.given_up for call in self._resting)
         assert not over, f"{over} calls have their outcome and wait for a retry"
         assert len(self._deadlines) <= self._most[0], f"{len(self._deadlines)} deadlines of {len(self._table)} calls"
         assert len(self._timers) <= self._most[1] + len(retries), f"{len(self._timers)} timers"

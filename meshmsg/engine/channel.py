@@ -80,6 +80,11 @@ class Channel:
         self._items += said
         self._bodies += bodies
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to leave."""
+        return bool(self._items)
+
     def flush(self) -> list[tuple[Talk, list[bytes]]]:
         """The frames of what was sent since the last time; none before the other side knows this one's number."""
         if not self._items:
@@ -156,7 +161,7 @@ class Channel:
 
     def on_talk(self, talk: Talk) -> bool:
         """A frame arrived; says whether its items are news: the next ones, not seen before."""
-        if not self._belongs(talk):
+        if (talk.channel != self._theirs or talk.to != self.number or not self._agreed) and not self._belongs(talk):
             return False
         self._on_position(talk.heard)
         if talk.seq != self._expected:

@@ -27,7 +27,7 @@ class Conversations:
         self._output = output
         self._channels: dict[str, Channel] = {}  # by peer's key
         self._next_channel = 1
-        self._dirty: dict[str, None] = {}  # keys of channels that may have something to say, in order
+        self._dirty: dict[str, tuple[PeerState, Channel]] = {}  # what may have something to say, in order
 
     # -- what becomes of the peers ---------------------------------------------------------------------------
 
@@ -72,7 +72,8 @@ class Conversations:
             self._write(peer, again)
         elif channel.on_talk(frame):
             self._take(peer, frame)
-        self._dirty[peer.key] = None  # what waited for this frame may leave now
+        if channel.waiting:
+            self._dirty[peer.key] = peer, channel  # it may leave now
         if channel.due:
             self._tell(peer, channel.state())
 
@@ -84,7 +85,7 @@ class Conversations:
         at = 0
         for item in talk.items:
             op = item[0]
-            length = items.bodies_of(item)
+            length = total if len(talk.items) == 1 else items.bodies_of(item)
             part = bodies if length == total else bodies[at : at + length]
             at += length
             if op == items.RESULT:
@@ -110,18 +111,25 @@ class Conversations:
 
     # -- out -------------------------------------------------------------------------------------------------
 
+    @property
+    def stirred(self) -> bool:
+        """Whether ``dispatch`` has something to do."""
+        calls, serving = self.calls, self.serving
+        return bool(
+            calls.staged or calls.answered or calls.given_up or serving.outspoken or serving.arrived or self._dirty
+        )
+
     def dispatch(self) -> None:
         """Everything that this turn brought leaves: one frame a peer, as a rule."""
-        self.calls.dispatch(self._output.now)
-        for key, (talked, bodies) in self.serving.take_output().items():
-            self._send(key, talked, bodies)
-        for key in self._dirty:
-            peer = self._peers.find(key)
-            channel = self._channels.get(key)
-            if peer is not None and channel is not None:
-                self._write(peer, channel.flush())
-                if channel.due:
-                    self._tell(peer, channel.state())
+        if self.calls.staged or self.calls.given_up:
+            self.calls.dispatch(self._output.now)
+        if self.serving.outspoken:
+            for key, (talked, bodies) in self.serving.take_output().items():
+                self._send(key, talked, bodies)
+        for peer, channel in self._dirty.values():
+            self._write(peer, channel.flush())
+            if channel.due:
+                self._tell(peer, channel.state())
         self._dirty.clear()
         effects = self._output.effects
         if self.calls.answered:
@@ -139,9 +147,11 @@ class Conversations:
         return channel
 
     def _send(self, key: str, talked: list[list[Any]], bodies: Sequence[bytes]) -> None:
-        if self._peers.find(key) is not None:
-            self._open(key).send(talked, bodies)
-            self._dirty[key] = None
+        peer = self._peers.find(key)
+        if peer is not None:
+            channel = self._open(key)
+            channel.send(talked, bodies)
+            self._dirty[key] = peer, channel
 
     def _write(self, peer: PeerState, talks: list[tuple[frames.Talk, list[bytes]]]) -> None:
         if peer.link is not None:

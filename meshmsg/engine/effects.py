@@ -6,7 +6,6 @@ timer for ``wake_at``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from meshmsg.errors import MeshError
@@ -41,20 +40,36 @@ class Outcome(NamedTuple):
     letter: DeadLetter | None
 
 
-@dataclass(slots=True)
 class Effects:
     """One batch of output. Every list may be empty."""
 
-    persist: list[Any] = field(default_factory=list)
-    dial: list[Dial] = field(default_factory=list)
-    send: list[tuple[int, list[bytes]]] = field(default_factory=list)  # (link, parts)
-    hang_up: list[int] = field(default_factory=list)
-    publish: list[list[bytes]] = field(default_factory=list)  # parts
-    follow: list[Follow] = field(default_factory=list)
-    unfollow: list[int] = field(default_factory=list)
-    deliver: list[str] = field(default_factory=list)  # queues and subscriptions that got messages
-    answered: list[tuple[Any, Any, MeshError | None]] = field(default_factory=list)  # (call, value, error)
-    settled: list[Outcome] = field(default_factory=list)
-    dead: list[DeadLetter] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    wake_at: float | None = None
+    __slots__ = (
+        "answered",
+        "dead",
+        "deliver",
+        "dial",
+        "events",
+        "follow",
+        "hang_up",
+        "persist",
+        "publish",
+        "send",
+        "settled",
+        "unfollow",
+        "wake_at",
+    )
+
+    def __init__(self) -> None:
+        self.persist: list[Any] = []
+        self.dial: list[Dial] = []
+        self.send: list[tuple[int, list[bytes]]] = []  # (link, parts)
+        self.hang_up: list[int] = []
+        self.publish: list[list[bytes]] = []  # parts
+        self.follow: list[Follow] = []
+        self.unfollow: list[int] = []
+        self.deliver: list[str] = []  # queues and subscriptions that got messages
+        self.answered: list[tuple[Any, Any, MeshError | None]] = []  # (call, value, error)
+        self.settled: list[Outcome] = []
+        self.dead: list[DeadLetter] = []
+        self.events: list[Event] = []
+        self.wake_at: float | None = None

@@ -79,6 +79,7 @@ class Engine:
         self._offers_due = 0.0  # when they may be told again
         self._unanswered: set[int] = set()  # links a goodbye went out on, until it is answered
         self._unheard: set[int] = set()  # links that refused a frame since the last beat
+        self._handlers = self._make_handlers()
         self._peers_wake_at: float | None = None  # None: to be worked out anew
 
     # -- commands --------------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ class Engine:
                 self.refused_frames += 1
             else:
                 self.peers.on_heard(peer, now)
-                self._handle_frame(peer, frame, now)
+                self._handlers[type(frame)](peer, frame)
         except ProtocolError as error:
             self._refuse(peer, route, error, now)
         self._apply_peer_news(now)
@@ -339,31 +340,34 @@ class Engine:
                 self._output.send(peer.link, frames.Bye(f"refused: {error}"[:400]))
             self.peers.expel(peer, "protocol error", now)
 
-    def _handle_frame(self, peer: PeerState, frame: frames.Frame, now: float) -> None:
-        if isinstance(frame, frames.Data):
-            self._receiver.on_data(peer, frame)
-        elif isinstance(frame, frames.Ack):
-            self._sender.on_ack(peer, frame)
-        elif isinstance(frame, frames.LaneState):
-            self._receiver.on_lane_state(peer, frame)
-        elif isinstance(frame, frames.Offers):
-            if frame.version > peer.offers_version:
-                peer.offers, peer.offers_version = frame.offers, frame.version
-                self.topology += 1
-                self._sync(peer)
-        elif isinstance(frame, frames.Close):
-            self._receiver.on_close(peer, frame.lane)
-        elif isinstance(frame, frames.Lost):
-            self._sender.on_lost(peer, frame.lane)
-        elif isinstance(frame, frames.Bye):
-            if frame.reason == LEFT:  # it stays until it hears this, so that our link to it cannot break before
-                for link in self.peers.links_to(peer):
-                    self._output.send(link, frames.Bye(HEARD))
-            self.peers.on_bye(peer, frame.reason, now)
-        elif isinstance(frame, (frames.Talk, frames.Heard)):
-            self._conversations.on_frame(peer, frame)
-        elif isinstance(frame, frames.PubSubFrame):
-            self._broadcaster.on_frame(peer, frame)
+    def _make_handlers(self) -> dict[type[frames.Frame], Callable[[PeerState, Any], None]]:
+        """Who gets a frame of each kind."""
+        talk, publish = self._conversations.on_frame, self._broadcaster.on_frame
+        return {
+            frames.Data: self._receiver.on_data,
+            frames.Ack: self._sender.on_ack,
+            frames.Talk: talk,
+            frames.Heard: talk,
+            frames.LaneState: self._receiver.on_lane_state,
+            frames.Close: lambda peer, close: self._receiver.on_close(peer, close.lane),
+            frames.Lost: lambda peer, lost: self._sender.on_lost(peer, lost.lane),
+            frames.Beat: lambda peer, beat: None,
+            frames.Offers: self._on_offers,
+            frames.Bye: self._on_bye,
+            **dict.fromkeys(frames.PUB_SUB_FRAMES, publish),
+        }
+
+    def _on_offers(self, peer: PeerState, told: frames.Offers) -> None:
+        if told.version > peer.offers_version:
+            peer.offers, peer.offers_version = told.offers, told.version
+            self.topology += 1
+            self._sync(peer)
+
+    def _on_bye(self, peer: PeerState, bye: frames.Bye) -> None:
+        if bye.reason == LEFT:  # it stays until it hears this, so that our link to it cannot break before
+            for link in self.peers.links_to(peer):
+                self._output.send(link, frames.Bye(HEARD))
+        self.peers.on_bye(peer, bye.reason, self._output.now)
 
     def _sync(self, peer: PeerState) -> None:
         """A peer's offers may be new."""
@@ -462,10 +466,14 @@ class Engine:
         if not self._closed:
             if self._offers_changed and now >= self._offers_due:
                 self._tell_offers()
-            self._broadcaster.dispatch()  # first, because it fills the outboxes of groups
-            self._sender.dispatch()
-            self._receiver.flush()
-            self._conversations.dispatch()
+            if self._broadcaster.stirred or self.groups.promising:
+                self._broadcaster.dispatch()  # first, because it fills the outboxes of groups
+            if self._sender.stirred:
+                self._sender.dispatch()
+            if self._receiver.stirred:
+                self._receiver.flush()
+            if self._conversations.stirred:
+                self._conversations.dispatch()
         effects = self._output.take()
         peers = self.peers
         if peers.dial:

@@ -83,7 +83,7 @@ class Groups:
         self._idle: dict[str, Group] = {}
         self._vanished: dict[str, Group] = {}
         self._special: dict[str, dict[int, Special]] = {}  # by topic and number, of what was published in this turn
-        self._promising: dict[GroupOutbox, None] = {}
+        self.promising: dict[GroupOutbox, None] = {}
         self._next_id = 0  # of a group whose books are not kept any more; no id is ever used twice
 
     # -- publishing ------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Groups:
             if group.where and not fulfils(headers, group.where):
                 continue
             if group.outbox.promise(size):
-                self._promising[group.outbox] = None
+                self.promising[group.outbox] = None
             elif group.members:
                 return False
         return True
@@ -143,9 +143,9 @@ class Groups:
 
     def take(self, broadcasts: Iterable[Broadcast]) -> None:
         """Everything that was published in this turn."""
-        for outbox in self._promising:
+        for outbox in self.promising:
             outbox.keep_promises()
-        self._promising.clear()
+        self.promising.clear()
         for broadcast in broadcasts:
             for group in self._index.match(broadcast.topic):
                 group.take(broadcast, self._special.get(broadcast.topic), self._output.now)
@@ -285,5 +285,5 @@ class Groups:
             assert self._sender.outboxes[queue] is group.outbox
         assert len(self._index) == sum(group.collects for group in self.by_queue.values())
         assert self.busy is (len(self._index) > 0)
-        for outbox in self._promising:
+        for outbox in self.promising:
             assert outbox.promised

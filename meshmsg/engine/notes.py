@@ -13,7 +13,7 @@ class Notes:
 
     def __init__(self, wall_offset: float) -> None:
         self.wall_offset = wall_offset
-        self._events: list[Event] = []
+        self.events: list[Event] = []
         self._told: dict[tuple[str, str], float] = {}
 
     def tell(self, kind: str, peer: str, node_id: str, text: str, now: float, *, always: bool = False) -> None:
@@ -25,11 +25,9 @@ class Notes:
             if len(self._told) > MAX_REMEMBERED:
                 self._told.clear()
             self._told[kind, node_id] = now
-        self._events.append(Event(kind, now + self.wall_offset, peer, node_id, "", text))
+        self.events.append(Event(kind, now + self.wall_offset, peer, node_id, "", text))
 
     def take(self) -> list[Event]:
         """The events since the last time."""
-        events = self._events
-        if events:
-            self._events = []
+        events, self.events = self.events, []
         return events

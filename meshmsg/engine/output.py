@@ -43,5 +43,6 @@ class Output:
     def take(self) -> Effects:
         """Everything since the last time."""
         effects, self.effects = self.effects, Effects()
-        effects.events = self.notes.take()
+        if self.notes.events:
+            effects.events = self.notes.take()
         return effects

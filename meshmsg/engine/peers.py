@@ -73,11 +73,10 @@ class PeerState:
     broken_at: float | None = None  # since when our link to it is down
     process_seen_at: float = 0.0
     max_body_bytes: int | None = None  # what it takes; None if it did not say
+    key: str = field(init=False)  # names this life of the node; lanes and channels belong to it
 
-    @property
-    def key(self) -> str:
-        """Names this life of the node; lanes belong to it."""
-        return f"{self.node_id}.{self.incarnation}"
+    def __post_init__(self) -> None:
+        self.key = f"{self.node_id}.{self.incarnation}"
 
 
 @dataclass(slots=True)
@@ -103,6 +102,7 @@ class Peers:
         self.liveness = liveness
         self.by_id: dict[str, PeerState] = {}
         self.by_route: dict[bytes, PeerState] = {}
+        self.by_key: dict[str, PeerState] = {}
         self.prospects: dict[str, Prospect] = {}
         self.dial: list[Dial] = []
         self.hang_up: list[int] = []
@@ -116,7 +116,7 @@ class Peers:
         myself = PeerState(
             identity.node_id, identity.incarnation, identity.name, (), {}, 0, math.inf, "alive", SELF_LINK
         )
-        self.by_id[identity.node_id] = self.by_route[SELF_ROUTE] = myself
+        self.by_id[identity.node_id] = self.by_key[myself.key] = self.by_route[SELF_ROUTE] = myself
 
     # -- discovery -------------------------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ class Peers:
         peer = PeerState(
             hello.node_id, hello.incarnation, hello.name, hello.endpoints, hello.offers, hello.offers_version, now
         )
-        self.by_id[hello.node_id] = peer
+        self.by_id[hello.node_id] = self.by_key[peer.key] = peer
         return peer
 
     def _on_answer(self, peer: PeerState, token: int) -> None:
@@ -317,8 +317,7 @@ class Peers:
 
     def find(self, key: str) -> PeerState | None:
         """The peer with a key, if that life of it goes on."""
-        peer = self.by_id.get(key.partition(".")[0])
-        return peer if peer is not None and peer.key == key else None
+        return self.by_key.get(key)
 
     def links_to(self, peer: PeerState) -> list[int]:
         """Our links to it: the proven one, or those that may become it."""
@@ -420,7 +419,7 @@ class Peers:
             self.notes.append(("peer.suspect", peer.name, peer.node_id, text))
 
     def _gone(self, peer: PeerState, why: str, now: float) -> None:
-        del self.by_id[peer.node_id]
+        del self.by_id[peer.node_id], self.by_key[peer.key]
         for route in peer.routes:
             self.by_route.pop(route, None)
         for prospect in list(self.prospects.values()):
@@ -528,6 +527,7 @@ class Peers:
         for prospect in self.prospects.values():
             for link in prospect.links:
                 assert self._by_link.get(link) is prospect
+        assert self.by_key == {peer.key: peer for peer in self.by_id.values()}
         for route, peer in self.by_route.items():
             assert self.by_id.get(peer.node_id) is peer, f"route {route!r} of a peer that is gone"
         for peer in self.by_id.values():

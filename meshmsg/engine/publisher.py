@@ -98,12 +98,12 @@ class Publisher:
         self.repaired = 0  # messages sent again
         self.forgotten = 0  # requests that came, at least in part, too late
         self._logs: dict[str, TopicLog] = {}
-        self._staged: list[TopicLog] = []
+        self.staged: list[TopicLog] = []
         self._declared: dict[str, tuple[TopicOptions, int]] = {}
         self._options = PatternIndex[TopicOptions]()
         self._index = PatternIndex[Follower]()
         self._markers: dict[str, list[int]] = {}
-        self._owed: dict[str, Follower] = {}  # whoever has a start or wants, and some who don't any more
+        self.owed: dict[str, Follower] = {}  # whoever has a start or wants, and some who don't any more
         self._touched: dict[str, None] = {}  # topics published since the last heartbeat
         self._marks: dict[str, int] = {}  # those of the interval before, and where they stood at its end
         self._windowed: dict[str, TopicLog] = {}
@@ -148,13 +148,13 @@ class Publisher:
         """Stages a message and returns its number. The caller has checked the topic and looked at ``blocked``."""
         log = self._logs.get(topic) or self._open(topic)
         if not log.staged:
-            self._staged.append(log)
+            self.staged.append(log)
         if headers:
             try:
                 return log.stage(body, headers, frames.measure_details(None, headers))
             except Exception:
                 if not log.staged:
-                    self._staged.pop()
+                    self.staged.pop()
                 raise
         staged = log.staged
         staged.append(body)
@@ -164,13 +164,13 @@ class Publisher:
         """Stages messages without headers and returns the number of the first."""
         log = self._logs.get(topic) or self._open(topic)
         if not log.staged and bodies:
-            self._staged.append(log)
+            self.staged.append(log)
         log.staged += bodies
         return log.next_seq + len(log.staged) - len(bodies)
 
     def collect(self, now: float) -> list[Broadcast]:
         """What was staged since the last time, numbered and kept, to leave through the XPUB."""
-        staged, self._staged = self._staged, []
+        staged, self.staged = self.staged, []
         broadcasts: list[Broadcast] = []
         for log in staged:
             cost = log.cost
@@ -298,7 +298,7 @@ class Publisher:
         follower.start = []
         follower.start_version = follower.confirmed
         follower.start_sent_at = None
-        self._owed[follower.peer] = follower
+        self.owed[follower.peer] = follower
         for log in self._followed(follower):
             if log.next_seq:
                 follower.start.append([log.topic, log.next_seq, 0, False])
@@ -325,7 +325,7 @@ class Publisher:
     def on_down(self, peer: str) -> None:
         """A peer is gone. Its marker stays known as long as its filters do: its SUB may have survived."""
         follower = self.followers.pop(peer, None)
-        self._owed.pop(peer, None)
+        self.owed.pop(peer, None)
         if follower is not None:
             for pattern in follower.patterns:
                 self._index.remove(pattern, follower)
@@ -414,7 +414,7 @@ class Publisher:
         follower = self.followers.get(peer)
         if follower is not None and follower in self._followers_of(log):
             follower.wants[want.topic] = (want.start, want.stop)
-            self._owed[peer] = follower
+            self.owed[peer] = follower
 
     def heartbeat(self, now: float) -> list[Answer]:
         """Tells who may miss the end of a topic where it stood a heartbeat ago: what is on its way is not lost."""
@@ -446,14 +446,14 @@ class Publisher:
     def answers(self, now: float) -> list[Answer]:
         """What is due to single subscribers: starts, and what they asked for, up to ``ANSWER_BYTES`` for each."""
         answers: list[Answer] = []
-        for follower in list(self._owed.values()):
+        for follower in list(self.owed.values()):
             if follower.start is not None and (follower.start_sent_at is None or now >= follower.start_again_at):
                 follower.start_sent_at = now
                 answers += self._starts(follower, now)
             if follower.wants:
                 answers += self._repair(follower)
             if follower.start is None and not follower.wants:
-                del self._owed[follower.peer]
+                del self.owed[follower.peer]
         return answers
 
     def _starts(self, follower: Follower, now: float) -> Iterator[Answer]:
@@ -494,7 +494,7 @@ class Publisher:
     def wake_at(self, now: float) -> float | None:
         """When ``answers`` has something again; None without anything to wait for."""
         due: float | None = None
-        for follower in self._owed.values():
+        for follower in self.owed.values():
             if follower.wants or (follower.start is not None and follower.start_sent_at is None):
                 return now
             if follower.start is not None and follower.start_sent_at is not None:
@@ -518,8 +518,8 @@ class Publisher:
                 assert position <= self._logs[topic].next_seq, f"{follower.peer} is ahead of {topic}"
             assert follower.confirmed <= follower.offers_version
             owed = follower.start is not None or bool(follower.wants)
-            assert not owed or self._owed.get(follower.peer) is follower, f"{follower.peer} waits for nothing"
-        assert self._owed.keys() <= self.followers.keys()
+            assert not owed or self.owed.get(follower.peer) is follower, f"{follower.peer} waits for nothing"
+        assert self.owed.keys() <= self.followers.keys()
         for log in self._windowed.values():
             limit = log.behind_limit
             self._set_limit(log)

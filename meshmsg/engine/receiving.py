@@ -20,7 +20,7 @@ class Receiver:
         self._peers = peers
         self._output = output
         self._wake = wake  # an inbox has something to say
-        self._dirty: list[Inbox] = []
+        self.stirred: list[Inbox] = []
         self._leaving: list[Inbox] = []  # closed, but their producers still have to hear of it
         self._homes: dict[tuple[str, int], Inbox] = {}  # where each lane ends, by its producer and number
         self._trial_seat = TrialSeat()
@@ -120,9 +120,9 @@ class Receiver:
 
     def flush(self) -> None:
         """Sends what the inboxes have to say."""
-        for inbox in self._dirty:
+        for inbox in self.stirred:
             self._send_acks(inbox)
-        self._dirty.clear()
+        self.stirred.clear()
 
     def _send_acks(self, inbox: Inbox) -> None:
         for lane, ack in inbox.flush():
@@ -134,7 +134,7 @@ class Receiver:
         self._homes.pop((lane.peer, lane.number), None)
 
     def _on_change(self, inbox: Inbox) -> None:
-        self._dirty.append(inbox)
+        self.stirred.append(inbox)
         self._wake()
 
     # -- looking ---------------------------------------------------------------------------------------------

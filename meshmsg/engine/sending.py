@@ -50,7 +50,7 @@ class Sender:
         self._trials: dict[str, Trial] = {}  # by peer and life
         self._lanes: dict[str, dict[int, tuple[Outbox, OutLane]]] = {}  # by peer and life, and number
         self._next_lane = 1
-        self._dirty: deque[Outbox] = deque()  # something happened to them since the last dispatch
+        self.stirred: deque[Outbox] = deque()  # something happened to them since the last dispatch
         self._agenda = Agenda[Outbox]()
 
     # -- commands --------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ class Sender:
 
     def _add(self, outbox: Outbox) -> None:
         self.outboxes[outbox.queue] = outbox
-        outbox.changed = self._dirty.append
+        outbox.changed = self.stirred.append
         for peer in self._peers.by_id.values():
             if peer.link is not None and _consumes(peer, outbox.queue):
                 self._open_lane(peer, peer.link, outbox)
@@ -223,8 +223,8 @@ class Sender:
 
     def dispatch(self) -> None:
         """Hands out whatever has a consumer that can take it."""
-        while self._dirty:  # dead letters may add to it
-            outbox = self._dirty.popleft()
+        while self.stirred:  # dead letters may add to it
+            outbox = self.stirred.popleft()
             self._dispatch(outbox, self._output.now)
             due = outbox.wake_at()
             if due is not None:
@@ -348,7 +348,7 @@ class Sender:
         assert held == found, f"lanes {held.keys() ^ found.keys()} are not where they should be"
         for outbox in self.outboxes.values():
             outbox.check()
-            assert outbox.dirty is (outbox in self._dirty), f"{outbox.queue}: {outbox.dirty=}"
+            assert outbox.dirty is (outbox in self.stirred), f"{outbox.queue}: {outbox.dirty=}"
             if not outbox.dirty:
                 assert not outbox.staged and not outbox.outcomes, f"{outbox.queue} waits for nothing"
                 due, noted = outbox.wake_at(), self._agenda.time_of(outbox)

@@ -47,7 +47,7 @@ class Serving:
         self.arrived: set[str] = set()  # names of services that got calls in this turn
         self.late_items = 0  # items for calls that were answered before
         self._callers: dict[str, Caller] = {}
-        self._outspoken: list[Caller] = []  # those with something to tell
+        self.outspoken: list[Caller] = []  # those with something to tell
         self._deadlines: list[tuple[float, int, CallRun]] = []  # one a run
         self._stale = 0  # how many of these have no open call
         self._tie = count()
@@ -202,7 +202,7 @@ class Serving:
         if caller is None:
             return
         if not caller.silent:
-            self._outspoken.remove(caller)
+            self.outspoken.remove(caller)
         for served in list(caller.calls.values()):
             served.run.service.cancelled += 1
             self._remove(served)
@@ -219,7 +219,7 @@ class Serving:
         if self._remove(served):
             caller = served.run.caller
             if not caller.numbers and not caller.items:
-                self._outspoken.append(caller)
+                self.outspoken.append(caller)
             caller.numbers.append(served.number)
             caller.results.append(body)
             if served.run.flags:
@@ -316,13 +316,13 @@ class Serving:
 
     def _tell(self, caller: Caller, item: list[Any]) -> None:
         if not caller.numbers and not caller.items:
-            self._outspoken.append(caller)
+            self.outspoken.append(caller)
         caller.items.append(item)
 
     def take_output(self) -> dict[str, tuple[list[list[Any]], list[bytes]]]:
         """What to tell whom since the last time, by peer's key: items, and their bodies in the same order."""
         output: dict[str, tuple[list[list[Any]], list[bytes]]] = {}
-        for caller in self._outspoken:
+        for caller in self.outspoken:
             told, bodies = caller.items, caller.bodies
             numbers = caller.numbers
             for start in range(0, len(numbers), items.MAX_RUN):
@@ -330,7 +330,7 @@ class Serving:
             bodies += caller.results
             output[caller.key] = (told, bodies)
             caller.items, caller.bodies, caller.numbers, caller.results = [], [], [], []
-        self._outspoken.clear()
+        self.outspoken.clear()
         return output
 
     # -- time ------------------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ class Serving:
     def check(self) -> None:
         """Own invariants, for the simulator."""
         outspoken = [caller for caller in self._callers.values() if not caller.silent]
-        assert len(outspoken) == len(self._outspoken) and set(outspoken) == set(self._outspoken)
+        assert len(outspoken) == len(self.outspoken) and set(outspoken) == set(self.outspoken)
         opened: dict[CallRun, int] = {}
         for served in self._open_calls():
             assert served.state != "done", f"call {served.number} is done, and in the table"

@@ -205,15 +205,11 @@ class Service:
         """How many workers take nothing now: a method that hangs may go on when nobody wants its answer any more."""
         return max(self.running, self.count_busy()) if self.count_busy is not None else self.running
 
-    @property
-    def room(self) -> int:
-        """How many more calls it takes now."""
-        return max(0, self.options.concurrency + self.options.max_queue - self.busy - self.waiting)
-
     def admit(self, length: int, size_bytes: int) -> tuple[int, int]:
         """How many calls of a run it takes, whose arguments are so large each, and how many of these begin at once."""
-        at_once = max(0, self.options.concurrency - self.busy - self.waiting)
-        taken = min(length, self.room)
+        free = self.options.concurrency - self.busy - self.waiting
+        at_once = max(0, free)
+        taken = min(length, max(0, free + self.options.max_queue))
         if taken > at_once and size_bytes:
             fit = max(0, self.options.max_queue_bytes - self.waiting_bytes) // size_bytes
             taken = at_once + min(taken - at_once, fit if self.waiting_bytes else max(1, fit))

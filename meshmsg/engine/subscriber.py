@@ -41,7 +41,7 @@ class Subscriptions:
         self._subscriptions: dict[Subscription, None] = {}
         self._patterns: dict[str, int] = {}  # with the number of their subscriptions
         self._offers: dict[str, dict[str, Any]] = {}
-        self._stirred: dict[Reception, None] = {}  # something happened to them, or is still to
+        self.stirred: dict[Reception, None] = {}  # something happened to them, or is still to
 
     def add(self, subscription: Subscription, version: int) -> None:
         """A subscription that the offers of this version hold; it begins where each publisher confirms it."""
@@ -101,12 +101,12 @@ class Subscriptions:
         """A publisher is gone for good: restarted, or away for too long. What is known to be missing becomes gaps."""
         reception = self.receptions.pop(peer, None)
         if reception is not None:
-            self._stirred.pop(reception, None)
+            self.stirred.pop(reception, None)
             reception.close()
 
     def stir(self, reception: Reception) -> None:
         """The next ``collect`` looks at this one."""
-        self._stirred[reception] = None
+        self.stirred[reception] = None
 
     def heartbeat(self) -> None:
         """The next ``collect`` of each reception says what arrived since the last time."""
@@ -119,27 +119,27 @@ class Subscriptions:
         for reception in self.receptions.values() if room_made else ():
             reception.retry()
         sent: list[tuple[str, frames.PubSubFrame]] = []
-        stirred, self._stirred = self._stirred, {}
+        stirred, self.stirred = self.stirred, {}
         for reception in stirred:
             sent += [(reception.peer, frame) for frame in reception.collect(now)]
             if reception.wake_at(now) is not None:
-                self._stirred[reception] = None
+                self.stirred[reception] = None
         return sent
 
     def wake_at(self, now: float) -> float | None:
         """When ``collect`` has something again, apart from heartbeats; None without anything to wait for."""
         if self.room_made:
             return now
-        if not self._stirred:
+        if not self.stirred:
             return None
-        return min((at for reception in self._stirred if (at := reception.wake_at(now)) is not None), default=None)
+        return min((at for reception in self.stirred if (at := reception.wake_at(now)) is not None), default=None)
 
     def check(self) -> None:
         """The machine's own invariants, for the simulator."""
-        assert set(self._stirred) <= set(self.receptions.values())
+        assert set(self.stirred) <= set(self.receptions.values())
         for reception in self.receptions.values():
             reception.check()
-            assert reception in self._stirred or reception.wake_at(0.0) is None, f"{reception.peer} waits for nothing"
+            assert reception in self.stirred or reception.wake_at(0.0) is None, f"{reception.peer} waits for nothing"
         for subscription in self._subscriptions:
             subscription.check()
             held = [batch for stream in self._streams_of(subscription) for batch in stream.held]

@@ -308,7 +308,7 @@ def find_leftovers(node: ClusterNode, living: set[str]) -> list[str]:
     calls, serving, channels = engine.calls, engine.serving, engine._conversations._channels
     found = [f"{name}: {what!r}" for name in TABLES if (what := getattr(calls, name))]
     found += [f"{what}" for what in serving.calls]
-    if serving._deadlines or serving._outspoken:
+    if serving._deadlines or serving.outspoken:
         found.append(f"serving: {len(serving._deadlines)} deadlines")
     found += [f"the caller {key}" for key in serving._callers if key not in living]
     found += [f"a channel to {key}" for key in channels if engine.peers.find(key) is None or key not in living]
@@ -325,4 +325,4 @@ def find_leftovers(node: ClusterNode, living: set[str]) -> list[str]:
     return found
 
 
-TABLES = ("_table", "_staged", "_given_up", "_deadlines", "_timers", "answered")
+TABLES = ("_table", "staged", "given_up", "_deadlines", "_timers", "answered")

@@ -11,7 +11,17 @@ import zmq
 from meshmsg.transport.endpoints import uses_ipv6
 from meshmsg.transport.interface import LinkEvent, Published
 from meshmsg.transport.publishing import watch_connection
-from meshmsg.transport.tuning import ENDED, WATCHED, Context, Socket, Tuning, descriptor_of, events_of, milliseconds
+from meshmsg.transport.tuning import (
+    ENDED,
+    POLLIN,
+    WATCHED,
+    Context,
+    Socket,
+    Tuning,
+    descriptor_of,
+    events_of,
+    milliseconds,
+)
 
 PARTS = 3  # topic, header, bodies
 # Per publisher and in messages. Small: beyond it TCP holds the publisher back, which keeps the rest for all
@@ -106,7 +116,7 @@ class Connection:
 
     def has_messages(self) -> bool:
         """Whether there is something to read. Asking takes in what the I/O thread has reported."""
-        return bool(events_of(self._subscriber) & zmq.POLLIN)
+        return bool(events_of(self._subscriber) & POLLIN)
 
     def read(self, limit_bytes: int) -> tuple[Published | None, int]:
         """One message and its size; None for one that does not have three parts or is larger than ``limit_bytes``.

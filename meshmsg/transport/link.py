@@ -15,6 +15,7 @@ from meshmsg.transport.tuning import (
     ENDED,
     LAST,
     MORE,
+    POLLOUT,
     WATCHED,
     Context,
     Socket,
@@ -89,7 +90,7 @@ class DialledLink:
 
     def has_room(self) -> bool:
         """Whether ``send`` could succeed. Asking takes in what the I/O thread has reported."""
-        return bool(events_of(self._dealer) & zmq.POLLOUT)
+        return bool(events_of(self._dealer) & POLLOUT)
 
     def read_events(self) -> list[LinkEvent]:
         """What happened since the last call. After anything but UP nothing more will."""
@@ -128,23 +129,22 @@ class DialledLink:
         self._dealer.close(linger=linger_ms)
 
     def _try_send(self, frames: Sequence[bytes]) -> bool:
-        try:
-            for frame in frames[:-1]:
-                self._send_frame(frame, MORE)
-            self._send_frame(frames[-1], LAST)
-        except zmq.Again:
-            return False
-        return True
-
-    def _send_frame(self, frame: bytes, flags: int) -> None:
         # Always copied. pyzmq's zero-copy is a little cheaper for large frames, but it crashes the process
         # when libzmq lets go of one after pyzmq's atexit handler has run: at the end of a program whose last
         # message lingers.
         send = self._dealer.send
-        if len(frame) < SEGMENT_BYTES:
-            send(frame, flags)
-            return
-        segments = split_frame(frame)
-        for segment in segments[:-1]:
-            send(segment, MORE)
-        send(segments[-1], flags)
+        left = len(frames)
+        try:
+            for frame in frames:
+                left -= 1
+                flags = MORE if left else LAST
+                if len(frame) < SEGMENT_BYTES:
+                    send(frame, flags)
+                    continue
+                *segments, last = split_frame(frame)
+                for segment in segments:
+                    send(segment, MORE)
+                send(last, flags)
+        except zmq.Again:
+            return False
+        return True

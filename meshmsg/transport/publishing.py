@@ -8,7 +8,17 @@ from collections.abc import Sequence
 import zmq
 
 from meshmsg.transport.endpoints import bind_all
-from meshmsg.transport.tuning import LAST, MORE, Context, Socket, Tuning, descriptor_of, events_of, milliseconds
+from meshmsg.transport.tuning import (
+    LAST,
+    MORE,
+    POLLIN,
+    Context,
+    Socket,
+    Tuning,
+    descriptor_of,
+    events_of,
+    milliseconds,
+)
 
 # Per subscriber and in messages, each of which is a batch; libzmq can count nothing else. What one subscriber has not
 # taken is held once for all of them, so this bounds what the slowest can cost.
@@ -119,7 +129,7 @@ class PublishingSocket:
 
     def has_subscriptions(self) -> bool:
         """Whether ``read`` would return something. Asking takes in what the I/O thread has reported."""
-        return bool(events_of(self._socket) & zmq.POLLIN)
+        return bool(events_of(self._socket) & POLLIN)
 
     def read(self, limit: int) -> tuple[list[tuple[bytes, bool]], bool]:
         """Up to ``limit`` filters with whether they were added, in order per subscriber; and whether that was all.

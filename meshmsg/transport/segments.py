@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zmq
 
-from meshmsg.transport.tuning import Socket
+from meshmsg.transport.tuning import LAST, Socket
 
 SEGMENT_BYTES = 256 * 1024
 
@@ -32,12 +32,13 @@ def read_frames(socket: Socket, limit_bytes: int) -> tuple[list[bytes], int]:
     Returns them and their size. It is no frames if they have more than ``limit_bytes`` together, or if the last
     one is not complete.
     """
+    # Without copy, as a Frame knows whether more follow: asking the socket costs as much as a receive.
     receive = socket.recv
     frames: list[bytes] = []
     segments: list[zmq.Frame] = []
     size = 0
     while True:
-        part = receive(zmq.DONTWAIT, False)
+        part = receive(LAST, False)
         size += len(part)
         if size > limit_bytes:
             frames, segments = [], []  # read on to the message's end, but keep nothing of it

@@ -24,6 +24,8 @@ ENDED = (
 WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | ENDED
 # Flags of a message's last part and of those before it. Computed once: enum flags' operators take as long as a send.
 LAST, MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+_EVENTS = int(zmq.EVENTS)
 MAX_SOCKETS = 8192  # a link takes three; libzmq's own default is 1023
 
 
@@ -64,7 +66,7 @@ def descriptor_of(socket: Socket) -> int:
 
 def events_of(socket: Socket) -> int:
     """Which of ``POLLIN`` and ``POLLOUT`` are possible now. Asking takes in the I/O thread's news."""
-    events = socket.getsockopt(zmq.EVENTS)
+    events = socket.getsockopt(_EVENTS)
     assert isinstance(events, int)
     return events
 

@@ -33,6 +33,13 @@ def natural(value: Any) -> int:
     return value
 
 
+def naturals(*values: Any) -> None:
+    """Several of these."""
+    for value in values:
+        if type(value) is not int or not 0 <= value <= MAX_SEQ:
+            natural(value)
+
+
 def flag(value: Any) -> bool:
     """True or false, and nothing that only counts as such."""
     if type(value) is not bool:
@@ -57,7 +64,7 @@ def text(value: Any, what: str, limit: int, *, controls: bool = False) -> str:
     """A text of at most ``limit`` characters, in one line unless ``controls`` are welcome."""
     if type(value) is not str or len(value) > limit:
         raise ProtocolError(f"{what} is not a text of at most {limit} characters")
-    if not controls and _CONTROL.search(value):
+    if not controls and not value.isprintable() and _CONTROL.search(value):  # nearly every text is printable
         raise ProtocolError(f"{what} is a text with control characters")
     return value
 

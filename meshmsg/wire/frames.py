@@ -1,8 +1,8 @@
 """The frames between two nodes. Every layout is written down in ``docs/wire-protocol.md``.
 
-A frame is one ZeroMQ message: a header (a MessagePack array whose first item is the kind), and for some a second
-part with the bodies. Readers ignore items after those they know, and count kinds they don't know.
-State frames are absolute and idempotent: losing one costs time, never truth.
+A frame is one ZeroMQ message: a header (a MessagePack array whose first item is the kind), and for some a payload with
+the bodies: the header's last item, or a second part if it is large. Readers ignore items after those they know, and
+count kinds they don't know. State frames are absolute and idempotent: losing one costs time, never truth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from meshmsg.errors import BodyTooLarge, EncodeError, ProtocolError
 from meshmsg.wire import fields
 from meshmsg.wire.codec import encode_batch, make_packer
 from meshmsg.wire.fields import MAX_SEQ as MAX_SEQ
-from meshmsg.wire.fields import array, flag, natural, seconds
+from meshmsg.wire.fields import array, flag, natural, naturals, seconds
 from meshmsg.wire.items import check_items
 
 PROTOCOL_VERSION = 1
@@ -39,6 +39,9 @@ MISSING, ASKS = 1, 2
 
 # A peer's header is small; whoever sends more is not speaking this protocol.
 MAX_HEADER_BYTES = 4 * 2**20
+
+# A payload up to this is the last item of its header: a part of its own costs both sides as much as copying so much.
+MAX_INLINE_BYTES = 4096
 
 # Longest texts that a reader takes, in characters.
 MAX_NAME = 400
@@ -221,6 +224,7 @@ class Heard(NamedTuple):
 
 
 PubSubFrame = Start | Past | Forgotten | Beacon | Want | Lag
+PUB_SUB_FRAMES = (Start, Past, Forgotten, Beacon, Want, Lag)
 Frame = Hello | Bye | Beat | Offers | LaneState | Data | Close | Ack | Lost | PubSubFrame | Talk | Heard
 
 # What a message's key and headers may take, in bytes, so that a header with some of them stays far below the limit.
@@ -259,37 +263,27 @@ def measure_details(key: str | None, headers: dict[str, Any] | None) -> int:
 
 def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
     """The ZeroMQ parts of a frame; ``bodies`` are the encoded bodies of a ``Data``, ``Past`` or ``Talk``."""
-    if isinstance(frame, Ack):
-        return [_pack((ACK, *frame))]
-    if isinstance(frame, Data):
-        return [_pack_data((DATA, *frame[:-1])), encode_batch(bodies)]
-    if isinstance(frame, Talk):
-        return [_pack_data((TALK, *frame[:-1])), encode_batch(bodies)]
-    if isinstance(frame, LaneState):
-        return [_pack((LANE, *frame))]
-    if isinstance(frame, Beat):
-        return [_pack((BEAT,))]
+    kind = type(frame)
+    if kind in _WITH_BODIES:
+        payload = encode_batch(bodies)
+        if len(payload) <= MAX_INLINE_BYTES:
+            return [_pack_data((_WITH_BODIES[kind], *frame[:-1], payload))]
+        return [_pack_data((_WITH_BODIES[kind], *frame[:-1])), payload]
     if isinstance(frame, Hello):
-        told = frame._asdict()
-        if frame.max_body_bytes is None:
-            del told["max_body_bytes"]
-        return [_pack((HELLO, told))]
-    if isinstance(frame, Offers):
-        return [_pack((OFFERS, *frame))]
-    if isinstance(frame, Close):
-        return [_pack((CLOSE, frame.lane))]
-    if isinstance(frame, Lost):
-        return [_pack((LOST, frame.lane))]
-    if isinstance(frame, Bye):
-        return [_pack((BYE, frame.reason))]
-    if isinstance(frame, Past):
-        return [_pack_data((PAST, *frame[:-1])), encode_batch(bodies)]
-    return [_pack((_PLAIN_KINDS[type(frame)], *frame))]
+        return [_pack((HELLO, _tell_hello(frame)))]
+    return [_pack((_PLAIN_KINDS[kind], *frame))]
 
 
 def encode_published(frame: Published, bodies: Sequence[bytes]) -> list[bytes]:
     """The ZeroMQ parts of messages on their way to all subscribers: topic, header, payload."""
     return [frame.topic.encode(), _pack_data((PUBLISHED, *frame[1:-1])), encode_batch(bodies)]
+
+
+def _tell_hello(hello: Hello) -> dict[str, Any]:
+    told = hello._asdict()
+    if hello.max_body_bytes is None:
+        del told["max_body_bytes"]
+    return told
 
 
 def _pack_data(header: tuple[Any, ...]) -> bytes:
@@ -368,8 +362,7 @@ def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:
 
 def _read_data(header: list[Any], parts: Sequence[bytes]) -> Data:
     _, lane, first_seq, floor, want, count, runs = header[:7]
-    for value in (lane, first_seq, floor, want, count):
-        natural(value)
+    naturals(lane, first_seq, floor, want, count)
     total = 0
     for first_id, length, details in map(array, array(runs, "runs")):
         natural(first_id)
@@ -378,9 +371,17 @@ def _read_data(header: list[Any], parts: Sequence[bytes]) -> Data:
             raise ProtocolError("a run of no messages")
         if details is not None:
             _check_details(details, length)
-    if total != count or len(parts) != 2 or not count:
-        raise ProtocolError(f"a DATA frame of {count} messages with runs of {total} and {len(parts)} parts")
-    return Data(lane, first_seq, floor, want, count, runs, parts[1])
+    if total != count or not count:
+        raise ProtocolError(f"a DATA frame of {count} messages with runs of {total}")
+    return Data(lane, first_seq, floor, want, count, runs, _find_payload(header, 7, parts))
+
+
+def _find_payload(header: list[Any], place: int, parts: Sequence[bytes]) -> bytes:
+    if len(parts) == 2:
+        return parts[1]
+    if len(header) <= place or type(header[place]) is not bytes:
+        raise ProtocolError("a frame with bodies, and no payload in its header or behind it")
+    return header[place]  # type: ignore[no-any-return]  # just checked
 
 
 def _check_details(details: Any, length: int) -> None:
@@ -401,8 +402,7 @@ def _check_details(details: Any, length: int) -> None:
 
 def _read_ack(header: list[Any], parts: Sequence[bytes]) -> Ack:
     _, lane, received, limit, returns, floor, ranges, verdicts, flags = header[:9]
-    for value in (lane, received, limit, returns, floor, flags):
-        natural(value)
+    naturals(lane, received, limit, returns, floor, flags)
     # In order, apart, and within what arrived: then each costs the producer something once, not again and again.
     end = floor
     for start, stop in map(array, array(ranges, "ranges")):
@@ -426,8 +426,7 @@ def _read_ack(header: list[Any], parts: Sequence[bytes]) -> Ack:
 def _read_lane(header: list[Any], parts: Sequence[bytes]) -> LaneState:
     state = LaneState(*header[1:8])
     fields.text(state.queue, "queue", MAX_QUEUE)
-    for value in (state.lane, *state[2:]):
-        natural(value)
+    naturals(state.lane, *state[2:])
     return state
 
 
@@ -442,10 +441,9 @@ def _read_start(header: list[Any], parts: Sequence[bytes]) -> Start:
 
 def _read_past(header: list[Any], parts: Sequence[bytes]) -> Past:
     _, topic, first_seq, count, headers, more = header[:6]
-    if len(parts) != 2:
-        raise ProtocolError(f"a PAST frame of {len(parts)} parts")
     _check_messages(first_seq, count, headers)
-    return Past(fields.text(topic, "topic", MAX_TOPIC), first_seq, count, headers, flag(more), parts[1])
+    payload = _find_payload(header, 6, parts)
+    return Past(fields.text(topic, "topic", MAX_TOPIC), first_seq, count, headers, flag(more), payload)
 
 
 def _read_want(header: list[Any], parts: Sequence[bytes]) -> Want:
@@ -457,17 +455,15 @@ def _read_want(header: list[Any], parts: Sequence[bytes]) -> Want:
 
 def _read_talk(header: list[Any], parts: Sequence[bytes]) -> Talk:
     _, channel, to, seq, heard, items = header[:6]
-    for value in (channel, to, seq, heard):
-        natural(value)
-    if len(parts) != 2:
-        raise ProtocolError(f"a TALK frame of {len(parts)} parts")
+    naturals(channel, to, seq, heard)
     check_items(items)  # as many bodies as they say are in the payload, or it is not taken
-    return Talk(channel, to, seq, heard, items, parts[1])
+    return Talk(channel, to, seq, heard, items, _find_payload(header, 6, parts))
 
 
 def _read_heard(header: list[Any], parts: Sequence[bytes]) -> Heard:
     _, channel, to, heard, next_seq, flags = header[:6]
-    return Heard(natural(channel), natural(to), natural(heard), natural(next_seq), natural(flags))
+    naturals(channel, to, heard, next_seq, flags)
+    return Heard(channel, to, heard, next_seq, flags)
 
 
 def _check_messages(first_seq: Any, count: Any, headers: Any) -> None:
@@ -539,7 +535,15 @@ _READERS: dict[int, Any] = {
     TALK: _read_talk,
     HEARD: _read_heard,
 }
+_WITH_BODIES: dict[type, int] = {Data: DATA, Talk: TALK, Past: PAST}
 _PLAIN_KINDS: dict[type, int] = {
+    Bye: BYE,
+    Beat: BEAT,
+    Offers: OFFERS,
+    LaneState: LANE,
+    Close: CLOSE,
+    Ack: ACK,
+    Lost: LOST,
     Start: START,
     Forgotten: FORGOTTEN,
     Beacon: BEACON,

@@ -48,7 +48,7 @@ def bodies_of(item: list[Any]) -> int:
 
 def count_bodies(items: list[list[Any]]) -> int:
     """How many bodies a frame with these items has."""
-    return sum(map(bodies_of, items))
+    return bodies_of(items[0]) if len(items) == 1 else sum(map(bodies_of, items))
 
 
 def split(item: list[Any], count: int) -> tuple[list[Any], list[Any]]:
@@ -67,7 +67,9 @@ def check_items(items: Any) -> int:
 
     Raises ``ProtocolError`` for a known op with wrong fields (G11). Unknown ops have no bodies and are left alone.
     """
-    if len(fields.array(items, "items")) > MAX_ITEMS:
+    if type(items) is not list:
+        fields.array(items, "items")
+    if len(items) > MAX_ITEMS:
         raise ProtocolError(f"{len(items)} items in one frame; at most {MAX_ITEMS}")
     total = 0
     for item in items:
@@ -86,15 +88,15 @@ def check_items(items: Any) -> int:
 
 def _check_call(item: list[Any]) -> int:
     _, first, count, service, method, remaining, flags, window, headers = item[:9]
-    if not fields.natural(count) or fields.natural(first) + count > fields.MAX_SEQ:
+    fields.naturals(first, count, flags, window)
+    if not count or first + count > fields.MAX_SEQ:
         raise ProtocolError("a CALL of nothing, or of numbers beyond 2^62")
     fields.text(service, "service", MAX_SERVICE)
     fields.text(method, "method", MAX_METHOD)
     if remaining is not None:
         fields.seconds(remaining)
-    if fields.natural(window) and not fields.natural(flags) & WANTS_ITEMS:
+    if window and not flags & WANTS_ITEMS:
         raise ProtocolError("a CALL with credit for items that it does not want")
-    fields.natural(flags)
     if headers is not None:
         fields.headers(headers)
     return count  # type: ignore[no-any-return]  # just checked

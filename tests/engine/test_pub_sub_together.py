@@ -239,7 +239,7 @@ class World:
 
     @staticmethod
     def staged(source: Source, topic: str) -> int:
-        return sum(len(log.staged) for log in source.publisher._staged if log.topic == topic)
+        return sum(len(log.staged) for log in source.publisher.staged if log.topic == topic)
 
     def take(self, sink: Sink) -> None:
         for reader in sink.readers:

@@ -370,12 +370,12 @@ def test_only_the_subscribers_that_something_is_due_to_are_looked_at() -> None:
         publisher.on_filter(b"\xff" + f"{peer}.1".encode(), True, 0.0)
         publisher.on_lag(peer, frames.Lag(1, []))
     assert len(publisher.followers) == QUEUES
-    assert publisher.answers(0.0) == [] and not publisher._owed
+    assert publisher.answers(0.0) == [] and not publisher.owed
     publisher.publish("a", b"1")
     publisher.collect(0.0)
     publisher.on_want("s7.1", frames.Want("a", 0, 1))
-    assert list(publisher._owed) == ["s7.1"]
+    assert list(publisher.owed) == ["s7.1"]
     publisher.check()
     assert [answer.peer for answer in publisher.answers(0.0)] == ["s7.1"]
-    assert not publisher._owed
+    assert not publisher.owed
     publisher.check()

@@ -321,7 +321,7 @@ async def test_a_plain_function_past_its_time_keeps_its_place_until_it_ends(limi
     for _ in range(20):
         await asyncio.sleep(0)
     assert not next_one.done()
-    assert router._offer.room == 1000 - 1  # it takes none of the queue, and the worker is not free
+    assert router._offer.admit(1000, 0) == (1000 - 1, 0)  # it takes none of the queue, and the worker is not free
     assert (await desk.ask("stats"))["running"] == 1
     go_on.set()
     await next_one

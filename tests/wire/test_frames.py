@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from meshmsg.engine import lane
 from meshmsg.errors import BodyTooLarge, EncodeError, ProtocolError
 from meshmsg.wire import frames
-from meshmsg.wire.codec import make_packer
+from meshmsg.wire.codec import encode_batch, make_packer
 from tests.wire import pub_sub_frames, talk_frames
 
 pytestmark = pytest.mark.guarantee("G11")
@@ -221,7 +221,10 @@ def hello(**fields: Any) -> list[bytes]:
         (hello(incarnation=True), "natural number"),
         ([pack([17, 1, 0, 0, 0, 2, [[0, 1, None]]]), b"\x91\x01"], "runs of 1"),
         ([pack([17, 1, 0, 0, 0, 0, []]), b"\x90"], "of 0 messages"),
-        ([pack([17, 1, 0, 0, 0, 1, [[0, 1, None]]])], "1 parts"),
+        ([pack([17, 1, 0, 0, 0, 1, [[0, 1, None]]])], "no payload in its header or behind it"),
+        ([pack([17, 1, 0, 0, 0, 1, [[0, 1, None]], "text"])], "no payload in its header or behind it"),
+        ([pack([34, "a", 0, 1, None, False])], "no payload in its header or behind it"),
+        ([pack([48, 1, 1, 0, 0, [[5, 1]]])], "no payload in its header or behind it"),
         ([pack([17, 1, 0, 0, 0, 2, [[0, 2, {"k": "x"}]]]), b""], "single message"),
         ([pack([17, 1, 0, 0, 0, 1, [[0, 1, {"h": [1]}]]]), b""], "headers are a map"),
         ([pack([24, 1, 5, 9, 0, 3, [[2, 4]], [], 0])], "below the floor, or out of order"),
@@ -497,6 +500,10 @@ GOLDEN: dict[str, tuple[frames.Frame, list[bytes]]] = {
         frames.Data(1, 0, 0, 0, 3, [[0, 3, None]], b""),
         [pack("a"), pack("b"), pack({"c": 1})],
     ),
+    "DATA, a message whose payload is too large for the header": (
+        frames.Data(1, 0, 0, 0, 1, [[0, 1, None]], b""),
+        [b"\xc5\x10\x00" + b"x" * 4096],
+    ),
     "DATA, one message with everything": (
         frames.Data(
             1,
@@ -543,7 +550,15 @@ def test_golden_frames() -> None:
 def test_golden_bytes_are_read_as_their_frames() -> None:
     blocks = GOLDEN_FILE.read_text(encoding="utf-8").split("\n\n")[1:]
     assert len(blocks) == len(GOLDEN)
-    for block, (frame, _) in zip(blocks, GOLDEN.values(), strict=True):
+    for block, (frame, bodies) in zip(blocks, GOLDEN.values(), strict=True):
         parts = [bytes.fromhex(line) for line in block.splitlines() if not line.startswith("#")]
         decoded = frames.decode(parts)
-        assert decoded == (frame._replace(payload=parts[1]) if isinstance(frame, BODIED) else frame)
+        assert decoded == (frame._replace(payload=encode_batch(bodies)) if isinstance(frame, BODIED) else frame)
+
+
+def test_a_small_payload_is_in_the_header_and_a_large_one_behind_it() -> None:
+    frame = frames.Data(1, 0, 0, 0, 1, [[0, 1, None]], b"")
+    for size, parts in ((frames.MAX_INLINE_BYTES, 1), (frames.MAX_INLINE_BYTES + 1, 2)):
+        sent = frames.encode(frame, [b"x" * size])
+        assert len(sent) == parts
+        assert frames.decode(sent) == frame._replace(payload=b"x" * size)
