@@ -50,7 +50,7 @@ class Budget:
 
 def push_pull(name: str, required: float | None, aim: float | None, **ways: bool) -> Budget:
     """A budget for a way through PUSH and PULL."""
-    measure = partial(measure_push_pull, prefetch=1024, **ways)
+    measure = partial(measure_push_pull, **ways)
     return Budget(f"PUSH→PULL, {name}", measure, required, aim, more_is_better=True)
 
 
@@ -138,7 +138,7 @@ def make_comparison_table() -> str:
 
 def make_profile_tables() -> str:
     """Runs the profile of the plain way."""
-    return profile_push_pull(size=100, count=1_000_000, top=12, prefetch=1024)
+    return profile_push_pull(size=100, count=1_000_000, top=12)
 
 
 def make_pub_sub_tables() -> str:

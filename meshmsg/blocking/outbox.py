@@ -117,12 +117,12 @@ class SharedOutbox(Outbox):
             self._credit = 0
             return super().push(body)
 
-    def push_many(self, bodies: list[bytes]) -> int:
+    def push_many(self, bodies: list[bytes], size: int) -> int:
         """From the loop: after what threads were given numbers for."""
         with self.lock:
             self._take_in(self.now())
             self._credit = 0
-            return super().push_many(bodies)
+            return super().push_many(bodies, size)
 
     def push_detailed(self, body: bytes, details: Details, now: float, topic: str | None = None) -> int:
         """From the loop: after what threads were given numbers for."""
@@ -148,14 +148,14 @@ class SharedOutbox(Outbox):
         incoming, self._incoming = self._incoming, []
         all_details, self._details = self._details, {}
         if not all_details and not self._drops:
-            self.staged += incoming
+            super().push_many(incoming, sum(map(len, incoming)))
             return
         for place, body in enumerate(incoming):
             if self._drops and not self.fits(len(body)):
                 self.drop_for(len(body), now)
             details = all_details.get(place)
             if details is None:
-                self.staged.append(body)
+                super().push(body)
                 continue
             if details.expires_at is not None:
                 details.expires_at += now

@@ -81,9 +81,8 @@ def show(result: Result) -> None:
 @click.option(
     "--prefetch",
     type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    help="Unsettled messages a consumer may hold; a node's default is 256, which suits slower work.",
+    help="Unsettled messages a consumer may hold; a node's default is 256, which suits slower work.  "
+    "[default: 1024, with --batches 8192]",
 )
 @click.option("--profile", is_flag=True, help="Instead of rates: tables of where the time goes.")
 def push_pull(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:

@@ -13,6 +13,8 @@ from meshmsg.cli.bench_processes import BenchmarkFailed, Process
 OURS = "meshmsg.cli.bench_ours"
 BLOCKING = "meshmsg.cli.bench_blocking"
 BASELINE = "meshmsg.cli.bench_baseline"
+# A consumer's prefetch, without and with batches: some of them more than one round trip can bring.
+PREFETCH = {False: 1024, True: 8192}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def measure_push_pull(
     """Messages a second through PUSH and PULL: acked ones through meshmsg, bare ones through pyzmq."""
     ways = {"batches": batches, "blocking": blocking, "uvloop": uvloop}
     program = BLOCKING if blocking else OURS
-    options = {"mesh": uuid.uuid4().hex, "size": size, "prefetch": prefetch, **ways}
+    options = {"mesh": uuid.uuid4().hex, "size": size, "prefetch": prefetch or PREFETCH[batches], **ways}
     with (
         Process(program, "consume", **options) as consumer,
         Process(BASELINE, "consume") as sink,

@@ -10,11 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import meshmsg
 from meshmsg.cli.bench_processes import Profiler, commands_in_loop, say
 
+VALID = itemgetter("valid")
 QUEUE = "bench"
 CHUNK = 500  # bodies handed to one send_many
 TIMEOUT_S = 60.0
@@ -77,7 +79,7 @@ async def consume(options: Options) -> None:
         async def handle_batches() -> None:
             async for batch in pull.batches():
                 with batch:
-                    counter.add(sum(body["valid"] for body in batch.bodies))
+                    counter.add(sum(map(VALID, batch.bodies)))
 
         async def handle(message: meshmsg.Message) -> None:
             if message.body["valid"]:

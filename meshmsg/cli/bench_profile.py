@@ -5,17 +5,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from meshmsg.cli.bench_measures import OURS, Flow
+from meshmsg.cli.bench_measures import OURS, PREFETCH, Flow
 from meshmsg.cli.bench_processes import Process, Report
 
 WAITING = ("selectors.py", "select")  # the loop's wait for input
 
 
-def profile_push_pull(*, size: int, count: int, top: int = 20, **options: Any) -> str:
+def profile_push_pull(*, size: int, count: int, top: int = 20, prefetch: int | None = None, **ways: bool) -> str:
     """Markdown tables of the functions that the producer and the consumer spent most of their time in."""
-    options = {"mesh": uuid.uuid4().hex, "size": size, **options}
+    prefetch = prefetch or PREFETCH[ways.get("batches", False)]
+    options = {"mesh": uuid.uuid4().hex, "size": size, "prefetch": prefetch, **ways}
     with (
         Process(OURS, "consume", **options) as consumer,
         Process(OURS, "produce", **options, **consumer.hear()) as producer,

@@ -53,6 +53,7 @@ class Outbox:
         self.redelivered = 0
         self.next_id = 0  # of the first message that is still staged
         self.staged: list[bytes] = []
+        self.staged_bytes = 0
         self.lanes: dict[int, OutLane] = {}
         self.watched: set[int] = set()
         self.outcomes: list[int] = []  # watched ones that were processed
@@ -94,7 +95,7 @@ class Outbox:
     @property
     def room_bytes(self) -> int:
         """How many more bytes of bodies ``max_pending_bytes`` allows (G5)."""
-        return self._room_bytes - sum(map(len, self.staged))
+        return self._room_bytes - self.staged_bytes
 
     @property
     def pending(self) -> int:
@@ -112,16 +113,16 @@ class Outbox:
 
     def push(self, body: bytes) -> int:
         """Accepts a plain message and returns its number. The caller has looked at the room."""
-        staged = self.staged
-        if not staged:
-            self.mark()
-        staged.append(body)
-        return self.next_id + len(staged) - 1
+        self.staged.append(body)
+        self.staged_bytes += len(body)
+        self.mark()
+        return self.next_id + len(self.staged) - 1
 
-    def push_many(self, bodies: list[bytes]) -> int:
-        """Accepts plain messages and returns the number of the first."""
+    def push_many(self, bodies: list[bytes], size: int) -> int:
+        """Accepts plain messages, of so many bytes together, and returns the number of the first."""
         first = self.next_id + len(self.staged)
         self.staged += bodies
+        self.staged_bytes += size
         self.mark()
         return first
 
@@ -154,9 +155,9 @@ class Outbox:
         staged = self.staged
         if not staged:
             return
-        self.staged = []
+        size = self.staged_bytes
+        self.staged, self.staged_bytes = [], 0
         self._room -= len(staged)
-        size = sum(map(len, staged))
         self._room_bytes -= size
         ready = self._ready[0]
         for start in range(0, len(staged), MAX_RUN):
@@ -574,6 +575,7 @@ class Outbox:
         assert self.waiting == waiting, f"{self.queue}: counts {self.waiting} waiting, holds {waiting}"
         scheduled = self._count_live(run for _, _, run in self._scheduled)
         scheduled += self._count_live(run for line in self._keys.values() for run in line)
+        assert self.staged_bytes == sum(map(len, self.staged)), f"{self.queue}: {self.staged_bytes} bytes staged"
         assert books.accepted == books.processed + books.dead + books.pending, f"{self.queue}: {books}"
         assert books.scheduled == scheduled, f"{self.queue}: {books} but {scheduled} scheduled"
         held = self.held_ids()

@@ -106,7 +106,8 @@ class Push:
         except Exception as error:
             raise explain_encode_error(body, error) from None
         # The hot path: room is looked up once a burst, and a turn asked for once a turn.
-        if not self._burst or len(encoded) > SMALL or get_ident() != self._driver.owner:
+        size = len(encoded)
+        if not self._burst or size > SMALL or get_ident() != self._driver.owner:
             await self._make_room(encoded)
         self._burst -= 1
         if headers is None and key is None and ttl is None and delay is None and not priority:
@@ -116,6 +117,7 @@ class Push:
                 outbox.mark()
                 self._driver.wake()
             staged.append(encoded)
+            outbox.staged_bytes += size
             return f"{self.prefix}{outbox.next_id + len(staged) - 1}"
         return f"{self.prefix}{self._push_detailed(encoded, key, priority, ttl, delay, headers)}"
 
@@ -171,15 +173,16 @@ class Push:
         self._burst = max(0, self._burst - len(part))
         while part:
             if outbox.room >= len(part) and outbox.room_bytes >= size and not self._line.locked():
-                fitting, part = part, []
+                fitting, part, taken = part, [], size
             else:
                 await self.wait_for_room(len(part[0]))
                 fitting = part[: max(1, outbox.room)]
                 if outbox.room_bytes < sum(map(len, fitting)):
                     fitting = fitting[:1]
                 part = part[len(fitting) :]
-                size -= sum(map(len, fitting))
-            first = outbox.push_many(fitting)
+                taken = sum(map(len, fitting))
+                size -= taken
+            first = outbox.push_many(fitting, taken)
             ids.append(range(first, first + len(fitting)))
             self._driver.wake()
 

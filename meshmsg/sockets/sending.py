@@ -84,6 +84,9 @@ def encode_parts(pack: Pack, bodies: Iterable[Any], most: int) -> Iterator[list[
     """Many bodies in parts of at most ``most``: a list or tuple is encoded before the first, an iterator as it goes."""
     if isinstance(bodies, (list, tuple)):
         encoded = encode_all(pack, bodies, 0)
+        if 0 < len(encoded) <= most:
+            yield encoded
+            return
         for start in range(0, len(encoded), most):
             yield encoded[start : start + most]
         return

@@ -29,7 +29,7 @@ def test_numbers_are_the_ids_that_the_loop_gives() -> None:
     assert box.put(b"g") == 6
     box.absorb(100.0)
     assert box.put(b"h") == 7
-    assert box.push_many([b"i", b"j"]) == 8
+    assert box.push_many([b"i", b"j"], 2) == 8
     assert box.push_detailed(b"k", Details(), 100.0) == 10
     assert box.put(b"l") == 11
     assert box.ledger() == Ledger(accepted=12, pending=12, ready=12)

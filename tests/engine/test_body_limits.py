@@ -32,7 +32,7 @@ class Desk:
         return lane
 
     def push(self, *sizes: int) -> None:
-        self.box.push_many([bytes(size) for size in sizes])
+        self.box.push_many([bytes(size) for size in sizes], sum(sizes))
 
     def dispatch(self) -> dict[int, list[int]]:
         self.box.absorb(self.now)

@@ -82,7 +82,7 @@ def events(engine: Engine, now: float = 0.0) -> list[str]:
 
 def test_from_the_outbox_to_the_inbox_and_back() -> None:
     pair = Pair()
-    pair.box.push_many([b"\x01", b"\x02"])
+    pair.box.push_many([b"\x01", b"\x02"], 2)
     pair.carry()
     messages = pair.inbox.take(10, 0.0)
     assert [message.body for message in messages] == [1, 2]
@@ -104,7 +104,7 @@ def test_a_message_to_a_queue_of_the_same_node_never_leaves_it() -> None:
 
 def test_lost_data_is_sent_again_on_the_same_lane_without_an_attempt() -> None:
     pair = Pair()
-    pair.box.push_many([b"\x01", b"\x02"])
+    pair.box.push_many([b"\x01", b"\x02"], 2)
     pair.carry(lose="a")
     pair.break_links()
     messages = pair.inbox.take(10, 0.0)
@@ -127,7 +127,7 @@ def test_lost_acks_are_said_again() -> None:
 
 def test_acks_that_a_link_had_no_room_for_are_said_again() -> None:
     pair = Pair(prefetch=1)
-    pair.box.push_many([b"\x01", b"\x02"])
+    pair.box.push_many([b"\x01", b"\x02"], 2)
     pair.carry()
     pair.inbox.take(1, 0.0)[0].ack()
     pair.carry(lose="b")
@@ -167,7 +167,7 @@ def test_a_repeated_frame_changes_nothing() -> None:
 def test_old_verdicts_are_not_answered_for_ever() -> None:
     """The floor is held up by the first message; were each repetition of a verdict answered, both would never stop."""
     pair = Pair()
-    pair.box.push_many([b"\x01", b"\x02"])
+    pair.box.push_many([b"\x01", b"\x02"], 2)
     pair.carry()
     pair.inbox.take(1, 0.0)
     pair.inbox.take(1, 0.0)[0].nack(delay=100.0)
@@ -179,7 +179,7 @@ def test_old_verdicts_are_not_answered_for_ever() -> None:
 def test_a_verdict_is_heard_at_last_when_the_floor_passes_it() -> None:
     """Nothing else may ever come over the lane; then every heartbeat would repeat the verdict."""
     pair = Pair()
-    pair.box.push_many([b"\x01", b"\x02"])
+    pair.box.push_many([b"\x01", b"\x02"], 2)
     pair.carry()
     (first,) = pair.inbox.take(1, 0.0)
     pair.inbox.take(1, 0.0)[0].reject("no")
@@ -229,7 +229,7 @@ def test_a_consumer_that_forgot_the_lane_says_so_and_gets_another() -> None:
 
 def test_a_closed_pull_returns_everything_and_the_producer_lets_go() -> None:
     pair = Pair()
-    pair.box.push_many([b"\x01", b"\x02"])
+    pair.box.push_many([b"\x01", b"\x02"], 2)
     pair.carry()
     (started,) = pair.inbox.take(1, 0.0)
     pair.b.close_pull("q")
@@ -492,7 +492,7 @@ def encoded(frame: frames.Frame) -> list[bytes]:
 def test_well_formed_lies_never_break_a_machine(lies: list[tuple[bytes, frames.Frame]]) -> None:
     """A peer that lies can lose its own messages; it cannot make the engine fail, and all books still agree."""
     pair = Pair(retry=Retry(3, 0.0))
-    pair.box.push_many([b"\x01"] * 5)
+    pair.box.push_many([b"\x01"] * 5, 5)
     pair.carry()
     for route, lie in lies:
         pair.a.handle_parts(route, encoded(lie), pair.now)
@@ -529,7 +529,7 @@ def test_an_engine_at_rest_only_beats() -> None:
 
 def test_wake_at_is_never_over_after_a_turn() -> None:
     pair = Pair(retry=Retry(9, 0.1), unroutable_after=5.0, ttl=30.0)
-    pair.box.push_many([b"\x01"] * 3)
+    pair.box.push_many([b"\x01"] * 3, 3)
     generator = random.Random(1)
     for _ in range(300):
         pair.now += generator.random() * 0.2

@@ -39,7 +39,8 @@ class Desk:
         return lane
 
     def push(self, *bodies: str) -> None:
-        self.box.push_many([body.encode() for body in bodies])
+        encoded = [body.encode() for body in bodies]
+        self.box.push_many(encoded, sum(map(len, encoded)))
 
     def detailed(self, body: str = "x", **details: Any) -> int:
         return self.box.push_detailed(body.encode(), Details(**details), self.now)
@@ -80,7 +81,7 @@ def test_numbers_go_on_over_both_ways_to_send() -> None:
     desk = Desk()
     assert [desk.box.push(b"a"), desk.box.push(b"b")] == [0, 1]
     assert desk.detailed() == 2
-    assert desk.box.push_many([b"c", b"d"]) == 3
+    assert desk.box.push_many([b"c", b"d"], 2) == 3
     assert desk.box.ledger().accepted == 5
     desk.box.check()
 
