@@ -12,7 +12,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import meshmsg
-from meshmsg.cli.bench_ours import CHUNK, TIMEOUT_S, Counter, make_body, run_role
+from meshmsg.cli.bench_ours import CHUNK, TIMEOUT_S, VALID, Counter, make_body, run_role
 from meshmsg.cli.bench_processes import Profiler, commands_in_loop, say
 
 CHUNK_BYTES = 2**20  # of one send_many, with large bodies
@@ -93,7 +93,7 @@ async def follow(options: Options) -> None:
 
         async def handle_batches() -> None:
             async for batch in sub.batches():
-                counter.add(sum(body["valid"] for body in batch.bodies))
+                counter.add(sum(map(VALID, batch.bodies)))
 
         async def handle(message: meshmsg.Message) -> None:
             if message.body["valid"]:

@@ -97,7 +97,7 @@ class Publisher:
         self.published = 0
         self.repaired = 0  # messages sent again
         self.forgotten = 0  # requests that came, at least in part, too late
-        self._logs: dict[str, TopicLog] = {}
+        self.logs: dict[str, TopicLog] = {}
         self.staged: list[TopicLog] = []
         self._declared: dict[str, tuple[TopicOptions, int]] = {}
         self._options = PatternIndex[TopicOptions]()
@@ -124,7 +124,7 @@ class Publisher:
         _, count = self._declared.get(pattern, (options, 0))
         self._declared[pattern] = (options, count + 1)
         self._options.add(pattern, options)
-        for log in self._logs.values() if is_pattern(pattern) else self._logs_of((pattern,)):
+        for log in self.logs.values() if is_pattern(pattern) else self._logs_of((pattern,)):
             if matches(pattern, log.topic):
                 self._adopt(log, options)
 
@@ -146,7 +146,7 @@ class Publisher:
 
     def publish(self, topic: str, body: bytes, headers: dict[str, Any] | None = None) -> int:
         """Stages a message and returns its number. The caller has checked the topic and looked at ``blocked``."""
-        log = self._logs.get(topic) or self._open(topic)
+        log = self.logs.get(topic) or self._open(topic)
         if not log.staged:
             self.staged.append(log)
         if headers:
@@ -162,7 +162,7 @@ class Publisher:
 
     def publish_many(self, topic: str, bodies: list[bytes]) -> int:
         """Stages messages without headers and returns the number of the first."""
-        log = self._logs.get(topic) or self._open(topic)
+        log = self.logs.get(topic) or self._open(topic)
         if not log.staged and bodies:
             self.staged.append(log)
         log.staged += bodies
@@ -188,13 +188,13 @@ class Publisher:
         return broadcasts
 
     def _open(self, topic: str) -> TopicLog:
-        if len(self._logs) >= MAX_TOPICS:
+        if len(self.logs) >= MAX_TOPICS:
             raise ConfigurationError(
                 f"{MAX_TOPICS} topics are published here already, {topic!r} is one too many: "
                 "put what varies without end into headers or the body"
             )
         found = self._options.match(topic)
-        log = self._logs[topic] = TopicLog(topic, DEFAULT_OPTIONS)
+        log = self.logs[topic] = TopicLog(topic, DEFAULT_OPTIONS)
         self._adopt(log, found[0] if found else DEFAULT_OPTIONS)
         return log
 
@@ -223,12 +223,12 @@ class Publisher:
 
     def delete_retained(self, topic: str) -> bool:
         """Late joiners get no last value of this topic until the next is published; says whether there was one."""
-        log = self._logs.get(topic)
+        log = self.logs.get(topic)
         return log is not None and log.delete_retained()
 
     def retained(self, topic: str) -> bytes | None:
         """The last value of a topic, encoded; None if there is none."""
-        log = self._logs.get(topic)
+        log = self.logs.get(topic)
         return log.retained[1] if log is not None and log.retained is not None else None
 
     # -- subscribers -----------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ class Publisher:
 
     def _followed(self, follower: Follower) -> Iterator[TopicLog]:
         if any(map(is_pattern, follower.patterns)):
-            return (log for log in self._logs.values() if follower in self._followers_of(log))
+            return (log for log in self.logs.values() if follower in self._followers_of(log))
         return self._logs_of(follower.patterns)
 
     def _followers_of(self, log: TopicLog) -> tuple[Follower, ...]:
@@ -317,10 +317,10 @@ class Publisher:
         return log.followers
 
     def _follows(self, follower: Follower, topic: str) -> bool:
-        return follower in self._followers_of(self._logs[topic])
+        return follower in self._followers_of(self.logs[topic])
 
     def _logs_of(self, topics: Iterable[str]) -> Iterator[TopicLog]:
-        return (self._logs[topic] for topic in topics if topic in self._logs)
+        return (self.logs[topic] for topic in topics if topic in self.logs)
 
     def on_down(self, peer: str) -> None:
         """A peer is gone. Its marker stays known as long as its filters do: its SUB may have survived."""
@@ -355,7 +355,7 @@ class Publisher:
         """Takes what a subscriber got so far. Raises ``ProtocolError`` if that was never published (G11)."""
         follower = self.followers.get(peer)
         for topic, position in lag.topics:
-            log = self._logs.get(topic)
+            log = self.logs.get(topic)
             if log is None or position > log.next_seq:
                 raise ProtocolError("a LAG beyond what was published")
             if follower is None or follower not in self._followers_of(log):
@@ -374,7 +374,7 @@ class Publisher:
 
     def blocked(self, topic: str) -> bool:
         """Whether sending has to wait for the slowest subscriber; the end of it is told by ``unblocked``."""
-        log = self._logs.get(topic)
+        log = self.logs.get(topic)
         return log is not None and log.next_seq + len(log.staged) >= log.behind_limit
 
     def lags(self, peer: str) -> dict[str, int]:
@@ -408,7 +408,7 @@ class Publisher:
 
     def on_want(self, peer: str, want: frames.Want) -> None:
         """A subscriber misses messages; a newer request for a topic replaces the last (G11: ``ProtocolError``)."""
-        log = self._logs.get(want.topic)
+        log = self.logs.get(want.topic)
         if log is None or want.stop > log.next_seq:
             raise ProtocolError("a WANT beyond what was published")
         follower = self.followers.get(peer)
@@ -421,10 +421,10 @@ class Publisher:
         for log in self._aging.values():
             log.trim(now)
         for topic, mark in self._marks.items():
-            for follower in self._followers_of(self._logs[topic]):
+            for follower in self._followers_of(self.logs[topic]):
                 if follower.positions.get(topic, 0) < mark:
                     follower.behind[topic] = mark
-        self._marks = {topic: self._logs[topic].next_seq for topic in self._touched}
+        self._marks = {topic: self.logs[topic].next_seq for topic in self._touched}
         self._touched = {}
         answers: list[Answer] = []
         for follower in self.followers.values():
@@ -460,7 +460,7 @@ class Publisher:
         assert follower.start is not None
         for entry in follower.start:
             # Where it starts live is settled; what of the past it can have is what there is now.
-            log = self._logs[entry[0]]
+            log = self.logs[entry[0]]
             entry[2] = min(entry[1], log.history_from(now))
             entry[3] = log.retained is not None and log.retained[0] == entry[1] - 1
         parts = list(_parts(follower.start, MAX_ENTRIES)) or [[]]
@@ -473,7 +473,7 @@ class Publisher:
         while follower.wants and room > 0:
             topic = next(iter(follower.wants))
             start, stop = follower.wants.pop(topic)
-            log = self._logs[topic]
+            log = self.logs[topic]
             up_to = log.forgotten_up_to(start, stop)
             if up_to > start:
                 self.forgotten += 1  # said as far as it is so, however little was asked for: one gap tells all
@@ -505,17 +505,17 @@ class Publisher:
 
     def topics(self) -> dict[str, int]:
         """Every topic that was published here, with the number of its messages."""
-        return {topic: log.next_seq for topic, log in self._logs.items()}
+        return {topic: log.next_seq for topic, log in self.logs.items()}
 
     def check(self) -> None:
         """The machine's own invariants, for the simulator."""
-        for log in self._logs.values():
+        for log in self.logs.values():
             log.check()
         cost = sum(log.cost for log in self._repairs.values())
         assert cost == self._repairs_cost, f"counts {self._repairs_cost} bytes for repairs, holds {cost}"
         for follower in self.followers.values():
             for topic, position in follower.positions.items():
-                assert position <= self._logs[topic].next_seq, f"{follower.peer} is ahead of {topic}"
+                assert position <= self.logs[topic].next_seq, f"{follower.peer} is ahead of {topic}"
             assert follower.confirmed <= follower.offers_version
             owed = follower.start is not None or bool(follower.wants)
             assert not owed or self.owed.get(follower.peer) is follower, f"{follower.peer} waits for nothing"

@@ -186,7 +186,7 @@ class TopicBuffer(Buffer):
         details = {"t": topic}
         if self.where and not headers:
             return
-        if self.decode is None and not headers and not any(type(body) is Undecodable for body in bodies):
+        if self.decode is None and not headers and Undecodable not in map(type, bodies):
             yield Arrival(settler, first_seq, first_seq, bodies, details)
             return
         for seq, body in enumerate(bodies, first_seq):

@@ -119,6 +119,10 @@ class Pub:
         if headers is None and key is None and not priority:
             if self._groups.busy and not self._groups.promise(name, size):
                 await self._wait_for_groups(name, size, None)
+            log = self._publisher.logs.get(name)
+            if log is not None and log.staged:
+                log.staged.append(encoded)  # what ``publish`` does, without a call; a turn is to come
+                return
             self._publisher.publish(name, encoded)
         else:
             details = make_details(self._pack, key, priority, None, None, headers, 0.0)

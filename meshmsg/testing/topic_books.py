@@ -127,7 +127,7 @@ class TopicBooks:
         else:
             self._connect(sub, view, record, start, name)
         if record.alive and self.gaps_are_due:
-            log = record.node.engine.publisher._logs[topic]
+            log = record.node.engine.publisher.logs[topic]
             if stop > log.kept_from:
                 raise GuaranteeBroken("G6", f"{name} can still be had, from {log.kept_from} on")
         view.gap_stop = stop

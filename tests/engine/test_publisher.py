@@ -252,7 +252,7 @@ def test_an_answer_tells_how_far_the_history_is_gone_however_little_was_asked_fo
     assert ask(publisher, "a", 10, 20) == [frames.Forgotten("a", 500, False)]
     assert ask(publisher, "kept", 10, 20) == [frames.Forgotten("kept", 500, False)]
     assert ask(publisher, "a", 500, 501) == [frames.Past("a", 500, 1, None, False, b"")]
-    publisher._logs["kept"].shed(0)
+    publisher.logs["kept"].shed(0)
     assert ask(publisher, "kept", 10, 20) == [frames.Forgotten("kept", REPAIR_MESSAGES + 499, False)]
 
 
@@ -271,7 +271,7 @@ def test_a_history_has_three_bounds(options: TopicOptions, kept_from: int, histo
     publisher.declare("a", options)
     for second in range(20):
         publish(publisher, "a", 1, float(second), bytes(100))
-    log = publisher._logs["a"]
+    log = publisher.logs["a"]
     assert (log.kept_from, log.history_from(19.0)) == (kept_from, history_from)
     publisher.check()
 
@@ -281,9 +281,9 @@ def test_an_old_history_is_let_go_by_heartbeats() -> None:
     publisher.declare("a", TopicOptions(history=10**6, history_s=60.0))
     publish(publisher, "a", 3000)
     publisher.heartbeat(59.0)
-    assert publisher._logs["a"].kept_from == 0
+    assert publisher.logs["a"].kept_from == 0
     publisher.heartbeat(61.0)
-    assert publisher._logs["a"].kept_from == 3000 - REPAIR_MESSAGES
+    assert publisher.logs["a"].kept_from == 3000 - REPAIR_MESSAGES
     publisher.check()
 
 
@@ -296,10 +296,10 @@ def test_memory_for_repairs_is_bounded_over_all_topics(monkeypatch: pytest.Monke
         publish(publisher, topic, 3, body=bytes(1000))
         publisher.check()
     assert publisher._repairs_cost <= 10_000
-    assert [topic for topic in "abcdef" if publisher._logs[topic].entries] == ["d", "e", "f"]
+    assert [topic for topic in "abcdef" if publisher.logs[topic].entries] == ["d", "e", "f"]
     publish(publisher, "g", 1, body=bytes(20_000))
-    assert publisher._logs["g"].kept_from == 0, "the newest message can be repaired, whatever its size"
-    assert publisher._logs["kept"].kept_from == 0
+    assert publisher.logs["g"].kept_from == 0, "the newest message can be repaired, whatever its size"
+    assert publisher.logs["kept"].kept_from == 0
     join(publisher, "a", "kept")
     assert ask(publisher, "a", 0, 3) == [frames.Forgotten("a", 3, False)]
 
