@@ -110,13 +110,6 @@ class SharedOutbox(Outbox):
             self._take_in(now)
             super().absorb(now)
 
-    def push(self, body: bytes) -> int:
-        """From the loop: after what threads were given numbers for."""
-        with self.lock:
-            self._take_in(self.now())
-            self._credit = 0
-            return super().push(body)
-
     def push_many(self, bodies: list[bytes], size: int) -> int:
         """From the loop: after what threads were given numbers for."""
         with self.lock:
@@ -155,7 +148,7 @@ class SharedOutbox(Outbox):
                 self.drop_for(len(body), now)
             details = all_details.get(place)
             if details is None:
-                super().push(body)
+                super().push_many([body], len(body))
                 continue
             if details.expires_at is not None:
                 details.expires_at += now

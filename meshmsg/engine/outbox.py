@@ -113,10 +113,7 @@ class Outbox:
 
     def push(self, body: bytes) -> int:
         """Accepts a plain message and returns its number. The caller has looked at the room."""
-        self.staged.append(body)
-        self.staged_bytes += len(body)
-        self.mark()
-        return self.next_id + len(self.staged) - 1
+        return self.push_many([body], len(body))
 
     def push_many(self, bodies: list[bytes], size: int) -> int:
         """Accepts plain messages, of so many bytes together, and returns the number of the first."""
@@ -250,8 +247,7 @@ class Outbox:
         self._routable_at = now
         self.mark()
         if said_all:
-            unstarted = self._singles(lane.settle(lane.received, lane.next_seq))
-            self._take_back([(run, 0.0) for run in unstarted], now)
+            self._take_back([(run, 0.0) for run in self._singles(lane.settle(lane.received, lane.next_seq))], now)
         for run in self._singles(lane.settle(0, lane.next_seq)):
             details = run.require_details()
             details.losses += 1
@@ -261,26 +257,31 @@ class Outbox:
         """Applies a consumer's state; returns whether it held verdicts that were news."""
         if ack.floor > lane.next_seq or ack.received > lane.next_seq:
             raise ProtocolError(f"an ACK up to {ack.floor} of {lane.next_seq} messages sent")
-        news = False
-        returned: list[tuple[Run, float]] = []
-        verdicts = {verdict[0]: verdict[1:] for verdict in ack.verdicts}
         # First, because floor and ranges cover judged messages too.
-        for seq, run in lane.settle_ranges([(seq, seq + 1) for seq in sorted(verdicts)]):
+        news = bool(ack.verdicts) and self._on_verdicts(lane, ack, now)
+        if ack.ranges:
+            self._processed([run for _, run in lane.settle_ranges(ack.ranges)])
+        if ack.floor > lane.floor:
+            self._processed(lane.settle(0, ack.floor))
+        if self._expiring or self._scheduled:
+            self._forget_settled()
+        lane.received = max(lane.received, ack.received)
+        if lane.grant(ack.limit, ack.returns):
+            self.mark()
+        return news
+
+    def _on_verdicts(self, lane: OutLane, ack: frames.Ack, now: float) -> bool:
+        verdicts = {verdict[0]: verdict[1:] for verdict in ack.verdicts}
+        returned: list[tuple[Run, float]] = []
+        settled = lane.settle_ranges([(seq, seq + 1) for seq in sorted(verdicts)])
+        for seq, run in settled:
             kind, delay, text = verdicts[seq]
-            news = True
             if kind == frames.RETURNED:
                 returned.append((run, delay or 0.0))
             else:
                 self._judged(run, lane.peer_name, kind, delay, text, now)
         self._take_back(returned, now)
-        self._processed([run for _, run in lane.settle_ranges(ack.ranges)])
-        if ack.floor > lane.floor:
-            self._processed(lane.settle(0, ack.floor))
-        self._forget_settled()
-        lane.received = max(lane.received, ack.received)
-        if lane.grant(ack.limit, ack.returns):
-            self.mark()
-        return news
+        return bool(settled)
 
     def _forget_settled(self) -> None:
         """Settled messages leave the heaps early: a long time to live must not keep them in memory (G5)."""
@@ -586,14 +587,13 @@ class Outbox:
         lines: list[Iterable[Run]] = [*self._ready.values(), self._suspects, *self._keys.values()]
         lines.append(run for _, _, run in self._scheduled)
         lines.append(run for lane in self.lanes.values() for _, run in lane.records)
-        numbers = [
+        return [
             number
             for line in lines
             for run in line
             if not (run.details and run.details.settled)
             for number in range(run.first_id, run.first_id + len(run))
-        ]
-        return numbers + list(range(self.next_id, self.next_id + len(self.staged)))
+        ] + list(range(self.next_id, self.next_id + len(self.staged)))
 
     @staticmethod
     def _count_live(runs: Iterable[Run]) -> int:
