@@ -25,6 +25,8 @@ SOURCES := $(shell find meshmsg -name __pycache__ -prune -o -print 2>/dev/null) 
 # Python must not put the current folder in front of what is installed, or the wheel would never be tested.
 export PYTHONSAFEPATH := 1
 unexport PYTHONPATH
+# A thousand processes are started, and all import the same: compiled once, that takes half the time.
+unexport PYTHONDONTWRITEBYTECODE
 # pyright comes bundled with its wheel; without this it also asks the index for news at every start.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

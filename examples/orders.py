@@ -117,10 +117,12 @@ class Payment:
             database.execute("CREATE TABLE IF NOT EXISTS charges (id TEXT PRIMARY KEY, card TEXT, cents INTEGER)")
 
     def charge(self, order: str, card: str, cents: int) -> None:
-        """Takes the money for an order, once."""
-        if not card.isdecimal():
-            raise RemoteError(f"the card {card!r} was declined", code="declined")
+        """Takes the money for an order, once: one that is paid stays so, whatever the card is the second time."""
         with closing(connect(self.path)) as database:
+            if database.execute("SELECT 1 FROM charges WHERE id = ?", [order]).fetchone():
+                return
+            if not card.isdecimal():
+                raise RemoteError(f"the card {card!r} was declined", code="declined")
             database.execute("INSERT INTO charges VALUES (?, ?, ?) ON CONFLICT DO NOTHING", [order, card, cents])
 
 
@@ -193,7 +195,8 @@ class Front:
                     report[dealer.service][answer.peer] = "ok" if answer.error is None else str(answer.error)
             except NoResponders:
                 pass  # nobody to name
-        return JSONResponse(report, 200 if all(report.values()) else 503)
+        able = all("ok" in answers.values() for answers in report.values())
+        return JSONResponse(report, 200 if able else 503)
 
     async def dead_letters(self, request: Request) -> Response:
         """GET /dead-letters; POST sends them again, with all their attempts."""

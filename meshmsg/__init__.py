@@ -3,7 +3,6 @@
 A process holds a ``Node``. Nodes of one mesh find each other through mDNS and connect directly. ``node.push(queue)``
 sends work, ``node.pull(queue)`` takes it; every message that was accepted is processed or becomes a dead letter.
 ``node.pub(topic)`` publishes, ``node.sub(pattern)`` subscribes; what is lost on the way is repaired, or told.
-``node.router(service)`` answers requests, ``node.dealer(service)`` makes them; each has exactly one outcome.
 ``node.router(service)`` offers methods, ``node.dealer(service)`` calls them; each request has exactly one outcome.
 The same without ``await``: ``meshmsg.blocking``. Test your service with ``meshmsg.testing``.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from meshmsg.checks import require_number
 from meshmsg.engine.effects import Dial, Effects, Outcome
 from meshmsg.engine.engine import Engine
+from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.engine.peers import SELF_LINK, SELF_ROUTE
 from meshmsg.errors import ForkedProcess, MeshError, NodeClosed, WrongThread
 from meshmsg.message import DeadLetter, Event
@@ -46,7 +48,8 @@ class Broadcast(Protocol):
     """The part of a transport's publishing and following that the driver needs."""
 
     def open_broadcast(self) -> tuple[str, ...]: ...
-    def publish(self, parts: Sequence[bytes]) -> bool: ...
+    def publish(self, parts: Sequence[bytes | memoryview]) -> bool: ...
+    def advance(self) -> None: ...
     def subscriptions(self) -> list[tuple[bytes, bool]]: ...
     def follow(self, number: int, endpoint: str, filters: Collection[bytes], marker: bytes) -> None: ...
     def refilter(self, number: int, filters: Collection[bytes], marker: bytes) -> None: ...
@@ -90,13 +93,17 @@ class Driver:
         self._transport: Links | None = None
         self._broadcast: Broadcast | None = None  # opened when this node first publishes or follows
         self._publishes = False
+        self._refusals: Callable[[], list[str]] | None = None  # subscribers that were cut off; a simulated one never is
+        self._refused = 0  # of these, so far
+        self._refused_told_at = -REPEAT_AFTER_S
         self._thread_id = 0
         self.scheduled = False  # whether a turn is to come
         self._timer: TimerHandle | None = None
         self._timer_at = 0.0
         self._time_is_due = True
         self._own: list[list[bytes]] = []  # frames of this node to itself
-        self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._conditions: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        self.after_turn: dict[object, Callable[[], None]] = {}  # by who wants to be called after each turn, and the end
         self._pid = os.getpid()
         engine.wake = self.wake
         _drivers.add(self)
@@ -161,6 +168,8 @@ class Driver:
             engine.handle_time(now)
         effects = engine.drain(now)
         self._send(engine, transport, effects)
+        if self._publishes and self._broadcast is not None:
+            self._broadcast.advance()  # behind the small messages of this turn
         self._tell(engine, effects)
         return effects.wake_at
 
@@ -168,16 +177,28 @@ class Driver:
         engine = self.engine
         for text, subscribed in broadcast.subscriptions():
             engine.handle_filter(text, subscribed, now)
+        refusals = self._refusals() if self._refusals is not None else None
+        if refusals:
+            self._tell_refused(refusals, now)
         for number, event in broadcast.follow_events():
             engine.handle_follow(number, event.value, now)
         for number, published in broadcast.receive_published(RECEIVE_LIMIT):
             engine.handle_published(number, published, now)
+
+    def _tell_refused(self, refusals: list[str], now: float) -> None:
+        self.engine.refused_frames += len(refusals)
+        self._refused += len(refusals)
+        if now - self._refused_told_at >= REPEAT_AFTER_S:
+            self._refused_told_at = now
+            text = f"{refusals[-1]} ({self._refused} so far)"
+            self.on_events([Event("frame.refused", time.time(), text=text)])
 
     def open_broadcast(self) -> tuple[str, ...]:
         """Has this node's publisher listen, and returns where."""
         assert self._transport is not None, "a node that publishes has started"
         self._broadcast = self._transport.broadcast
         self._publishes = True
+        self._refusals = getattr(self._broadcast, "refusals", None)
         return self._broadcast.open_broadcast()
 
     def _send_broadcast(self, transport: Links, effects: Effects) -> None:
@@ -231,7 +252,7 @@ class Driver:
             self._topology = engine.topology
             for callback in self.on_topology:
                 callback()
-        if self._conditions:
+        if self._conditions or self.after_turn:
             self._check_conditions()
 
     def _dial(self, transport: Links, dial: Dial) -> None:
@@ -270,8 +291,7 @@ class Driver:
             return False
         self.require_loop()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (condition, future)
-        self._conditions.append(entry)
+        self._conditions[future] = condition
         self.wake()
         try:
             async with asyncio.timeout(timeout):
@@ -279,21 +299,16 @@ class Driver:
         except TimeoutError:
             return condition()
         finally:
-            if entry in self._conditions:
-                self._conditions.remove(entry)
+            self._conditions.pop(future, None)
         return True
 
     def _check_conditions(self) -> None:
-        waiting = []
-        for entry in self._conditions:
-            condition, future = entry
-            if future.done():
-                continue
-            if (self.closed and not self._retired) or condition():
+        for callback in list(self.after_turn.values()):
+            callback()
+        for future, condition in list(self._conditions.items()):
+            if not future.done() and ((self.closed and not self._retired) or condition()):
                 future.set_result(None)
-            else:
-                waiting.append(entry)
-        self._conditions = waiting
+                self._conditions.pop(future, None)
 
     # -- guards ----------------------------------------------------------------------------------------------
 

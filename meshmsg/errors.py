@@ -5,15 +5,15 @@
     MeshError
     ├── ConfigurationError (ValueError)      an option or argument that cannot work
     │   ├── UnknownOption (TypeError)        a keyword nobody knows; names the closest one
-    │   └── NameClash                        the name is taken with other options
+    │   └── NameClash                        the name is taken in this node, or with other options
     ├── EncodeError (TypeError, ValueError)  a body that cannot be sent; names the path to the value
     ├── BodyTooLarge (ValueError)            a body over ``max_message_bytes``
     ├── ProtocolError (ValueError)           a peer's frame that cannot be read
-    ├── NodeClosed (RuntimeError)            the node was closed, or not yet started
+    ├── NodeClosed (RuntimeError)            the node or socket was closed, or the node is not yet started
     ├── ForkedProcess (RuntimeError)         a node used in a child of the process that made it
     ├── WrongThread (RuntimeError)           an asyncio node used from another thread
     ├── AlreadySettled (RuntimeError)        a second verdict on one message
-    ├── OutboxFull (BlockingIOError)         ``send_nowait`` found no room
+    ├── OutboxFull (BlockingIOError)         ``send_nowait`` of a push or pub found no room
     ├── DeadLettered                         ``deliver``: the message became a dead letter
     ├── WaitTimeout (TimeoutError)           ``wait_for``, ``flush`` or ``deliver`` ran out of time
     ├── RequestError                         a request that brought no result; ``code`` says why
@@ -22,9 +22,9 @@
     │   ├── PeerLost (ConnectionError)       who had the request is gone
     │   ├── Cancelled                        given up before there was an answer
     │   ├── Overloaded (BlockingIOError)     the service has too much to do; ``retry_after`` says when to come back
-    │   ├── Unavailable (ConnectionError)    the service is closing, and did not begin
+    │   ├── Unavailable (ConnectionError)    the service is closing: it did not begin, or was stopped, as the text says
     │   ├── BadRequest (ValueError)          arguments that do not fit; names the ``argument``
-    │   ├── NoSuchMethod (LookupError)       the service has no such method; names the closest one
+    │   ├── NoSuchMethod (LookupError)       nobody who serves it has such a method; names the closest one
     │   └── RemoteError                      the method failed: ``type``, message, ``remote_traceback``
     ├── AddressUnavailable (OSError)         nothing could be bound or dialled there
     ├── TooManyLinks (OSError)               the process's file descriptors do not suffice
@@ -55,7 +55,7 @@ class UnknownOption(ConfigurationError, TypeError):
 
 
 class NameClash(ConfigurationError):
-    """A name that is already taken in this node, with other options."""
+    """A name that is already taken in this node, or taken with other options."""
 
 
 class EncodeError(MeshError, TypeError, ValueError):
@@ -75,7 +75,7 @@ class ProtocolError(MeshError, ValueError):
 
 
 class NodeClosed(MeshError, RuntimeError):
-    """The node is closed, or has not been started."""
+    """The node or the socket is closed, or the node has not been started; the message says what to open instead."""
 
 
 class ForkedProcess(MeshError, RuntimeError):
@@ -91,7 +91,11 @@ class AlreadySettled(MeshError, RuntimeError):
 
 
 class OutboxFull(MeshError, BlockingIOError):
-    """``send_nowait`` found ``max_pending`` or ``max_pending_bytes`` reached (G5)."""
+    """``send_nowait`` found no room where ``send`` waits (G5).
+
+    Of a push: ``max_pending`` or ``max_pending_bytes`` is reached. Of a pub: that of a group is, or a subscriber is as
+    far behind as ``block=True`` allows. Of a bare push: ZeroMQ takes no more.
+    """
 
 
 class DeadLettered(MeshError):
@@ -154,7 +158,11 @@ class Overloaded(RequestError, BlockingIOError):
 
 
 class Unavailable(RequestError, ConnectionError):
-    """The service is closing; the method did not run."""
+    """The service is closing: the method did not begin, or it began and was stopped, as the message then says.
+
+    What did not begin was offered to everybody else before this is raised. What was stopped may have done a part of its
+    work; only an idempotent request is tried again after it.
+    """
 
     code = "unavailable"
 
@@ -170,7 +178,7 @@ class BadRequest(RequestError, ValueError):
 
 
 class NoSuchMethod(RequestError, LookupError):
-    """The service has no method of this name."""
+    """The service has no method of this name: nobody who serves it now, or not the one that ``peer=`` names."""
 
     code = "no_such_method"
 

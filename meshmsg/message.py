@@ -342,6 +342,10 @@ class Ledger(NamedTuple):
     ``pending`` splits into ``ready`` (waits for a consumer or for credit), ``in_flight`` (with a consumer) and
     ``scheduled`` (waits for its delay or backoff, or for the message before it of the same key).
 
+    ``redelivered`` is no part of the sum: it counts attempts that failed (a nack, a timeout, a lost consumer) and after
+    which the message is tried again. One that makes a dead letter does not count, nor does what a consumer returned
+    unstarted, although ``message.redelivered`` is set for that, too.
+
     >>> Ledger(accepted=3, processed=1, dead=0, pending=2, ready=2).balanced
     True
     """

@@ -24,10 +24,12 @@ from meshmsg.checks import (
 from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery
 from meshmsg.discovery.interfaces import is_loopback
 from meshmsg.driver import Driver
-from meshmsg.engine.engine import Engine
+from meshmsg.engine.broadcasting import WILL
+from meshmsg.engine.conversing import ROUTER
+from meshmsg.engine.engine import PAUSED, Engine
 from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.peers import Identity
-from meshmsg.engine.topics import require_topic
+from meshmsg.engine.topics import require_pattern, require_topic
 from meshmsg.errors import ConfigurationError, MeshError, NodeClosed, WaitTimeout
 from meshmsg.loops import choose_loop, require_reader_loop, serve
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
@@ -44,11 +46,11 @@ from meshmsg.options import (
 )
 from meshmsg.reach import choose_addresses, require_reach
 from meshmsg.sockets.bare import BarePush
-from meshmsg.sockets.bare_pub_sub import BarePub
+from meshmsg.sockets.bare_pub_sub import BARE_SUB, BarePub
 from meshmsg.sockets.dealer import Dealer
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.here import require_here
-from meshmsg.sockets.pub_sub import Pub, Sub
+from meshmsg.sockets.pub_sub import Pub, Sub, require_will
 from meshmsg.sockets.push_pull import Pull, Push
 from meshmsg.sockets.queues import Queues
 from meshmsg.sockets.raw import RawSockets
@@ -56,6 +58,7 @@ from meshmsg.sockets.router import Router
 from meshmsg.sockets.services import Services
 from meshmsg.sockets.topics import Topics
 from meshmsg.transport.zmq import ZmqTransport
+from meshmsg.unclosed import forget, remember, warn_of_loss
 from meshmsg.wire.frames import MAX_HEADER_BYTES
 
 logger = logging.getLogger("meshmsg.node")
@@ -204,6 +207,7 @@ class Node:
             raise
         self._transport = transport
         self._engine.set_wall_offset(time.time() - loop.time())
+        remember(self)
         self._driver.start(loop, transport)
         transport.start(loop, self._driver.turn)
         if all(map(is_loopback, self._interfaces)):
@@ -286,6 +290,7 @@ class Node:
         self._driver.stop()
         await unannounced
         self._transport.close(linger_ms=LINGER_MS)
+        forget(self)
         self._hub.close()
         for queue, books in self._books.items():
             if books.pending:
@@ -365,7 +370,11 @@ class Node:
         other options already.
         """
         self._require_open()
-        return self._topics.pub(pattern, options)
+        will = options.get("will")
+        if will is None:
+            return self._topics.pub(pattern, options)
+        with self._engine.reserving_offer(WILL, require_pattern("pub(pattern)", pattern), require_will(pattern, will)):
+            return self._topics.pub(pattern, options)
 
     @overload
     def sub(self, pattern: str, *, group: str, **options: Unpack[GroupKeywords]) -> GroupSub: ...
@@ -385,7 +394,10 @@ class Node:
         self._require_open()
         if group is not None:
             return self._queues.join(pattern, {"group": group, **options})
-        return self._topics.sub(pattern, options)
+        if options.get("reliable") is not False:
+            return self._topics.sub(pattern, options)
+        with self._engine.reserving_offer(BARE_SUB, require_pattern("sub(pattern)", pattern), {}):
+            return self._topics.sub(pattern, options)
 
     def router(self, service: str, **options: Unpack[RouterKeywords]) -> Router:
         """A service that other nodes may request: ``@router.method`` offers a function (G8).
@@ -395,7 +407,9 @@ class Node:
         nodes hear of it with its first method. Raises ``UnknownOption``, ``ConfigurationError``, ``NameClash``.
         """
         self._require_open()
-        return self._services.router(service, options)
+        require_name("router(service)", service)
+        with self._engine.reserving_offer(ROUTER, service, PAUSED):  # which its first method makes
+            return self._services.router(service, options)
 
     def dealer(self, service: str, **options: Unpack[DealerKeywords]) -> Dealer:
         """The client's end of a service: ``await dealer.request(method, ...)`` asks one of those who offer it (G8).
@@ -413,6 +427,8 @@ class Node:
         ``kind`` is ``zmq.PUSH``, ``zmq.SUB`` and so on. PULL, PUB, XPUB, ROUTER and REP bind and are offered to the
         mesh under ``name``; their counterparts connect to every node that offers one, as nodes come and go.
         Use the socket in this thread, and close it when done. Raises ``ConfigurationError``, ``NameClash``.
+
+        Of the asyncio face only: the loop's thread connects and disconnects the socket, and no other may use it.
         """
         require_name("raw(name)", name)
         self._driver.require_usable()
@@ -436,7 +452,8 @@ class Node:
     ) -> None:
         """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
 
-        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group. With
+        Those who pull a queue in another way than this node pushes to it, reliably or not, do not count. With ``sub``
+        or ``group``: until so many get what is published here to a topic, or as members of a group. With
         ``pub``: until so many publish to a topic and have confirmed this node's subscriptions to it. With ``router``:
         until so many serve it. Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
         """
@@ -455,11 +472,13 @@ class Node:
         def found() -> int:
             if kind == "peer":
                 return sum(1 for each in self.peers() if each.name == name and each.state == "alive")
+            if kind == "pull":
+                return self._queues.count_consumers(name)
             return self._topics.count_subscribers(name) if kind == "sub" else self._engine.count(kind, name)
 
         if not await self._driver.until(lambda: found() >= count, timeout):
             nobody = kind == "pull" and not found()
-            hint = self._engine.peers.describe_consumers(name) if nobody else f"{len(self.peers())} peers seen"
+            hint = self._queues.describe_consumers(name) if nobody else f"{len(self.peers())} peers seen"
             if kind == "sub":
                 hint = self._topics.describe_subscribers(name) or hint
             elif kind == "pub":
@@ -518,6 +537,12 @@ class Node:
         return self._hub.open()
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def warn_if_open(self) -> None:
+        """The process ends, and nobody closed it: says so, and what is lost."""
+        if not self._driver.is_foreign_process:
+            books = self._engine.ledger() if self._books is None else self._books
+            warn_of_loss(self.name, books, "async with node:")
 
     def _require_open(self) -> None:
         if self._driver.closed or self._closing is not None:

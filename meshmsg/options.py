@@ -429,7 +429,8 @@ class DealerOptions:
         Seconds after which an idempotent request also goes to a second provider, ``"p95"`` for the time that 95 % of
         the last requests took; the first answer counts. None for never.
     max_pending:
-        Requests that are under way at most; ``request`` waits for room.
+        Requests that are under way at most; ``request`` waits for room. The default is less than what a router takes
+        by default (64 that run, and 1,000 that wait), so that one dealer alone never gets ``Overloaded`` there.
     """
 
     timeout: float | None = 10.0
@@ -437,7 +438,7 @@ class DealerOptions:
     idempotent: bool | Iterable[str] = False
     retry: Retry = field(default_factory=lambda: Retry(backoff=0.05, max_backoff=1.0))
     hedge_after: float | Literal["p95"] | None = None
-    max_pending: int = 10_000
+    max_pending: int = 1000
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
@@ -496,3 +497,13 @@ def make_options(options: type[OptionsT], where: str, given: Mapping[str, Any]) 
     """Builds an options dataclass from keywords; an unknown one names the closest that exists."""
     require_known(where, given, [each.name for each in fields(options)])  # type: ignore[arg-type]  # always a dataclass
     return options(**given)
+
+
+def describe_difference(known: Any, given: Any) -> str:
+    """What differs between the options that something has and those that it is opened with again.
+
+    >>> describe_difference(PushOptions(ttl=5), PushOptions(max_pending=7))
+    'max_pending=10000, not 7; ttl=5, not None'
+    """
+    pairs = [(each.name, getattr(known, each.name), getattr(given, each.name)) for each in fields(known)]
+    return "; ".join(f"{name}={one!r:.200}, not {two!r:.200}" for name, one, two in pairs if one != two)

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -98,6 +99,15 @@ def run_async(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(with_deadline())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a mark that names no guarantee: the list would have it under a wrong heading."""
+    for item in items:
+        for marker in item.iter_markers("guarantee"):
+            for number in marker.args or ("nothing",):
+                if not isinstance(number, str) or re.fullmatch("G[1-9][0-9]?", number) is None:
+                    raise pytest.UsageError(f"{item.nodeid}: guarantee() takes numbers such as 'G1', not {number!r}")
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:

@@ -43,10 +43,12 @@ def documented(node: Documented, name: str) -> Iterator[doctest.DocTest]:
 
 def docstrings() -> Iterator[tuple[str, doctest.DocTest]]:
     for path in sorted((ROOT / "meshmsg").rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if ">>>" not in source:  # parsing all of them would take every worker half a second
+            continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-        for test in documented(tree, module):
+        for test in documented(ast.parse(source, filename=str(path)), module):
             yield module, test
 
 

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 import pytest
+import zmq
 
 from meshmsg import Node, NodeClosed, WaitTimeout
 
@@ -124,3 +125,22 @@ async def test_the_stop_ends_what_waits() -> None:
     await node.close()
     with pytest.raises(NodeClosed):
         await waiting
+
+
+@pytest.mark.guarantee("G11")
+async def test_a_subscriber_that_is_cut_off_is_told_once_and_counted() -> None:
+    async with make() as node:
+        node.pub("topic")
+        (endpoint, *_) = node._engine.identity.offers["broadcast"]["xpub"]["endpoints"]
+        events = node.events()
+        for cut in (1, 2):
+            with zmq.Context() as context, context.socket(zmq.SUB) as stranger:
+                stranger.setsockopt(zmq.LINGER, 0)
+                stranger.setsockopt(zmq.RECONNECT_IVL, -1)
+                stranger.connect(endpoint)
+                stranger.subscribe(b"x" * 300)
+                assert await node._driver.until(lambda cut=cut: node.counters()["refused_frames"] == cut, PATIENCE_S)  # type: ignore[misc]
+        event = await events.get(PATIENCE_S)
+        assert event.kind == "frame.refused" and "a filter of 300 bytes" in event.text
+        events.close()
+        assert [each async for each in events] == []

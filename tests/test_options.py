@@ -9,7 +9,16 @@ import pytest
 
 from meshmsg import ConfigurationError, Retry, UnknownOption
 from meshmsg.checks import require_bool, require_choice, require_int, require_name, require_number
-from meshmsg.options import LivenessOptions, PullOptions, PushOptions, make_options
+from meshmsg.options import (
+    DealerOptions,
+    LivenessOptions,
+    PubOptions,
+    PullOptions,
+    PushOptions,
+    RouterOptions,
+    describe_difference,
+    make_options,
+)
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -76,6 +85,17 @@ def test_unknown_options(given: dict[str, Any], why: str) -> None:
     with pytest.raises(UnknownOption, match=why) as caught:
         make_options(PullOptions, "pull('q')", given)
     assert isinstance(caught.value, TypeError) and isinstance(caught.value, ValueError)
+
+
+def test_one_dealer_has_less_under_way_than_one_router_takes() -> None:
+    router = RouterOptions()
+    assert DealerOptions().max_pending < router.concurrency + router.max_queue
+
+
+def test_what_differs_is_named_alone() -> None:
+    told = describe_difference(PubOptions(history=5, will="x" * 1000), PubOptions(retry=Retry(max_attempts=2)))
+    assert told.startswith("history=5, not 0; will='xxx") and "max_pending" not in told and len(told) < 700
+    assert "retry=Retry(max_attempts=5, backoff=0.5" in told and "not Retry(max_attempts=2, " in told
 
 
 def test_known_options_arrive() -> None:

@@ -59,7 +59,9 @@ class Consumer:
         if handoff.closed:
             self._driver.require_running()
             raise NodeClosed(f"{self.label} was closed: open another one")
-        raise WaitTimeout(f"no message of {self.name!r} came within {timeout} s")
+        # Whether credit is left is known here; why not, in the loop.
+        why = "" if handoff.room or self._loop is None else self._loop.call(self._async.explain_wait)
+        raise WaitTimeout(f"no message of {self.name!r} came within {timeout} s{why}")
 
     def batches(self, max_size: int = 500, max_wait: float = 0.01) -> Iterator[Batch]:
         """Messages in batches of up to ``max_size``; waits up to ``max_wait`` seconds for a batch to fill.
@@ -69,8 +71,13 @@ class Consumer:
         require_int("batches(max_size=)", max_size, at_least=1)
         require_number("batches(max_wait=)", max_wait, at_least=0)
         handoff = self._open()
-        while messages := handoff.take_many(max_size, max_wait):
-            yield Batch(messages)
+        hand = handoff.open_hand()
+        try:
+            while messages := handoff.take_many(max_size, max_wait):
+                hand.item = batch = Batch(messages)
+                yield batch
+        finally:
+            handoff.close_hand(hand)
         self._require_no_failure()
 
     @property
@@ -80,7 +87,11 @@ class Consumer:
         return self._async.unsettled if self._loop is None else self._loop.call(lambda: self._async.unsettled)
 
     def close(self, drain: float = 0.0) -> None:
-        """Stops consuming; handlers get ``drain`` seconds to end (G10)."""
+        """Stops consuming; handlers, and whoever iterates, get ``drain`` seconds for what they have taken (G10).
+
+        What was taken without a handler and has no verdict then is nacked, and a later verdict is ignored; but an
+        iteration may settle what it is at.
+        """
         self._driver.require_process()
         if self._loop is None:
             raise NodeClosed(f"the node of {self.label} is not started, so there is nothing to close")

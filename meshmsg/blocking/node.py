@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType, TracebackType
-from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, NoReturn, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from meshmsg import node as asynchronous
 from meshmsg.blocking.calls import SharedDealer
@@ -46,6 +46,7 @@ from meshmsg.sockets.call_threads import PlainInterceptor
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import STEP_S
 from meshmsg.sockets.pub_sub import require_on_gap
+from meshmsg.unclosed import forget, warn_of_loss
 
 ParametersT = ParamSpec("ParametersT")
 ResultT = TypeVar("ResultT")
@@ -270,20 +271,24 @@ class Node:
         hook = options.pop("on_dead_letter", None) if options.get("reliable") is not False else None
         self._node.driver.require_process()
         with self._lock:
-            inner: push_pull.Push | BarePush = self._call(self._node.push, queue, **options)  # type: ignore[arg-type]  # overloaded
+            inner, box = self._call(self._node.open_push, queue, options)
             push = self._pushes.get(queue)
-            if push is None:
+            if push is None or not push.is_of(inner):
                 if isinstance(inner, BarePush):
                     push = UnreliablePush(inner, self._node.driver)
                 else:
-                    box = self._node.outboxes[queue]
-                    box.now = self._node.driver.now
-                    push = Push(inner, box, self._node.driver, self._hooks)
+                    assert box is not None, "a reliable push has one"
+                    push = Push(inner, box, self._node.driver, self._hooks, self._forget_push)
                 self._pushes[queue] = push
                 self._add(push)
         if hook is not None and isinstance(push, Push):
             push.on_dead_letter(hook)
         return push
+
+    def _forget_push(self, push: Push) -> None:
+        with self._lock:
+            if self._pushes.get(push.queue) is push:
+                del self._pushes[push.queue]
 
     def pull(self, queue: str, **options: Unpack[PullKeywords]) -> Pull:
         """The consumer's end of a queue: a decorator for a plain function, or an iterator.
@@ -370,6 +375,17 @@ class Node:
             self._add(dealer)
         return dealer
 
+    def raw(self, kind: int, name: str) -> NoReturn:
+        """Not in this face: raises ``ConfigurationError``.
+
+        A ZeroMQ socket is for one thread at a time. Its user may stay in ``recv`` for any time, where discovery could
+        not connect it to a node that comes; and a lock around it would make it no plain socket any more.
+        """
+        raise ConfigurationError(
+            f"raw({name!r}) is for meshmsg.Node alone: a plain ZeroMQ socket cannot be connected while another thread "
+            "uses it; here, push, pull, pub and sub with reliable=False are bare ZeroMQ that any thread may use"
+        )
+
     def _add(self, socket: Socket) -> None:
         if self._loop is None:
             self._sockets.append(socket)  # until the start
@@ -393,7 +409,8 @@ class Node:
     ) -> None:
         """Waits until ``count`` living nodes pull a queue, push to it, or bear a name; raises ``WaitTimeout``.
 
-        With ``sub`` or ``group``: until so many get what is published here to a topic, or as members of a group. With
+        Those who pull a queue in another way than this node pushes to it, reliably or not, do not count. With ``sub``
+        or ``group``: until so many get what is published here to a topic, or as members of a group. With
         ``pub``: until so many publish to a topic and have confirmed this node's subscriptions to it. With ``router``:
         until so many serve it. Use it instead of sleeping for slow joiners. This node counts too, except for ``peer``.
         """
@@ -464,13 +481,7 @@ class Node:
             self._finish(loop)
         except Exception as error:
             warnings.warn(f"node {self.name!r} could not be closed at exit: {error!r}", RuntimeWarning, stacklevel=2)
-        pending = {queue: books.pending for queue, books in self.ledger().items() if books.pending}
-        if pending:
-            lost = ", ".join(f"{count} of {queue!r}" for queue, count in pending.items())
-            text = f"node {self.name!r} was not closed, and loses messages that are pending ({lost}): use `with node:`"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-        else:
-            warnings.warn(f"node {self.name!r} was not closed; use `with node:`", ResourceWarning, stacklevel=2)
+        warn_of_loss(self.name, self.ledger(), "with node:")
 
 
 class _SharedNode(asynchronous.Node):
@@ -481,6 +492,17 @@ class _SharedNode(asynchronous.Node):
         self._engine.make_outbox = SharedOutbox
         self._services.make_dealer = SharedDealer
         self.driver = self._driver
+
+    def open_push(self, queue: str, options: dict[str, Any]) -> tuple[push_pull.Push | BarePush, SharedOutbox | None]:
+        """As ``push``; also the outbox for threads to fill, unless it is a bare one."""
+        push: push_pull.Push | BarePush = self.push(queue, **options)
+        if isinstance(push, BarePush):
+            return push, None
+        box = self._engine.outboxes[queue]
+        assert isinstance(box, SharedOutbox), "what this node makes"
+        box.now = self._driver.now
+        box.seal("")  # by a push that was closed before this one
+        return push, box
 
     @property
     def outboxes(self) -> dict[str, SharedOutbox]:
@@ -499,6 +521,10 @@ class _SharedNode(asynchronous.Node):
             consumer.abandon()
         if self._transport is not None:
             self._transport.close(linger_ms=0)
+        forget(self)
+
+    def warn_if_open(self) -> None:
+        """The node around it closes it at the end of the process, and says what is lost."""
 
 
 def _wait_for(news: queue.SimpleQueue[int]) -> int:

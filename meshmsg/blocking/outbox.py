@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from meshmsg.engine.outbox import Outbox
+from meshmsg.engine.outbox import SMALL, Outbox
 from meshmsg.engine.run import Details, Run
 from meshmsg.errors import NodeClosed
 from meshmsg.message import Ledger
 from meshmsg.options import PushOptions
 
 NO_ROOM = -1
-SMALL = 4096  # bodies up to this many bytes are let in by count
 
 
 class SharedOutbox(Outbox):
@@ -34,6 +33,7 @@ class SharedOutbox(Outbox):
         self._credit = 0  # small bodies that fit without another look at the room
         self._drops = self.options.overflow == "drop_oldest"
         self._sealed = ""
+        self._taking_in = False
 
     def adopt(self, options: PushOptions) -> None:
         """From the loop: takes the options of the queue's owner."""
@@ -85,6 +85,10 @@ class SharedOutbox(Outbox):
     def room_bytes(self) -> int:
         """How many more bytes of bodies ``max_pending_bytes`` allows (G5)."""
         return super().room_bytes - sum(map(len, self._incoming))
+
+    def fits(self, size: int) -> bool:
+        """Whether a body keeps within both limits, and does not come between numbers that threads were given."""
+        return not self._taking_in and super().fits(size)
 
     def _look_for_room(self, size: int) -> bool:
         """Whether a body fits; finds out how many small ones after it will do so unasked, and their numbers."""
@@ -143,15 +147,18 @@ class SharedOutbox(Outbox):
         if not all_details and not self._drops:
             super().push_many(incoming, sum(map(len, incoming)))
             return
+        self._taking_in = True  # a dead letter may look for room here meanwhile
         for place, body in enumerate(incoming):
-            if self._drops and not self.fits(len(body)):
-                self.drop_for(len(body), now)
             details = all_details.get(place)
-            if details is None:
+            if details is not None:
+                if details.expires_at is not None:
+                    details.expires_at += now
+                if details.due_at is not None:
+                    details.due_at += now
+            if self._drops and not super().fits(len(body)) and not self.drop_for(len(body), now):
+                self.turn_away(body, details, now)
+            elif details is None:
                 super().push_many([body], len(body))
-                continue
-            if details.expires_at is not None:
-                details.expires_at += now
-            if details.due_at is not None:
-                details.due_at += now
-            super().push_detailed(body, details, now)
+            else:
+                super().push_detailed(body, details, now)
+        self._taking_in = False

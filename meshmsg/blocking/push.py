@@ -15,7 +15,7 @@ from meshmsg.blocking.outbox import NO_ROOM, SharedOutbox
 from meshmsg.checks import require_items, require_known
 from meshmsg.driver import Driver
 from meshmsg.engine.run import Details
-from meshmsg.errors import ConfigurationError, OutboxFull
+from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull
 from meshmsg.message import DeadLetter, Ledger
 from meshmsg.options import SendKeywords
 from meshmsg.sockets import push_pull
@@ -46,7 +46,14 @@ class Push:
     1
     """
 
-    def __init__(self, asynchronous: push_pull.Push, outbox: SharedOutbox, driver: Driver, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        asynchronous: push_pull.Push,
+        outbox: SharedOutbox,
+        driver: Driver,
+        hooks: Hooks,
+        forget: Callable[[Push], object] = lambda push: None,
+    ) -> None:
         self.queue = asynchronous.queue
         self.options = asynchronous.options
         self._async = asynchronous
@@ -55,7 +62,8 @@ class Push:
         self._hooks = hooks
         self._callbacks: list[Callable[[DeadLetter], Any]] = []
         self._local = threading.local()  # a packer each thread
-        self._max_bytes = asynchronous.max_bytes
+        self._forget = forget  # called at the close
+        self._max_bytes = asynchronous.max_bytes  # negative once it is closed: so nothing passes unlooked at
         self._prefix = asynchronous.prefix
         self._loop: LoopThread | None = None
         self._bell: Bell
@@ -64,6 +72,10 @@ class Push:
         """The node has started."""
         self._bell = Bell(loop.loop, self._take_in)
         self._loop = loop
+
+    def is_of(self, asynchronous: object) -> bool:
+        """Whether this is the face of that one, which may be a new one of the same queue."""
+        return self._async is asynchronous
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -151,6 +163,15 @@ class Push:
         """Waits until nothing is pending: every message is processed or dead. Raises ``WaitTimeout``."""
         self._running_loop().wait(self._async.flush(timeout))
 
+    def close(self) -> None:
+        """Sends no more; see ``meshmsg.Push.close``. What any thread was given an id for goes on to be processed."""
+        self._driver.require_process()
+        if self._loop is None or self._loop.ended.is_set():
+            self._end()
+        else:
+            self._loop.call(self._end)
+        self._forget(self)
+
     # -- looking ---------------------------------------------------------------------------------------------
 
     def ledger(self) -> Ledger:
@@ -170,6 +191,20 @@ class Push:
         return callback
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        if not self._async.closed:
+            self._max_bytes = -1
+            self._outbox.seal(self._describe_closed())  # no thread is between a look at this and its message now
+            self._async.end()
+
+    def _describe_closed(self) -> str:
+        return f"push({self.queue!r}) was closed: open another one"
+
+    def _require_open(self) -> None:
+        self._driver.require_running()
+        if self._async.closed:
+            raise NodeClosed(self._describe_closed())
 
     def _register(self, callback: Callable[[DeadLetter], Any]) -> None:
         self._async.on_dead_letter(self._tell)
@@ -192,7 +227,7 @@ class Push:
         return encoded
 
     def _require(self, encoded: bytes) -> None:
-        self._driver.require_running()
+        self._require_open()
         require_size(encoded, self.queue, self._max_bytes)
 
     def _make_details(
@@ -207,7 +242,7 @@ class Push:
         return make_details(self._packer(), key, priority, ttl, delay, headers, 0.0)
 
     def _put_many(self, encoded: list[bytes], ids: MessageIds) -> None:
-        self._driver.require_running()
+        self._require_open()
         require_size(max(encoded, key=len, default=b""), self.queue, self._max_bytes)
         start = 0
         while start < len(encoded):
@@ -259,6 +294,10 @@ class UnreliablePush:
     def connect(self, loop: LoopThread) -> None:
         """The node has started."""
         self._loop = loop
+
+    def is_of(self, asynchronous: object) -> bool:
+        """Whether this is the face of that one, which may be a new one of the same queue."""
+        return self._async is asynchronous
 
     def send(self, body: Any) -> None:
         """Hands one body to ZeroMQ; waits while no consumer is connected or all of them are at their limit."""

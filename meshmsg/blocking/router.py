@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -48,32 +48,38 @@ class Router:
         self._loop = loop
 
     @overload
-    def method(self, function: FunctionT, *, name: str | None = None) -> FunctionT: ...
+    def method(self, function: FunctionT, *, name: str | None = None, endless: bool = False) -> FunctionT: ...
     @overload
-    def method(self, function: None = None, *, name: str | None = None) -> Callable[[FunctionT], FunctionT]: ...
-    def method(self, function: Any = None, *, name: str | None = None) -> Any:
+    def method(
+        self, function: None = None, *, name: str | None = None, endless: bool = False
+    ) -> Callable[[FunctionT], FunctionT]: ...
+    def method(self, function: Any = None, *, name: str | None = None, endless: bool = False) -> Any:
         """Offers a plain function or generator under its name, or another one; see ``meshmsg.Router.method``.
 
         A parameter annotated with ``Context`` gets the context of the request, one with ``Iterator`` the caller's
-        items. Requests that the function makes get no more time than its caller has left, and end with it.
+        items. Requests that the function makes get no more time than its caller has left, and end with it. ``close``
+        does not wait for a function that is ``endless``.
         """
         if function is None:
-            return lambda function: self.method(function, name=name)
+            return lambda function: self.method(function, name=name, endless=endless)
         self._require_plain(function)
-        self._call(lambda: self._async.method(function, name=name))
+        self._call(lambda: self._async.method(function, name=name, endless=endless))
         return function
 
-    def offer(self, offered: OfferedT) -> OfferedT:
-        """Offers all public methods of an object; of a class, of an object that is made of it without arguments."""
+    def offer(self, offered: OfferedT, *, endless: Iterable[str] = ()) -> OfferedT:
+        """Offers all public methods of an object; of a class, of an object that is made of it without arguments.
+
+        ``endless`` has the names of those that are (see ``method``).
+        """
         made = router.make_offered(self.label, offered)  # here, where it may take its time
         for function in list_public(made).values():
             self._require_plain(function)
-        self._call(lambda: self._async.offer(made))
+        self._call(lambda: self._async.offer(made, endless=endless))
         return offered
 
-    def files(self, directory: str | os.PathLike[str], *, writable: bool = False) -> None:
+    def files(self, directory: str | os.PathLike[str], *, writable: bool = False, max_bytes: int | None = None) -> None:
         """Offers the files of a directory, for ``dealer.fetch`` and ``send_file``; see ``meshmsg.Router.files``."""
-        self._call(lambda: self._async.files(directory, writable=writable))
+        self._call(lambda: self._async.files(directory, writable=writable, max_bytes=max_bytes))
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from typing import Any
 from meshmsg import Message
 
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
-_CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+# What ``surrogateescape`` makes of single bytes that are controls to terminals without UTF-8.
+_CONTROL_BYTES = re.compile("[\udc80-\udc9f]")
 
 
 def parse_text(line: bytes) -> str | bytes:
@@ -33,14 +34,15 @@ def parse_json(line: bytes | str) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """A value on one line of JSON.
+    """A value on one line of JSON, without anything that would steer a terminal: that is written as escapes.
 
     What JSON has no word for: bytes become ``{"base64": …}``, times ISO 8601, NaN and infinities null.
 
     >>> to_json({"path": "a.jpg", "raw": b"\\x00"})
     '{"path":"a.jpg","raw":{"base64":"AA=="}}'
     """
-    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # JSON's own rules end at U+001F. What is beyond can only be within a text, and an escape is the same text.
+    return escape_control(json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False))
 
 
 def to_line(body: Any) -> bytes:
@@ -61,7 +63,9 @@ def to_single_line(body: Any) -> bytes:
     (b'a\\\\nb\\t\\\\u001b', b'\\xff\\\\r')
     """
     if isinstance(body, bytes):
-        return _CONTROL_BYTES.sub(lambda found: _escape(found[0].decode()).encode(), body)
+        text = escape_control(body.decode(errors="surrogateescape"))
+        text = _CONTROL_BYTES.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+        return text.encode(errors="surrogateescape")
     return escape_control(body if isinstance(body, str) else to_json(body)).encode()
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from meshmsg import Node
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import to_json
+from meshmsg.cli.bodies import escape_invisible, to_json
 from meshmsg.cli.running import Stop, complain
 from meshmsg.cli.session import Session
 from meshmsg.observe.events import EventStream
@@ -134,7 +134,8 @@ class Listing:
         for column in self._columns:
             table.add_column(column, no_wrap=plain)
         for row in self._tabulate(document):
-            table.add_row(*map(Text, row))  # not str: what nodes call themselves is no markup
+            # Not str: what nodes call themselves is no markup. And what cannot be seen must be.
+            table.add_row(*(Text(escape_invisible(cell)) for cell in row))
         return table
 
 

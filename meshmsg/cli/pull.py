@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import string
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import click
 
 from meshmsg import Message
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import describe_message, number_of, to_json, to_line
+from meshmsg.cli.bodies import describe_message, number_of, to_json, to_line, to_screen
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
@@ -64,6 +65,11 @@ def make_render(
             raise BadFormat(f"--format has no {{{name}}}; there are {', '.join(f'{{{each}}}' for each in fields)}")
     formatter = LineFormatter(show)
     return lambda message: _fill(formatter, template, message, {name: read_field(message, name) for name in fields})
+
+
+def choose_show() -> Callable[[Any], bytes]:
+    """Bodies as they are, or if a terminal would see them, so that they cannot steer it."""
+    return to_screen if sys.stdout.isatty() else to_line
 
 
 class LineFormatter(string.Formatter):
@@ -177,7 +183,7 @@ def pull(
 
     A message is acked when its line is out: written, and for a pipe taken by its reader (on Linux). What was not
     printed goes back to its producer unharmed when this ends: after -n messages, at Ctrl-C, or when the reader of
-    the pipe has left. Text is printed as it is, anything else as JSON.
+    the pipe has left. Text is printed as it is (but steers no terminal), anything else as JSON.
 
     \b
     Examples:
@@ -186,7 +192,7 @@ def pull(
       meshmsg pull thumbnails --format '{attempt} {body[path]}'
     """
     try:
-        wanted = Wanted(count, timeout, verdict, make_render(template, session.json))
+        wanted = Wanted(count, timeout, verdict, make_render(template, session.json, show=choose_show()))
     except BadFormat as error:
         raise click.UsageError(str(error)) from None
     held = min(prefetch or PREFETCH, count or PREFETCH)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ import click
 
 from meshmsg import DeadLetter, Ledger, MeshError, Retry, WaitTimeout
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import parse_json, parse_text, to_json
+from meshmsg.cli.bodies import escape_control, parse_json, parse_text, to_json
 from meshmsg.cli.lines_in import LinesIn
-from meshmsg.cli.running import Stop, complain, run
+from meshmsg.cli.running import Stop, complain, run, tell
 from meshmsg.cli.session import Session, session_options
 from meshmsg.sockets.pub_sub import Pub
 from meshmsg.sockets.push_pull import Push
@@ -26,6 +27,7 @@ from meshmsg.sockets.push_pull import Push
 NOTICE_AFTER_S = 2.0
 LOOK_EVERY_S = 0.02
 MAX_LETTERS_SHOWN = 20
+SECONDS = re.compile(r"\b(\d+\.\d{4,}) s\b")
 
 
 class BadBody(Exception):
@@ -108,7 +110,16 @@ async def settle(job: Job, push: Push) -> None:
         except WaitTimeout as error:
             if notice_at is not None and loop.time() >= notice_at:
                 notice_at = None
-                click.echo(f"meshmsg: waiting: {error}", err=True)
+                tell(f"meshmsg: waiting: {round_seconds(str(error))}")
+
+
+def round_seconds(text: str) -> str:
+    """A text with seconds as people write them; the library tells what it was given, which was worked out here.
+
+    >>> round_seconds("1 messages are pending after 1.9999956730025588 s")
+    '1 messages are pending after 2 s'
+    """
+    return SECONDS.sub(lambda found: f"{round(float(found[1]), 2):g} s", text)
 
 
 async def _until_handed_over(push: Push, deadline: float | None) -> None:
@@ -132,7 +143,7 @@ def report(session: Session, job: Job, push: Push, stop: Stop) -> int:
     if waiting or books.dead or sys.stderr.isatty():
         click.echo(describe_books(push.queue, books), err=True)
     for letter in job.letters[:MAX_LETTERS_SHOWN]:
-        click.echo(f"  dead letter {letter.id} ({letter.reason}): {letter.error}", err=True)
+        tell(escape_control(f"  dead letter {letter.id} ({letter.reason}): {letter.error}"))
     if len(job.letters) > MAX_LETTERS_SHOWN:
         click.echo(f"  and {len(job.letters) - MAX_LETTERS_SHOWN} more dead letters", err=True)
     if job.bad is not None:

@@ -16,7 +16,7 @@ from meshmsg import Context, RemoteError, Unavailable
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import parse_json, parse_text, to_json
 from meshmsg.cli.requesting import parse_value
-from meshmsg.cli.running import Stop, run
+from meshmsg.cli.running import Stop, run, tell
 from meshmsg.cli.session import Session, session_options
 
 MAX_COMPLAINT = 900  # characters of a command's standard error that its caller gets
@@ -171,7 +171,7 @@ def reply(
                     replies.end()
 
             router.method(answer, name=method)
-            click.echo(f"meshmsg: {service}.{method} is offered until Ctrl-C", err=True)
+            tell(f"meshmsg: {service}.{method} is offered until Ctrl-C")
             await stop.wait()
             await router.close()
         runner.close()

@@ -14,7 +14,7 @@ import click
 
 from meshmsg import DeadlineExceeded, Dealer, MeshError, Node
 from meshmsg.cli import exits
-from meshmsg.cli.bodies import escape_control, parse_json, parse_text, to_json, to_line, to_screen, to_single_line
+from meshmsg.cli.bodies import parse_json, parse_text, to_json, to_line, to_screen, to_single_line
 from meshmsg.cli.lines_in import LinesIn
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
 from meshmsg.cli.push import read_headers
@@ -53,8 +53,7 @@ class Question:
     def render(self, name: str, value: Any) -> bytes:
         """A line of output."""
         if self.json:
-            line = to_json({name: value})
-            return (escape_control(line) if self.screen else line).encode()  # either is JSON
+            return to_json({name: value}).encode()
         if self.stream:
             return to_single_line(value)
         return to_screen(value) if self.screen else to_line(value)

@@ -31,6 +31,7 @@ from meshmsg import (
 )
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import escape_control, escape_lines
+from meshmsg.cli.running import tell
 
 LOOK_EVERY_S = 0.1
 NOTICE_AFTER_S = 2.0  # then people are told what is waited for
@@ -194,7 +195,7 @@ class Search:
                 await asyncio.sleep(LOOK_EVERY_S)
             if now >= notice_at:
                 notice_at = float("inf")
-                click.echo(f"meshmsg: waiting: for {self.describe()}", err=True)
+                tell(f"meshmsg: waiting: for {self.describe()}")
         return False
 
     def describe(self) -> str:

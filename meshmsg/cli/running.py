@@ -13,6 +13,7 @@ import click
 
 from meshmsg import ConfigurationError, MeshError
 from meshmsg.cli import exits
+from meshmsg.cli.bodies import escape_lines
 
 ResultT = TypeVar("ResultT")
 
@@ -80,8 +81,13 @@ def run(verb: Callable[[Stop], Awaitable[int]]) -> NoReturn:
 
 def complain(error: object, code: int) -> int:
     """Prints an error for people to standard error; returns the code."""
-    click.echo(f"meshmsg: {error}", err=True)
+    tell(f"meshmsg: {error}")
     return code
+
+
+def tell(text: str) -> None:
+    """Prints lines for people to standard error; what others said in them cannot steer the terminal."""
+    click.echo(escape_lines(text), err=True)
 
 
 async def _with_signals(verb: Callable[[Stop], Awaitable[int]]) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from meshmsg import MeshError, Node
-from meshmsg.cli.bodies import escape_control, escape_invisible
 from meshmsg.cli.looking import Listing, Rows
 from meshmsg.cli.requesting import explain
 from meshmsg.cli.running import run
@@ -130,8 +129,8 @@ def tabulate_both(document: Document) -> Rows:
 
 
 def clean(*cells: Any) -> tuple[str, ...]:
-    """Cells of a row as text; what other nodes say must not steer the terminal."""
-    return tuple("-" if cell is None else escape_control(str(cell)) for cell in cells)
+    """Cells of a row as text."""
+    return tuple("-" if cell is None else str(cell) for cell in cells)
 
 
 def each_provider(document: Document) -> list[tuple[str, Document]]:
@@ -143,7 +142,7 @@ def label(provider: Document) -> str:
     """A name, and in brackets whatever is not as one would expect."""
     details = [provider["state"]] if provider["state"] != "alive" else []
     details += [] if provider["serving"] else ["not serving"]
-    name = escape_invisible(f"{provider['name']}")
+    name = f"{provider['name']}"
     return f"{name} ({', '.join(details)})" if details else name
 
 

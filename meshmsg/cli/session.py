@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from meshmsg import Node
+from meshmsg.cli.bodies import escape_lines
 
 VerbT = TypeVar("VerbT", bound=Callable[..., Any])
 DEFAULT_MESH = "default"
@@ -47,6 +48,14 @@ class Session:
         )
 
 
+class Formatter(logging.Formatter):
+    """Writes what other nodes said so that it cannot steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of one record."""
+        return escape_lines(super().format(record))
+
+
 def session_options(json_help: str) -> Callable[[VerbT], VerbT]:
     """Gives a verb the shared options; it takes them as one argument ``session``."""
     options = [
@@ -74,9 +83,9 @@ def session_options(json_help: str) -> Callable[[VerbT], VerbT]:
             verbose: bool,
             **rest: Any,
         ) -> Any:
-            logging.basicConfig(
-                level=logging.INFO if verbose else logging.WARNING, format="meshmsg: %(levelname)s: %(message)s"
-            )
+            handler = logging.StreamHandler()
+            handler.setFormatter(Formatter("meshmsg: %(levelname)s: %(message)s"))
+            logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
             if mesh == "":  # an empty variable is as good as none, but here somebody's script lost a name
                 raise click.UsageError("--mesh takes a name, and this one is empty")
             session = Session(json, mesh, interfaces, seeds, mdns, unencrypted, verbose)

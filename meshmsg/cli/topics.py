@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import click
 
 from meshmsg import Node
-from meshmsg.cli.bodies import escape_invisible
 from meshmsg.cli.looking import Listing, Rows
 from meshmsg.cli.running import run
 from meshmsg.cli.session import Session, session_options
@@ -108,7 +107,7 @@ def tabulate(document: dict[str, Any]) -> Rows:
     """The same as rows."""
     return [
         (
-            escape_invisible(each["topic"]) + ("" if each["reliable"] else " (reliable=False)"),
+            each["topic"] + ("" if each["reliable"] else " (reliable=False)"),
             ", ".join(_label(who) for who in each["publishers"]) or "-",
             ", ".join(_label(who, each["topic"]) for who in each["subscribers"]) or "-",
         )
@@ -122,7 +121,7 @@ def _label(who: dict[str, Any], topic: str = "") -> str:
     if who.get("group"):
         details.append(f"group {who['group']}")
     if who.get("pattern", topic) != topic and topic:
-        details.append(escape_invisible(who["pattern"]))
+        details.append(who["pattern"])
     return f"{who['name']} ({', '.join(details)})" if details else str(who["name"])
 
 

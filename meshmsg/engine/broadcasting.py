@@ -16,7 +16,7 @@ from meshmsg.engine.topic_log import headers_of
 from meshmsg.engine.topics import find_fault, matches, overlaps
 from meshmsg.errors import ProtocolError
 from meshmsg.wire import frames
-from meshmsg.wire.codec import decode_body
+from meshmsg.wire.codec import decode_body, encode_batch
 
 KEEP_S = 120.0  # a publisher that fell silent is waited for; then what is known to be missing becomes gaps
 # What a publisher that is gone sent last is on its way through another connection than its goodbye.
@@ -43,6 +43,7 @@ class Broadcaster:
         self.subscriptions = Subscriptions(identity.node_id, identity.incarnation)
         self.refused = 0  # broadcast messages that could not be read
         self.on_collected: Callable[[list[Broadcast]], None] = lambda broadcasts: None
+        self._max_bytes = identity.max_body_bytes or frames.MAX_PAYLOAD_BYTES
         self._identity = identity
         self._myself = f"{identity.node_id}.{identity.incarnation}"
         self._peers = peers
@@ -270,7 +271,8 @@ class Broadcaster:
         if reception is None:
             return
         try:
-            reception.on_published(frames.decode_published(parts), self._output.now)
+            published = frames.decode_published(parts, self.publisher.piece_bytes, self._max_bytes)
+            reception.on_published(published, self._output.now)
         except ProtocolError as error:
             self.refused += 1
             self._output.notes.tell("frame.refused", reception.node_id, reception.node_id, f"{error}", self._output.now)
@@ -347,11 +349,11 @@ class Broadcaster:
         self.on_collected(broadcasts)
         for topic, first_seq, bodies, headers in broadcasts:
             node_id, incarnation = self._identity.node_id, self._identity.incarnation
-            published = frames.Published(topic, node_id, incarnation, first_seq, len(bodies), headers, b"")
-            parts = frames.encode_published(published, bodies)
-            self._output.effects.publish.append(parts)
+            payload = encode_batch(bodies)
+            published = frames.Published(topic, node_id, incarnation, first_seq, len(bodies), headers, payload)
+            self._output.effects.publish.append(frames.encode_published(published, publisher.piece_bytes))
             if own is not None:
-                own.on_published(published._replace(payload=parts[2]), now)
+                own.on_published(published, now)
         publisher.unblocked.clear()  # who waits looks for itself
         if self._changed:
             self._changed = False

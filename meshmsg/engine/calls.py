@@ -12,22 +12,23 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
+from meshmsg.engine.call import Call as Call
 from meshmsg.engine.faults import RETRYABLE, is_answer, make_error
 from meshmsg.engine.providers import BUILT_IN, Clients, Provider
 from meshmsg.engine.retry import backoff
-from meshmsg.engine.streams import InStream, OutStream
 from meshmsg.errors import (
     BodyTooLarge,
     Cancelled,
     DeadlineExceeded,
     MeshError,
     NoResponders,
+    NoSuchMethod,
     Overloaded,
     PeerLost,
     RequestError,
     Unavailable,
 )
-from meshmsg.options import MAX_REQUEST_ATTEMPTS, DealerOptions
+from meshmsg.options import MAX_REQUEST_ATTEMPTS
 from meshmsg.wire import items
 from meshmsg.wire.codec import Undecodable
 
@@ -39,79 +40,12 @@ MAX_STALE = 64  # deadlines and timers that lead nowhere, before it is worth tak
 _OVER = "the request is over"
 
 
-class Call:
-    """One request. ``sink`` is the socket's own, ``body`` the encoded arguments; ``peer`` names the only one to ask."""
-
-    __slots__ = (
-        "attempts",
-        "avoid",
-        "body",
-        "deadline",
-        "done",
-        "down",
-        "flags",
-        "headers",
-        "hedges",
-        "key",
-        "method",
-        "number",
-        "options",
-        "peer",
-        "provider",
-        "repeatable",
-        "sent_at",
-        "service",
-        "sink",
-        "spoke",
-        "timeout",
-        "up",
-    )
-
-    def __init__(
-        self,
-        service: str,
-        method: str,
-        body: bytes,
-        timeout: float | None,
-        options: DealerOptions,
-        sink: Any,
-        *,
-        repeatable: bool = False,
-        headers: dict[str, Any] | None = None,
-        key: str | None = None,
-        peer: str | None = None,
-        down: InStream | None = None,
-        up: OutStream | None = None,
-    ) -> None:
-        self.service = service
-        self.method = method
-        self.body = body
-        self.timeout = timeout
-        self.options = options
-        self.sink = sink
-        self.repeatable = repeatable
-        self.headers = headers
-        self.key = key
-        self.peer = peer
-        self.down = down
-        self.up = up
-        self.flags = (items.WANTS_ITEMS if down is not None else 0) | (items.SENDS_ITEMS if up is not None else 0)
-        self.number = -1  # of the newest attempt
-        self.provider: Provider | None = None
-        self.sent_at = 0.0
-        self.hedges: dict[int, tuple[Provider, float]] | None = None  # other attempts under way, by number
-        self.attempts = 0
-        self.avoid: set[str] = set()
-        self.deadline: float | None = None
-        self.spoke = False  # the server has items of this side, or their end; nobody else can have them
-        self.done = False
-
-
 class Calls:
     """All requests of this node that are under way."""
 
     def __init__(self, generator: random.Random, send: Send, limit_of: Callable[[str], int | None]) -> None:
         self.answered: list[tuple[Call, Any, MeshError | None]] = []
+        self.before_looking: Callable[[], None] = lambda: None  # called before anybody is listed
         self.late_replies = 0
         self.retries = 0
         self.hedged = 0
@@ -146,11 +80,12 @@ class Calls:
 
     def responders(self, service: str) -> list[Provider]:
         """Who serves it now."""
-        known = self._clients.get(service)
-        return known.providers.listed() if known is not None else []
+        self.before_looking()
+        return self._clients[service].providers.listed() if service in self._clients else []
 
     def whom_to_survey(self, service: str, method: str) -> list[Provider]:
         """Who serves it now; for what is asked about the providers themselves, also those who do not serve."""
+        self.before_looking()
         return self._askable(self.clients(service), method)
 
     @staticmethod
@@ -263,9 +198,11 @@ class Calls:
             askable = self._askable(known, call.method)
             provider = next((each for each in askable if each.is_called(call.peer)), None)
         else:
-            provider = known.providers.pick(call.options.balance, now, call.key, call.avoid)
+            provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, call.lacking)
         if call.number in self._table and (provider is None or provider.key in call.avoid):
             return None  # a hedge without another provider; the first attempt goes on
+        if provider is None and call.lacking:  # a retry that finds only those: perhaps they have the method by now
+            provider = known.providers.pick(call.options.balance, now, call.key, call.avoid)
         if provider is None:
             call.attempts += call.attempts > 0  # a retry that finds nobody is one, too
             self._fail(call, NoResponders(known.providers.explain_nobody(call.service, call.peer)), now)
@@ -314,7 +251,7 @@ class Calls:
                 self._plan_hedge(call, now)
 
     def _plan_hedge(self, call: Call, now: float) -> None:
-        if not call.repeatable or call.flags or call.attempts >= MAX_REQUEST_ATTEMPTS:
+        if not call.repeatable or call.flags or call.tries >= MAX_REQUEST_ATTEMPTS:
             return  # streams neither: their items cannot be sent twice
         if call.peer is not None or call.key is not None:
             return  # nobody else is meant
@@ -357,6 +294,7 @@ class Calls:
         if call is None or call.done or call.down is None or not self._is_from(call, number, peer):
             self.late_replies += 1
             return
+        call.came += len(values)
         call.down.put(values, size_bytes)
 
     def on_end(self, peer: str, number: int, now: float) -> None:
@@ -383,11 +321,18 @@ class Calls:
                 known.providers.remove(key)
             else:
                 known.providers.update(key, name, serving=offer.get("serving", True) is not False, alive=alive)
+        self._forget_unused()
+
+    def _forget_unused(self) -> None:
+        """Keeps nothing of services that nobody offers any more and this node never asked."""
+        for service in [service for service, known in self._clients.items() if known.unused]:
+            del self._clients[service]
 
     def on_peer_gone(self, key: str, name: str, why: str, now: float) -> None:
         """A peer's life ended: whatever it had to answer is lost."""
         for known in self._clients.values():
             known.providers.remove(key)
+        self._forget_unused()
         lost = [(number, call) for number, call in self._table.items() if self._is_from(call, number, key)]
         for number, call in lost:
             if not call.done:
@@ -417,18 +362,25 @@ class Calls:
         provider, sent_at = self._take_attempt(call, number)
         error.peer = provider.name
         blame = error.code in RETRYABLE and not answer
-        known = self.clients(call.service)
-        known.providers.ended(provider, now, now - sent_at, blame)
-        if blame and (call.key is None or not isinstance(error, Overloaded)):  # a key's keeper stays its keeper
+        lacks = never_ran and isinstance(error, NoSuchMethod)
+        providers = self.clients(call.service).providers
+        if lacks:  # which is said quickly, but makes it no faster and no better at what it has
+            providers.dropped(provider, now, 0.0 if call.flags else now - sent_at)
+            call.lacking |= {provider.key}
+        else:
+            providers.ended(provider, now, now - sent_at, blame)
+        if blame:
+            call.refusal = error, pause
+        if lacks or (blame and (call.key is None or not isinstance(error, Overloaded))):  # its keeper stays a key's
             call.avoid.add(provider.key)
         if call.number in self._table or call.hedges:
             return  # another attempt goes on
         if answer:
             self._report(call, None, error)
+        elif lacks:
+            self._ask_who_has_it(call, error, now)
         elif never_ran and self._may_go_elsewhere(call, error, now):
-            if call.up is not None:
-                call.up.allowed = 0  # what another server takes, it says itself
-            self.staged.append(call)
+            self._stage_again(call)
         else:
             self._fail(call, error, now, pause=pause)
 
@@ -437,17 +389,37 @@ class Calls:
 
         As gRPC's transparent retries. Who is overloaded takes it later, unless somebody else has room.
         """
-        if call.peer is not None or call.spoke or call.attempts > MAX_REQUEST_ATTEMPTS:
+        if call.peer is not None or call.spoke or call.tries > MAX_REQUEST_ATTEMPTS:
             return False
         if isinstance(error, Overloaded):
             return call.key is None and self.clients(call.service).providers.has_other(now, call.avoid)
         return isinstance(error, (Unavailable, NoResponders))
 
+    def _stage_again(self, call: Call) -> None:
+        """Asks somebody else at once."""
+        if call.up is not None:
+            call.up.allowed = 0  # what another server takes, it says itself
+        self.staged.append(call)
+
+    def _ask_who_has_it(self, call: Call, error: RequestError, now: float) -> None:
+        """A provider has no such method: another may be newer. Each is asked once, and if nobody has it, that is it.
+
+        Where those that may have it refused, what they said is the outcome, or they are asked again later.
+        """
+        others = [each for each in self.clients(call.service).providers.listed() if each.key not in call.lacking]
+        if call.peer is not None or call.spoke or not others:
+            self._report(call, None, error)
+        elif call.refusal is None or any(each.key not in call.avoid for each in others):
+            self._stage_again(call)
+        else:
+            refusal, pause = call.refusal
+            self._fail(call, refusal, now, pause=pause)
+
     def _fail(self, call: Call, error: RequestError, now: float, *, pause: float | None = None) -> None:
         """Tries again what may be tried again, later; otherwise this is the outcome."""
         retry = call.options.retry
-        if call.repeatable and not call.flags and error.code in RETRYABLE and call.attempts < retry.max_attempts:
-            delay = backoff(retry, max(1, call.attempts), self._generator)
+        if call.repeatable and not call.flags and error.code in RETRYABLE and call.tries < retry.max_attempts:
+            delay = backoff(retry, max(1, call.tries), self._generator)
             if pause is not None:
                 delay = max(delay, pause)
             if call.deadline is None and call.timeout is not None:
@@ -513,7 +485,8 @@ class Calls:
             self._send(provider.key, [[items.CANCEL, [number]]], ())
 
     def _late(self, call: Call) -> DeadlineExceeded:
-        error = DeadlineExceeded(f"{call.service}.{call.method} brought no answer within {call.timeout:g} s")
+        came = f"{call.came} item{'s' * (call.came != 1)} and no end" if call.came else "no answer"
+        error = DeadlineExceeded(f"{call.service}.{call.method} brought {came} within {call.timeout:g} s")
         error.peer = call.provider.name if call.provider is not None else None
         return error
 
@@ -570,8 +543,7 @@ class Calls:
     def close(self, now: float) -> None:
         """The node closes: whatever is under way is given up."""
         waiting = [*self.staged, *dict.fromkeys(self._table.values()), *(call for *_, call in self._timers)]
-        self.staged = []
-        self._timers = []
+        self.staged, self._timers = [], []
         for call in waiting:
             if not call.done:
                 self._end(call, now)
@@ -588,8 +560,8 @@ class Calls:
             asked[id(provider)] = asked.get(id(provider), 0) + 1
         retries = [call for _, _, number, call in self._timers if number == _RETRY and call in self._resting]
         assert len(retries) == len(self._resting), f"{len(self._resting)} calls wait for {len(retries)} retries"
-        over = sum(call.done and call not in self.given_up for call in self._resting)
-        assert not over, f"{over} calls have their outcome and wait for a retry"
+        for call in self._resting:
+            assert not call.done or call in self.given_up, "a call has its outcome and waits for a retry"
         assert len(self._deadlines) <= self._most[0], f"{len(self._deadlines)} deadlines of {len(self._table)} calls"
         assert len(self._timers) <= self._most[1] + len(retries), f"{len(self._timers)} timers"
         for service, clients in self._clients.items():

@@ -255,10 +255,12 @@ class Channel:
 
     def check(self) -> None:
         """Own invariants, for the simulator."""
-        seqs = [seq for seq, *_ in self._kept]
-        assert seqs == list(range(self._next_seq - len(seqs), self._next_seq)), f"channel {self.number} keeps {seqs}"
-        held = sum(sizes for *_, sizes in self._kept)
+        held = 0
+        for expected, (seq, _, _, size) in enumerate(self._kept, self._next_seq - len(self._kept)):
+            assert seq == expected, f"channel {self.number} keeps {[each[0] for each in self._kept]}"
+            held += size
         assert self.unheard_bytes == held, f"channel {self.number} counts {self.unheard_bytes} bytes, holds {held}"
         assert self._told <= self._expected, f"channel {self.number} told {self._told} of {self._expected}"
         assert self._agreed or not (self._next_seq or self._expected), f"channel {self.number} was used too early"
-        assert items.count_bodies(self._items) == len(self._bodies), f"channel {self.number} has bodies of no item"
+        count = items.count_bodies(self._items) if self._items else 0
+        assert count == len(self._bodies), f"channel {self.number} has bodies of no item"

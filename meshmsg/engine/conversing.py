@@ -22,8 +22,10 @@ class Conversations:
 
     def __init__(self, peers: Peers, output: Output, generator: random.Random) -> None:
         self.calls = Calls(generator, self._send, self._limit_of)
+        self.calls.before_looking = self._sync_own
         self.serving = Serving()
         self._peers = peers
+        self._own_version = 0  # of this node's offers, as its own calls know them
         self._output = output
         self._channels: dict[str, Channel] = {}  # by peer's key
         self._next_channel = 1
@@ -34,7 +36,18 @@ class Conversations:
     def sync(self, peer: PeerState) -> None:
         """A peer's offers, or whether it can be asked, may be new."""
         alive = peer.state == "alive" and peer.link is not None
-        self.calls.on_peer(peer.key, peer.name, peer.offers.get(ROUTER, {}), alive=alive)
+        identity = self._peers.identity
+        # Its own offers reach a node as all others do, a turn late: what it offers now is known here.
+        offers = identity.offers if peer.node_id == identity.node_id else peer.offers
+        self.calls.on_peer(peer.key, peer.name, offers.get(ROUTER, {}), alive=alive)
+
+    def _sync_own(self) -> None:
+        """This node's services are known to itself at once."""
+        identity = self._peers.identity
+        myself = self._peers.by_id.get(identity.node_id)
+        if self._own_version != identity.offers_version and myself is not None:
+            self._own_version = identity.offers_version
+            self.sync(myself)
 
     def resume(self, peer: PeerState) -> None:
         """A peer is there, or there again: both sides say where they are."""
@@ -122,6 +135,7 @@ class Conversations:
     def dispatch(self) -> None:
         """Everything that this turn brought leaves: one frame a peer, as a rule."""
         if self.calls.staged or self.calls.given_up:
+            self._sync_own()
             self.calls.dispatch(self._output.now)
         if self.serving.outspoken:
             for key, (talked, bodies) in self.serving.take_output().items():

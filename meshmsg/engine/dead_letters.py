@@ -100,5 +100,5 @@ class DeadLetterBox:
     def check(self) -> None:
         """Own invariants, for the simulator."""
         assert len(self._buried) <= self.capacity
-        assert self.size == sum(each.size for each in self._buried.values()), f"counts {self.size} bytes"
+        assert self.size == sum([size for _, _, size in self._buried.values()]), f"counts {self.size} bytes"
         assert self.size <= self.capacity_bytes or len(self._buried) == 1, f"{self.size} bytes are too many"

@@ -64,7 +64,7 @@ class Effects:
         self.dial: list[Dial] = []
         self.send: list[tuple[int, list[bytes]]] = []  # (link, parts)
         self.hang_up: list[int] = []
-        self.publish: list[list[bytes]] = []  # parts
+        self.publish: list[list[bytes | memoryview]] = []  # parts
         self.follow: list[Follow] = []
         self.unfollow: list[int] = []
         self.deliver: list[str] = []  # queues and subscriptions that got messages

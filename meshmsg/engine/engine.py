@@ -7,7 +7,8 @@ knows a socket, a loop, a thread or a clock. The machines never call one another
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from meshmsg.checks import GROUP_PREFIX
@@ -21,7 +22,7 @@ from meshmsg.engine.groups import Groups
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.outbox import Outbox
 from meshmsg.engine.output import Output
-from meshmsg.engine.peers import HEARD, LEFT, SELF_LINK, Identity, LinkNews, Peers, PeerState
+from meshmsg.engine.peers import HEARD, LEFT, SELF_LINK, Identity, LinkNews, OfferRoom, Peers, PeerState
 from meshmsg.engine.publisher import Publisher
 from meshmsg.engine.receiving import Receiver
 from meshmsg.engine.sending import Sender
@@ -37,6 +38,7 @@ from meshmsg.wire import frames
 # What offers cost at every peer; changes of many are told so seldom that this takes part of a peer's time only.
 OFFER_PAUSE_S = 20e-6  # for each
 MANY_OFFERS = 100
+PAUSED = {"serving": False}  # what a router says that wants no requests
 
 
 class Engine:
@@ -58,6 +60,7 @@ class Engine:
         self.unknown_kinds = 0
         self.topology = 0  # changes whenever a peer comes, goes, or offers something else
         self.wake: Callable[[], None] = lambda: None  # asks the driver for a turn
+        self.on_queue_over: Callable[[str], None] = lambda queue: None  # told of a closed push that holds nothing more
         self.peers = Peers(identity, self.liveness, generator)
         self.dead_letters = DeadLetterBox(max_dead_letters, max_dead_letter_bytes)
         self._output = output = Output(wall_offset)
@@ -65,6 +68,7 @@ class Engine:
         self._sender = Sender(
             self.peers, output, generator, self.dead_letters, lambda queue: self.offer("push", queue, {})
         )
+        self._sender.on_over = lambda queue: self.on_queue_over(queue)
         self._broadcaster = Broadcaster(identity, self.peers, output)
         self.groups = Groups(self.peers, self._sender, output)
         self._broadcaster.on_collected = self.groups.take
@@ -75,6 +79,7 @@ class Engine:
         self.inboxes = self._receiver.inboxes
         self._next_beat = 0.0
         self._closed = False
+        self._offer_room = OfferRoom()
         self._offers_changed = False  # since they were last told
         self._offers_due = 0.0  # when they may be told again
         self._unanswered: set[int] = set()  # links a goodbye went out on, until it is answered
@@ -101,11 +106,15 @@ class Engine:
         """A queue to send work to; the same queue again is the same outbox."""
         return self._sender.open(queue, options)
 
+    def close_push(self, queue: str) -> None:
+        """Nobody sends to a queue any more. What it holds finds its end, and then it is forgotten."""
+        self._sender.close(queue)
+        self.withdraw("push", queue)
+
     def open_pull(self, queue: str, prefetch: int) -> Inbox:
         """A queue to take work from."""
-        inbox = self._receiver.open(queue, prefetch)
         self.offer("pull", queue, {})
-        return inbox
+        return self._receiver.open(queue, prefetch)
 
     def close_pull(self, queue: str) -> None:
         """Stops consuming: returns what was not started, and what still arrives; verdicts go on being heard."""
@@ -118,9 +127,8 @@ class Engine:
 
     def open_group(self, binding: Binding, prefetch: int, *, durable: bool = False) -> Inbox:
         """This node is a member of a group from now on; ``close_pull`` ends that."""
-        inbox = self._receiver.open(binding.queue, prefetch)
         self.offer("group", binding.queue, binding.describe(durable=durable))
-        return inbox
+        return self._receiver.open(binding.queue, prefetch)
 
     def open_pub(self, pattern: str, options: TopicOptions, group_options: PushOptions | None = None) -> None:
         """Topics to publish to; raises ``NameClash`` for ones that have other options already."""
@@ -129,7 +137,8 @@ class Engine:
 
     def declare_pub(self, pattern: str, options: TopicOptions, group_options: PushOptions | None = None) -> None:
         """As ``open_pub``, but tells nobody yet."""
-        self.publisher.declare(pattern, options)
+        with self.reserving_offer("pub", pattern, {"window": options.window} if options.window else {}):
+            self.publisher.declare(pattern, options)
         self.groups.declare(pattern, group_options or PushOptions())
 
     def offer_pub(self, pattern: str) -> None:
@@ -145,7 +154,9 @@ class Engine:
 
     def open_sub(self, subscription: Subscription) -> None:
         """Topics to hear of, each with a buffer of its own for the application to take from."""
-        self._broadcaster.subscribe(subscription, self.identity.offers_version + 1)
+        version = self.identity.offers_version + 1
+        with self.reserving_offer("sub", subscription.pattern, {"since": version}):
+            self._broadcaster.subscribe(subscription, version)
         self.offer("sub", subscription.pattern, self.subscriptions.offers()[subscription.pattern])
 
     def close_sub(self, subscription: Subscription) -> None:
@@ -158,14 +169,15 @@ class Engine:
 
     def open_router(self, name: str, options: RouterOptions) -> Service:
         """A service that others may request; raises ``NameClash`` if it is open."""
-        service = self.serving.open(name, options)
+        with self.reserving_offer(ROUTER, name, PAUSED):
+            service = self.serving.open(name, options)
         self.offer(ROUTER, name, {})
         return service
 
     def set_serving(self, name: str, serving: bool) -> None:
         """Tells every peer whether a service takes requests now."""
         if name in self.serving.services:
-            self.offer(ROUTER, name, {} if serving else {"serving": False})
+            self.offer(ROUTER, name, {} if serving else PAUSED)
 
     def close_router(self, name: str) -> None:
         """Serves no more: what was not started goes elsewhere, what runs may end."""
@@ -198,14 +210,33 @@ class Engine:
         return self._receiver.leaving
 
     def offer(self, kind: str, name: str, details: dict[str, Any]) -> None:
-        """Tells every peer what this node has; once, if much is opened in one turn."""
+        """Tells every peer what this node has; once, if much is opened in one turn.
+
+        Raises ``ConfigurationError``, and changes nothing, if all of it would be more than a peer reads.
+        """
+        self._offer_room.take(kind, name, details)
         self.identity.offers.setdefault(kind, {})[name] = details
         self._change_offers()
 
     def withdraw(self, kind: str, name: str) -> None:
         """Takes an offer back."""
+        self._offer_room.give_back(kind, name)
         self.identity.offers.setdefault(kind, {}).pop(name, None)
         self._change_offers()
+
+    @contextmanager
+    def reserving_offer(self, kind: str, name: str, details: dict[str, Any]) -> Iterator[None]:
+        """While something is opened that is offered later: so ``offer`` won't fail then. Until it is withdrawn.
+
+        Raises ``ConfigurationError`` as ``offer``; nothing is reserved if the block raises.
+        """
+        first = self._offer_room.take(kind, name, details)
+        try:
+            yield
+        except BaseException:
+            if first:
+                self._offer_room.give_back(kind, name)
+            raise
 
     def _change_offers(self) -> None:
         self.identity.offers_version += 1
@@ -317,8 +348,11 @@ class Engine:
                     self._unanswered.discard(peer.link)
             elif type(frame) is frames.Hello:
                 self.peers.on_hello(route, frame, now)
+                new_link = peer is None
                 peer = self.peers.by_route.get(route)
                 if peer is not None:
+                    if new_link:  # with the one before, the news may be lost that a lane is over
+                        self._receiver.resume_lanes(peer)
                     self.topology += 1  # it may bring newer offers than the frame that is on its way
                     self._sync(peer)
             elif peer is None:
@@ -334,6 +368,10 @@ class Engine:
     def _refuse(self, peer: PeerState | None, route: bytes, error: ProtocolError, now: float) -> None:
         self.refused_frames += 1
         name = peer.name if peer else repr(route[:64])
+        if peer is not None and peer.link == SELF_LINK:  # a bug, and no reason to do without this node
+            text = f"a frame of this node to itself, which is a bug of meshmsg: {error}"
+            self._notes.tell("frame.refused", name, peer.node_id, text, now)
+            return
         self._notes.tell("frame.refused", name, peer.node_id if peer else "", f"{error}", now)
         if peer is not None and not self._closed:
             if peer.link is not None:
@@ -433,6 +471,7 @@ class Engine:
             if key in unheard:
                 self._output.send(link, frames.Offers(self.identity.offers_version, self.identity.offers))
         self._sender.repeat_states(links, unheard)
+        self._sender.forget_over()
         self._receiver.repeat_states(unheard)
         self._broadcaster.beat()
         self._conversations.beat()

@@ -33,7 +33,7 @@ class GroupOutbox(Outbox):
         self.group = group
         self.promised = 0
         self._promised_bytes = 0
-        self._first_id = self.next_id = first_id
+        self.first_id = self.next_id = first_id
 
     # -- room ------------------------------------------------------------------------------------------------
 
@@ -83,9 +83,10 @@ class GroupOutbox(Outbox):
 
     def take_special(self, topic: str, body: bytes, details: Details, now: float) -> None:
         """Accepts one message, with headers, a key or a priority; without room, the oldest that waits goes for it."""
-        if not self.fits(len(body)):
-            self.drop_for(len(body), now)
-        self.push_detailed(body, details, now, topic)
+        if self.takes(len(body)) or self.drop_for(len(body), now):
+            self.push_detailed(body, details, now, topic)
+        else:
+            self.turn_away(body, details, now, topic)
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -93,7 +94,7 @@ class GroupOutbox(Outbox):
         """The books of this group at this moment (G1)."""
         books = super().ledger()
         return books._replace(
-            accepted=books.accepted - self._first_id + self.promised,
+            accepted=books.accepted + self.promised,
             ready=books.ready + self.promised,
             scheduled=books.scheduled - self.promised,
         )

@@ -19,6 +19,7 @@ from meshmsg.engine.run import Details
 from meshmsg.engine.sending import Sender
 from meshmsg.engine.topics import PatternIndex, overlaps
 from meshmsg.options import PushOptions
+from meshmsg.wire.frames import MAX_SEQ
 
 # How long a group whose members vanished without a goodbye still collects, and how long what it has is kept. They may
 # come back: a supervisor starts them again, a network heals.
@@ -94,7 +95,8 @@ class Groups:
         self._declared[pattern] = (first, count + 1)
         if not count:
             for peer in self._peers.by_id.values():
-                self.sync(peer)
+                if peer.state != "new" and peer.link is not None:
+                    self._take_in(peer, pattern)
 
     def withdraw(self, pattern: str) -> None:
         """Takes one ``declare`` back. What groups have is theirs."""
@@ -111,6 +113,17 @@ class Groups:
             for group in self._index.match(topic)
             if group.members and fulfils(headers, group.where)
         )
+
+    def room(self, topic: str, size: int, headers: dict[str, Any] | None = None) -> tuple[int, int]:
+        """How many messages like this one, and bytes of them, every group with members that wants them has room for."""
+        count, size_in_all = MAX_SEQ, MAX_SEQ
+        for group in self._index.match(topic):
+            if group.members and fulfils(headers, group.where):
+                if not group.outbox.takes(size):
+                    return 0, 0
+                count = min(count, max(1, group.outbox.room))
+                size_in_all = min(size_in_all, max(size, group.outbox.room_bytes))
+        return count, size_in_all
 
     def promise(self, topic: str, size: int, headers: dict[str, Any] | None = None) -> bool:
         """Takes the room that a message needs, which has to be published before the turn ends. False if there is none.
@@ -164,6 +177,14 @@ class Groups:
                 self._leave(group, peer.key, vanished=False)
         for binding, durable in bindings:
             self._join(binding, peer.key, durable)
+
+    def _take_in(self, peer: PeerState, declared: str) -> None:
+        """Those of a peer's groups that want what has just been declared, if nothing that they want was before."""
+        for queue, details in peer.offers.get("group", {}).items():
+            group = self.by_queue.get(queue)
+            is_new = group is None or peer.key not in group.members
+            if is_new and overlaps(declared, str(details.get("pattern"))):
+                self._join(read_binding(queue, details), peer.key, bool(details.get("durable")))
 
     def end(self, peer: PeerState, why: str) -> None:
         """A peer is gone."""
@@ -283,7 +304,7 @@ class Groups:
             assert (queue in self._idle) is not group.collects
             assert (queue in self._vanished) is (group.vanished_at is not None)
             assert self._sender.outboxes[queue] is group.outbox
-        assert len(self._index) == sum(group.collects for group in self.by_queue.values())
+        assert len(self._index) == sum([group.collects for group in self.by_queue.values()])
         assert self.busy is (len(self._index) > 0)
         for outbox in self.promising:
             assert outbox.promised

@@ -252,9 +252,10 @@ class Inbox(Buffer):
 
     def check(self) -> None:
         """The inbox's own invariants, for the simulator."""
+        held = 0
         for lane in self.lanes.values():
             lane.check()
-        held = self.unsettled
+            held += lane.unsettled
         assert held <= self.prefetch, f"{self.queue}: holds {held} of {self.prefetch}"
 
 

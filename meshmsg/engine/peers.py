@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from meshmsg.engine.effects import Dial
+from meshmsg.errors import ConfigurationError
 from meshmsg.message import Peer
 from meshmsg.options import LivenessOptions
-from meshmsg.wire.frames import Hello
+from meshmsg.wire.codec import make_packer
+from meshmsg.wire.frames import MAX_HEADER_BYTES, Hello
 
 LinkNews = Literal["up", "refused", "failed", "down"]
 
@@ -40,6 +43,12 @@ RECONNECT_GRACE_S = 0.4  # what a peer with a broken link gets to answer a new o
 UNPROVEN_S = 3.0  # what a peer that no link of ours reaches yet gets beyond ``gone_after``
 FORGET_AFTER_S = 300.0  # how long a node is dialled that nobody announces any more
 
+# All offers travel in one header. What they leave of it is for the rest of a HELLO, and for offers of which no process
+# has many: its broadcast, and raw sockets, as ZeroMQ opens about a thousand.
+MAX_OFFERS_BYTES = MAX_HEADER_BYTES * 3 // 4
+FEW = ("broadcast", "raw")
+OFFER_BYTES = 16  # what a name and its kind have around them, more or less
+
 
 @dataclass(slots=True)
 class Identity:
@@ -53,6 +62,41 @@ class Identity:
     offers: dict[str, Any] = field(default_factory=dict)
     offers_version: int = 0
     max_body_bytes: int | None = None  # largest encoded body that it takes; None if that is not known
+
+
+class OfferRoom:
+    """What this node's offers take of the header that peers read: counted while somebody can still be told."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self._sizes: dict[tuple[str, str], int] = {}  # encoded, by kind and name
+        self._pack = make_packer()
+
+    def take(self, kind: str, name: str, details: dict[str, Any]) -> bool:
+        """Room for an offer, kept until it is given back; says whether it had none before.
+
+        Raises ``ConfigurationError`` if there is too little, and takes nothing then.
+        """
+        before = self._sizes.get((kind, name), 0)
+        size = max(before, len(self._pack(name)) + len(self._pack(details)) + OFFER_BYTES)
+        if self.taken + size - before > MAX_OFFERS_BYTES and size > before and kind not in FEW:
+            raise ConfigurationError(self._describe(kind, name))
+        self._sizes[kind, name] = size
+        self.taken += size - before
+        return not before
+
+    def give_back(self, kind: str, name: str) -> None:
+        """The offer is withdrawn, or was never made."""
+        self.taken -= self._sizes.pop((kind, name), 0)
+
+    def _describe(self, kind: str, name: str) -> str:
+        counts = Counter(each for each, _ in self._sizes).most_common(5)
+        return (
+            f"{kind} {name[:60]!r} is too much: this node has {len(self._sizes)} names open "
+            f"({', '.join(f'{count} {each}' for each, count in counts)}), which take {self.taken} bytes of the "
+            f"{MAX_OFFERS_BYTES} that peers can be told: close some, use fewer names, and put what varies into the "
+            "messages"
+        )
 
 
 @dataclass(slots=True)
@@ -419,6 +463,8 @@ class Peers:
             self.notes.append(("peer.suspect", peer.name, peer.node_id, text))
 
     def _gone(self, peer: PeerState, why: str, now: float) -> None:
+        if peer.link == SELF_LINK:  # this node is there as long as it runs, whatever is wrong with a frame of its own
+            return
         del self.by_id[peer.node_id], self.by_key[peer.key]
         for route in peer.routes:
             self.by_route.pop(route, None)
@@ -527,9 +573,11 @@ class Peers:
         for prospect in self.prospects.values():
             for link in prospect.links:
                 assert self._by_link.get(link) is prospect
-        assert self.by_key == {peer.key: peer for peer in self.by_id.values()}
+        by_id, by_key = self.by_id, self.by_key
+        assert len(by_key) == len(by_id), f"{by_key.keys()} are the keys of {by_id.keys()}"
         for route, peer in self.by_route.items():
-            assert self.by_id.get(peer.node_id) is peer, f"route {route!r} of a peer that is gone"
-        for peer in self.by_id.values():
-            known = peer.link in (None, SELF_LINK) or peer.link in self._by_link
+            assert by_id.get(peer.node_id) is peer, f"route {route!r} of a peer that is gone"
+        for peer in by_id.values():
+            assert by_key.get(peer.key) is peer, f"{peer.name} cannot be found by its key"
+            known = peer.link in self._by_link or peer.link in (None, SELF_LINK)
             assert known, f"{peer.name} has a link nobody made"

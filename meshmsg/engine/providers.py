@@ -164,7 +164,14 @@ class Providers:
 
     # -- whom to ask -----------------------------------------------------------------------------------------
 
-    def pick(self, balance: str, now: float, key: str | None = None, avoid: Collection[str] = ()) -> Provider | None:
+    def pick(
+        self,
+        balance: str,
+        now: float,
+        key: str | None = None,
+        avoid: Collection[str] = (),
+        without: Collection[str] = (),
+    ) -> Provider | None:
         """Who gets the next call; None if nobody serves.
 
         Parameters
@@ -177,10 +184,16 @@ class Providers:
             no other key moves.
         avoid:
             Keys of providers that are asked only if there is nobody else.
+        without:
+            Keys of providers that are not asked; rather those that are ejected.
         """
         if now >= self._sort_at:
             self._sort(now)
         usable = self._usable if key is None else self.listed()
+        if without:
+            usable = [each for each in usable if each.key not in without] or [
+                each for each in self.listed() if each.key not in without
+            ]
         if avoid:
             usable = [each for each in usable if each.key not in avoid] or usable
         if len(usable) < 2:
@@ -288,7 +301,8 @@ class Providers:
             assert provider.cost >= 0, f"{provider.name}: a cost of {provider.cost}"
         if self._sort_at > -inf:
             assert bool(self._usable) == bool(self.listed()), "somebody serves, and nobody is asked"
-            assert all(self._by_key.get(each.key) is each for each in self._usable), "one who is gone is asked"
+            for each in self._usable:
+                assert self._by_key.get(each.key) is each, f"{each.name} is gone, and is asked"
 
 
 def _seed(name: str) -> bytes:
@@ -333,6 +347,11 @@ class RetryBudget:
         if now >= self._slot_end:
             self._turn(now)
         self._requests += 1
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no request was ever made."""
+        return self._slot_end == -inf
 
     def take(self, now: float) -> bool:
         """Whether there may be one more attempt now; it counts as made."""
@@ -398,3 +417,8 @@ class Clients:
         self.providers = Providers(generator)
         self.budget = RetryBudget()
         self.latencies = Latencies()
+
+    @property
+    def unused(self) -> bool:
+        """Whether there is nobody to ask, and nobody ever was asked."""
+        return self.budget.untouched and not self.providers.everybody()

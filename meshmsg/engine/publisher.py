@@ -94,12 +94,15 @@ class Publisher:
     def __init__(self) -> None:
         self.followers: dict[str, Follower] = {}
         self.unblocked: list[str] = []  # topics that sending need not wait for any more; who reads them empties it
+        self.piece_bytes = frames.PIECE_BYTES  # the same at every node; the simulator has smaller ones
         self.published = 0
         self.repaired = 0  # messages sent again
         self.forgotten = 0  # requests that came, at least in part, too late
         self.logs: dict[str, TopicLog] = {}
         self.staged: list[TopicLog] = []
         self._declared: dict[str, tuple[TopicOptions, int]] = {}
+        self._alike: dict[TopicOptions, dict[str, None]] = {}  # what is declared, by its options
+        self._offers: dict[str, dict[str, Any]] = {}
         self._options = PatternIndex[TopicOptions]()
         self._index = PatternIndex[Follower]()
         self._markers: dict[str, list[int]] = {}
@@ -115,18 +118,29 @@ class Publisher:
 
     def declare(self, pattern: str, options: TopicOptions) -> None:
         """Says how a pattern's topics are kept; patterns that share topics need the same options (``NameClash``)."""
-        for known, (others, _) in self._declared.items():
-            if others != options and (known == pattern or overlaps(known, pattern)):
-                raise NameClash(
-                    f"{pattern!r} shares topics with {known!r}, which is published with other options: "
-                    f"give both the same, or choose topics that differ"
-                )
+        known = self._find_clash(pattern, options)
+        if known is not None:
+            raise NameClash(
+                f"{pattern!r} shares topics with {known!r}, which is published with other options: "
+                f"give both the same, or choose topics that differ"
+            )
         _, count = self._declared.get(pattern, (options, 0))
         self._declared[pattern] = (options, count + 1)
+        if count:
+            return
         self._options.add(pattern, options)
+        self._alike.setdefault(options, {})[pattern] = None
+        self._offers[pattern] = {"window": options.window} if options.window else {}
         for log in self.logs.values() if is_pattern(pattern) else self._logs_of((pattern,)):
             if matches(pattern, log.topic):
                 self._adopt(log, options)
+
+    def _find_clash(self, pattern: str, options: TopicOptions) -> str | None:
+        """What shares topics with a pattern and is kept in another way. A single topic costs no look at the others."""
+        if not is_pattern(pattern) and all(others == options for others in self._options.find(pattern)):
+            return None
+        differing = (known for others, alike in self._alike.items() if others != options for known in alike)
+        return next((known for known in differing if overlaps(known, pattern)), None)
 
     def withdraw(self, pattern: str) -> None:
         """Takes one ``declare`` back. Topics keep their numbers and what is held of them."""
@@ -134,15 +148,14 @@ class Publisher:
         if count > 1:
             self._declared[pattern] = (options, count - 1)
             return
-        del self._declared[pattern]
+        del self._declared[pattern], self._offers[pattern], self._alike[options][pattern]
+        if not self._alike[options]:
+            del self._alike[options]
         self._options.remove(pattern, options)
 
-    def offers(self) -> dict[str, dict[str, Any]]:
+    def offers(self) -> Mapping[str, dict[str, Any]]:
         """What to offer as ``pub``; with the ``window`` subscribers know how often to say what they got."""
-        return {
-            pattern: {"window": options.window} if options.window else {}
-            for pattern, (options, _) in self._declared.items()
-        }
+        return self._offers
 
     def publish(self, topic: str, body: bytes, headers: dict[str, Any] | None = None) -> int:
         """Stages a message and returns its number. The caller has checked the topic and looked at ``blocked``."""
@@ -371,6 +384,11 @@ class Publisher:
             follower.start = None
         elif follower.start is None and follower.confirmed:  # it lost what it knew
             self._take_stock(follower)
+
+    def room(self, topic: str) -> int:
+        """How many messages may follow before ``blocked``."""
+        log = self.logs.get(topic)
+        return frames.MAX_SEQ if log is None else log.behind_limit - log.next_seq - len(log.staged)
 
     def blocked(self, topic: str) -> bool:
         """Whether sending has to wait for the slowest subscriber; the end of it is told by ``unblocked``."""

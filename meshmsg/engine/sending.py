@@ -20,6 +20,7 @@ from meshmsg.engine.outbox import MAX_FRAME_BYTES, Outbox
 from meshmsg.engine.output import Output
 from meshmsg.engine.peers import LEFT, Peers, PeerState
 from meshmsg.engine.run import Details, Run
+from meshmsg.errors import ConfigurationError
 from meshmsg.message import DeadLetter, Reason
 from meshmsg.options import PushOptions
 from meshmsg.wire import frames
@@ -46,7 +47,12 @@ class Sender:
         self._output = output
         self._generator = generator
         self._offer = offer  # tells every peer of a queue that work is pushed to
+        self.on_over: Callable[[str], None] = lambda queue: None  # told of closed queues when they are forgotten
         self._ownerless: set[str] = set()  # queues that only dead letters have opened so far
+        self._closed: set[str] = set()  # queues that are forgotten when they hold nothing
+        self._ended: list[tuple[PeerState, int]] = []  # their lanes, told since the last heartbeat
+        self._over: list[str] = []  # of these, what held nothing when it was last looked at
+        self._next_id = 0  # of an outbox to be made; no id of a forgotten one is used again
         self._trials: dict[str, Trial] = {}  # by peer and life
         self._lanes: dict[str, dict[int, tuple[Outbox, OutLane]]] = {}  # by peer and life, and number
         self._next_lane = 1
@@ -65,13 +71,51 @@ class Sender:
         """A queue to send work to; the same queue again is the same outbox."""
         outbox = self.outboxes.get(queue)
         if outbox is None:
-            outbox = self.make_outbox(queue, options, self._generator, self._bury, self._output.wall_offset)
             self._offer(queue)
-            self._add(outbox)
+            outbox = self._make(queue, options)
+        elif queue in self._closed:
+            self._offer(queue)
+            outbox.adopt(options)
         elif queue in self._ownerless:
             outbox.adopt(options)
         self._ownerless.discard(queue)
+        self._closed.discard(queue)
         return outbox
+
+    def _make(self, queue: str, options: PushOptions) -> Outbox:
+        outbox = self.make_outbox(queue, options, self._generator, self._bury, self._output.wall_offset)
+        outbox.first_id = outbox.next_id = self._next_id
+        self._add(outbox)
+        return outbox
+
+    def close(self, queue: str) -> None:
+        """Nobody sends to a queue any more. What it holds finds its end, and then the queue is forgotten."""
+        self._ownerless.discard(queue)
+        self._closed.add(queue)
+        self.outboxes[queue].mark()
+
+    def forget_over(self) -> None:
+        """Forgets closed queues that hold nothing. Not in the turn that emptied them: it still tells their outcomes."""
+        over, self._over = self._over, []
+        for queue in over:
+            outbox = self.outboxes.get(queue)
+            if outbox is not None and queue in self._closed and not outbox.pending and not outbox.dirty:
+                self._forget(outbox)
+
+    def _forget(self, outbox: Outbox) -> None:
+        del self.outboxes[outbox.queue]
+        self._closed.discard(outbox.queue)
+        self._next_id = max(self._next_id, outbox.next_id)
+        outbox.changed = lambda outbox: None  # it is dispatched no more
+        for lane in list(outbox.lanes.values()):
+            peer = self._peers.find(lane.peer)
+            self._close_lane(outbox, lane, "closed")
+            if peer is not None and peer.link is not None:  # otherwise it asks when there is a link again
+                self._output.send(peer.link, frames.Close(lane.number))
+                self._ended.append((peer, lane.number))
+        if self._agenda.time_of(outbox) is not None:
+            self._agenda.put(outbox, self._output.now)  # instead of when what is settled would have been due
+        self.on_over(outbox.queue)
 
     def open_group(self, queue: str, group: str, options: PushOptions, first_id: int) -> GroupOutbox:
         """The queue of a group that subscribes here; it is no offer, and only its members get anything from it."""
@@ -96,9 +140,15 @@ class Sender:
         moved: list[str] = []
         for each in ids:
             buried = self.dead_letters.find(each)
-            if buried is not None and self.outboxes[buried.letter.queue].fits(len(buried.run.bodies[0])):
+            if buried is None:
+                continue
+            queue = buried.letter.queue
+            if queue not in self.outboxes:  # it was closed, and is so again when it holds nothing
+                self._make(queue, PushOptions())
+                self.close(queue)
+            if self.outboxes[queue].fits(len(buried.run.bodies[0])):
                 self.dead_letters.remove(each)
-                self.outboxes[buried.letter.queue].revive(buried.run, self._output.now)
+                self.outboxes[queue].revive(buried.run, self._output.now)
                 moved.append(each)
         return moved
 
@@ -207,6 +257,9 @@ class Sender:
                 unrest = lane.in_flight or hungry or lane.stated_want != outbox.waiting or lane.peer in unheard
                 if unrest and lane.peer in links:
                     self._state_lane(links[lane.peer], outbox, lane)
+        self._ended = [(peer, number) for peer, number in self._ended if peer.key in unheard]
+        for peer, number in self._ended:
+            self._output.send(links[peer.key], frames.Close(number))
 
     def tick(self) -> None:
         """Time has passed: what was delayed is due, what lived too long expires."""
@@ -223,12 +276,16 @@ class Sender:
 
     def dispatch(self) -> None:
         """Hands out whatever has a consumer that can take it."""
+        if self._over:
+            self.forget_over()
         while self.stirred:  # dead letters may add to it
             outbox = self.stirred.popleft()
             self._dispatch(outbox, self._output.now)
             due = outbox.wake_at()
             if due is not None:
                 self._agenda.put(outbox, due)
+            if outbox.queue in self._closed and not outbox.pending:
+                self._over.append(outbox.queue)
 
     def _dispatch(self, outbox: Outbox, now: float) -> None:
         outbox.absorb(now)
@@ -322,7 +379,10 @@ class Sender:
     def _forward(self, letter: DeadLetter, run: Run, target: str) -> bool:
         """Moves a dead letter to a queue of its own, unless it has been through one or that one is full."""
         if target not in self.outboxes:
-            self.open(target, PushOptions())
+            try:
+                self.open(target, PushOptions())
+            except ConfigurationError:  # this node offers so much that it can offer no more
+                return False
             self._ownerless.add(target)
         outbox = self.outboxes[target]
         if TOLD in letter.headers or not outbox.fits(len(run.bodies[0])):
@@ -339,20 +399,28 @@ class Sender:
     def check(self) -> None:
         """Own invariants, for the simulator."""
         self.dead_letters.check()
-        for key, trial in self._trials.items():
-            lanes = (lane for outbox in self.outboxes.values() for lane in outbox.lanes.values())
-            suspects = sum(lane.suspects for lane in lanes if lane.peer == key)
-            assert trial.suspects == suspects, f"{key}: counts {trial.suspects} suspects, holds {suspects}"
-        held = {lane.number: (outbox, lane) for outbox in self.outboxes.values() for lane in outbox.lanes.values()}
-        found = {number: its for lanes_of_peer in self._lanes.values() for number, its in lanes_of_peer.items()}
-        assert held == found, f"lanes {held.keys() ^ found.keys()} are not where they should be"
+        suspects = dict.fromkeys(self._trials, 0)
+        found = 0
         for outbox in self.outboxes.values():
             outbox.check()
+            found += len(outbox.lanes)
+            for lane in outbox.lanes.values():
+                home = self._lanes.get(lane.peer, {}).get(lane.number)
+                there = home is not None and home[0] is outbox and home[1] is lane
+                assert there, f"lane {lane.number} is not where it should be"
+                if lane.suspects and lane.peer in suspects:
+                    suspects[lane.peer] += lane.suspects
             assert outbox.dirty is (outbox in self.stirred), f"{outbox.queue}: {outbox.dirty=}"
             if not outbox.dirty:
                 assert not outbox.staged and not outbox.outcomes, f"{outbox.queue} waits for nothing"
                 due, noted = outbox.wake_at(), self._agenda.time_of(outbox)
                 assert due is None or (noted is not None and noted <= due), f"{outbox.queue}: {due=}, {noted=}"
+        for queue in self._closed:
+            outbox = self.outboxes[queue]
+            assert outbox.pending or outbox.dirty or queue in self._over, f"{queue} is over, and stays"
+        assert found == sum(map(len, self._lanes.values())), f"{found} lanes, and more are listed"
+        for key, trial in self._trials.items():
+            assert trial.suspects == suspects[key], f"{key}: counts {trial.suspects} suspects, holds {suspects[key]}"
 
 
 def _consumes(peer: PeerState, queue: str) -> bool:

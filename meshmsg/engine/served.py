@@ -369,7 +369,8 @@ class Serving:
     def check(self) -> None:
         """Own invariants, for the simulator."""
         outspoken = [caller for caller in self._callers.values() if not caller.silent]
-        assert len(outspoken) == len(self.outspoken) and set(outspoken) == set(self.outspoken)
+        if outspoken or self.outspoken:
+            assert len(outspoken) == len(self.outspoken) and set(outspoken) == set(self.outspoken)
         opened: dict[CallRun, int] = {}
         for served in self._open_calls():
             assert served.state != "done", f"call {served.number} is done, and in the table"
@@ -378,11 +379,13 @@ class Serving:
             for stream in (served.out, served.up):
                 if stream is not None:
                     stream.check()
-        watched = {run for _, _, run in self._deadlines}
+        watched, stale = set(), 0
+        for _, _, run in self._deadlines:
+            watched.add(run)
+            stale += not run.open
         for run, length in opened.items():
             assert run.open == length, f"a run counts {run.open} open calls, {length} are"
             assert run.timed == (run in watched), "a deadline that nobody watches"
-        stale = sum(1 for _, _, run in self._deadlines if not run.open)
         assert stale == self._stale, f"{stale} deadlines lead nowhere, {self._stale} are counted"
         for service in self.services.values():
             service.check()

@@ -252,10 +252,13 @@ class Service:
 
     def check(self) -> None:
         """Own invariants, for the simulator."""
-        queued = sum(1 for served in self.queue if served.state == "queued")
+        queued = size_bytes = 0
+        for served in self.queue:
+            if served.state == "queued":
+                queued += 1
+                size_bytes += served.queue_bytes
         assert self.waiting == queued, f"{self.name} counts {self.waiting} waiting calls, {queued} are"
         assert self.running >= 0, f"{self.name} counts {self.running} running calls"
-        size_bytes = sum(served.queue_bytes for served in self.queue if served.state == "queued")
         assert self.waiting_bytes == size_bytes, f"{self.name} counts {self.waiting_bytes} bytes, {size_bytes} wait"
         if self.apart is not None:
             self.apart.check()

@@ -1,6 +1,8 @@
 """A stream of items within a call: both halves, and the credit between them. Items come in order and once (channel).
 
-Credit is absolute ("items below this number"), given out in items and sized so that ``BYTES_UNDER_WAY`` are under way.
+Credit is absolute ("items below this number") and given out in items, as many as make ``BYTES_UNDER_WAY``, if they are
+as large as the largest of the last ones. Since credit cannot be taken back, a stream has to earn it: the window opens
+by no more than the items that have come. So small ones, such as a header, open it little for large ones behind them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ WINDOW_ITEMS = 16  # until the size of the items is known
 MIN_WINDOW_ITEMS = 2  # so that one can be under way while the other is worked on
 MAX_WINDOW_ITEMS = 256
 BYTES_UNDER_WAY = 4 * 2**20
-_MEAN_OVER = 16  # items that the mean size follows
+RECENT_ITEMS = 16  # a size is forgotten after so many items at least, and twice as many at most
 
 
 class OutStream:
@@ -76,7 +78,19 @@ class InStream:
     the first window with its CALL, a server announces nothing before the method starts (``announced=0``).
     """
 
-    __slots__ = ("_items", "_mean_bytes", "_received", "ended", "fault", "limit", "wake", "window")
+    __slots__ = (
+        "_items",
+        "_largest",
+        "_largest_before",
+        "_measured",
+        "_received",
+        "_sized",
+        "ended",
+        "fault",
+        "limit",
+        "wake",
+        "window",
+    )
 
     def __init__(self, window_items: int = WINDOW_ITEMS, announced: int | None = None) -> None:
         self.window = window_items
@@ -86,7 +100,10 @@ class InStream:
         self.fault: Any = None  # why, if that is not the producer's own end
         self._items: deque[Any] = deque()
         self._received = 0
-        self._mean_bytes = 0.0
+        # Bytes of the largest of the last items: those that _measured counts, and the RECENT_ITEMS or more before them.
+        self._largest = self._largest_before = 0.0
+        self._measured = 0
+        self._sized = 0  # items whose size is known and that the window has not grown for
 
     # -- from the producer -----------------------------------------------------------------------------------
 
@@ -114,11 +131,18 @@ class InStream:
             self.wake()
 
     def _fit(self, item_bytes: float, count: int) -> None:
-        """Fits the window to the size of the items."""
-        mean = self._mean_bytes
-        mean = item_bytes if not mean else mean + (item_bytes - mean) * count / (count + _MEAN_OVER)
-        self._mean_bytes = mean
-        self.window = max(MIN_WINDOW_ITEMS, min(MAX_WINDOW_ITEMS, int(BYTES_UNDER_WAY / mean)))
+        """Fits the window to the size of the items: at once if they are larger, and step by step if smaller."""
+        if self._measured >= RECENT_ITEMS:
+            self._largest_before, self._largest, self._measured = self._largest, 0.0, 0
+        self._measured += count
+        self._largest = max(self._largest, item_bytes)
+        largest = max(self._largest, self._largest_before)
+        fitting = max(MIN_WINDOW_ITEMS, min(MAX_WINDOW_ITEMS, int(BYTES_UNDER_WAY / largest)))
+        self._sized += count
+        if fitting <= self.window:
+            self.window, self._sized = fitting, 0
+        elif self._sized >= self.window:  # doubles, at most
+            self.window, self._sized = min(fitting, 2 * self.window), 0
 
     # -- for the application ---------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from meshmsg.engine.pieces import Assembly, Spare
 from meshmsg.engine.publisher import make_marker
 from meshmsg.engine.stream import Stream
 from meshmsg.engine.subscription import Subscription
@@ -37,6 +38,7 @@ class Subscriptions:
         self.receptions: dict[str, Reception] = {}
         self.room_made = False
         self.wake: Callable[[], None] = lambda: None  # asks for a ``collect``: an application took something
+        self.spare = Spare()  # for messages in pieces
         self._index = PatternIndex[Subscription]()
         self._subscriptions: dict[Subscription, None] = {}
         self._patterns: dict[str, int] = {}  # with the number of their subscriptions
@@ -217,6 +219,7 @@ class Reception:
         self._start_came = False
         self._moved: dict[FollowedTopic, None] = {}
         self._unreported = 0
+        self._assembly = Assembly(subscriptions.spare)
         # Those that are long and lose their first; a plain dict would look past all that went before.
         self._late: OrderedDict[FollowedTopic, None] = OrderedDict()
         self._ready: OrderedDict[FollowedTopic, None] = OrderedDict()
@@ -288,16 +291,39 @@ class Reception:
             self.foreign += 1
             return
         topic = self._follow(published.topic)
-        if topic is None:
-            self.unwanted += published.total
+        _, _, _, first_seq, total, headers, payload, part = published
+        if part is not None:
+            self._take_piece(topic, published, now)
+        elif topic is None:
+            self.unwanted += total
+        else:
+            if self._assembly.topic == topic.name:  # a topic's messages come in order: the rest was lost
+                self._assembly.drop()
+            self._receive(topic, first_seq, total, headers, payload, now)
+
+    def _take_piece(self, topic: FollowedTopic | None, piece: frames.Published, now: float) -> None:
+        stop = piece.first_seq + piece.total
+        if topic is None or not any(stream.needs(piece.first_seq, piece.total) for stream in topic.streams):
+            self._assembly.drop()
+            if piece.part is not None and not piece.part[0]:  # counted once
+                if topic is None:
+                    self.unwanted += piece.total
+                else:
+                    self.duplicates += piece.total
             return
-        _, _, _, first_seq, total, headers, payload = published
-        self._receive(topic, first_seq, total, headers, payload, now)
+        whole = self._assembly.add(piece, now)
+        if whole is not None:
+            self._receive(topic, whole.first_seq, whole.total, whole.headers, whole.payload, now)
+            return
+        for stream in topic.streams:
+            stream.learn(stop)
+        self._look(topic, now, progress=self._assembly.topic is not None)
 
     def on_past(self, past: frames.Past, now: float) -> None:
         """Messages that were asked for; they may have come otherwise meanwhile."""
         topic = self._follow(past.topic)
         if topic is not None:
+            self._assembly.drop_within(past.topic, past.first_seq, past.first_seq + past.total)
             self._receive(topic, past.first_seq, past.total, past.headers, past.payload, now)
             if not past.more:
                 self._answered(topic)
@@ -465,10 +491,16 @@ class Reception:
             if missing is None:
                 topic.wait_in(self._parked)
                 continue
-            topic.asked_from = topic.answered_to = missing[0]
+            start, stop = missing
+            arriving = self._assembly.arriving(topic.name, now)
+            if arriving is not None and arriving <= start:  # it is on its way; later there is another look
+                topic.due = now + TAIL_GRACE_S
+                topic.wait_in(self._late)
+                continue
+            topic.asked_from = topic.answered_to = start
             topic.due = now + ASK_AGAIN_S
             topic.wait_in(self._asked)
-            due.append(frames.Want(topic.name, *missing))
+            due.append(frames.Want(topic.name, start, stop if arriving is None else min(stop, arriving)))
         if self.report_due or (self.report_every is not None and self._unreported >= self.report_every):
             due += self._report()
         return due
@@ -508,6 +540,8 @@ class Reception:
                 topic.wait_in(None)
                 self._moved.pop(topic, None)
                 del self.topics[topic.name]
+                if self._assembly.topic == topic.name:
+                    self._assembly.drop()
             elif topic.line is not None and all(stream.complete for stream in topic.streams):
                 topic.wait_in(None)
 

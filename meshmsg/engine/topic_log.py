@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from meshmsg.options import PubOptions
-from meshmsg.wire.frames import MAX_SEQ
+from meshmsg.wire.frames import MAX_SEQ, PIECE_BYTES, measure_details
 
 Headers = dict[int, dict[str, Any]] | None  # by sequence number
 
-# Bytes of bodies in one frame: large enough to be cheap, small enough not to stall other topics behind it.
-MAX_FRAME_BYTES = 256 * 1024
+# Bytes of bodies in one frame: large enough to be cheap, small enough not to stall other topics behind it. With what
+# an array begins with, they are a payload that leaves in one piece.
+MAX_FRAME_BYTES = PIECE_BYTES - 5
 MAX_FRAME_MESSAGES = 4096
 # What a topic keeps for repairs when no history was asked for; it closes the gap of a full buffer or a short cut.
 REPAIR_MESSAGES = 1000
@@ -33,7 +34,8 @@ class TopicOptions:
     history:
         Messages of each topic that late joiners may ask for; 0 for none.
     history_bytes:
-        Bytes of bodies that the history of one topic takes at most.
+        Bytes of bodies and headers that the history of one topic takes at most. What left together is let go
+        together, so that a little more is held than late joiners get.
     history_s:
         Age in seconds at which a message leaves the history; None for never.
     window:
@@ -179,10 +181,12 @@ class TopicLog:
         return self.next_seq - entry.stop < REPAIR_MESSAGES and self.size - entry.bytes_before <= REPAIR_BYTES
 
     def _remembers(self, entry: Entry, now: float) -> bool:
+        """Whether the history reaches back to the last message of a batch, whose headers don't count here."""
         options = self.options
+        behind = self.size - entry.bytes_before - entry.size
         return (
             self.next_seq - entry.stop < options.history
-            and self.size - entry.bytes_before <= options.history_bytes
+            and behind + len(entry.bodies[-1]) <= options.history_bytes
             and (options.history_s is None or now - entry.at <= options.history_s)
         )
 
@@ -199,7 +203,23 @@ class TopicLog:
         index = bisect.bisect_left(self.entries, True, key=lambda entry: self._remembers(entry, now))
         if index == len(self.entries):
             return self.next_seq
-        return max(self.entries[index].first_seq, self.next_seq - self.options.history)
+        return max(self._fits_from(self.entries[index]), self.next_seq - self.options.history)
+
+    def _fits_from(self, entry: Entry) -> int:
+        """The oldest number of a batch that is within the history's bytes, together with all behind it."""
+        room = self.options.history_bytes - (self.size - entry.bytes_before)
+        seq = entry.first_seq
+        if room >= 0:
+            return seq
+        headers = entry.headers or {}
+        for body in entry.bodies:
+            room += len(body)
+            if seq in headers:
+                room += measure_details(None, headers[seq])
+            seq += 1
+            if room >= 0:
+                break
+        return seq
 
     # -- answering -------------------------------------------------------------------------------------------
 

@@ -105,10 +105,13 @@ class BarePush:
 
 
 class BarePull(Pull):
-    """``node.pull(queue, reliable=False)``: the same handlers and iteration, but a verdict changes nothing.
+    """``node.pull(queue, reliable=False)``: the same handlers and iteration, but there is no second attempt.
 
+    So what a handler raises, or a nack or reject says, is logged and an event (``message.failed``).
     ``refused`` counts what arrived and was no message: not one MessagePack body, or not of the wanted type.
     """
+
+    _gives_back = False  # there is nobody to give it to
 
     def __init__(
         self, driver: Driver, queue: str, options: PullOptions, forget: Callable[[], object] = lambda: None
@@ -204,11 +207,19 @@ class BarePull(Pull):
         asyncio.get_running_loop().call_soon(self._forget_verdicts)
 
     def _forget_verdicts(self) -> None:
-        """Nobody waits for them; but there is room for more messages now."""
+        """Their sender does not wait for them, so failures are told here; and there is room for more messages now."""
         self._bare.flush()
         for lane in self._bare.lanes.values():
-            lane.heard(lane.floor)
+            verdicts, lane.verdicts = lane.verdicts, {}
+            for seq, (kind, _, text) in verdicts.items():
+                if kind in (frames.NACKED, frames.REJECTED):
+                    self._tell_failed(lane.message_id(seq), text)
         self._room.set()
+
+    def _tell_failed(self, message_id: str, error: str) -> None:
+        logger.error("%s: message %s failed: %s", self.label, message_id, error)
+        text = f"{message_id}: {error}"
+        self._driver.on_events([Event("message.failed", time.time(), queue=self.queue, text=text)])
 
     def _withdraw(self) -> None:
         """What ZeroMQ or this socket still holds is lost, as that is what bare means."""
@@ -224,4 +235,5 @@ class BarePull(Pull):
 
     def _leave(self) -> None:
         super()._leave()
+        self._forget_verdicts()
         self._forget()

@@ -8,15 +8,17 @@ from collections.abc import AsyncIterator
 
 from meshmsg.checks import require_int, require_number
 from meshmsg.driver import Driver
+from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.topic_buffer import Source
 from meshmsg.errors import ConfigurationError, NodeClosed, WaitTimeout
 from meshmsg.message import Batch, Message
 from meshmsg.options import PullOptions
-from meshmsg.sockets.handoff import Handoff
+from meshmsg.sockets.conversions import make_converter
+from meshmsg.sockets.handoff import Hand, Handoff
+from meshmsg.sockets.held import Held
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.threads import ThreadWorkers
 from meshmsg.sockets.turns import yield_turn
-from meshmsg.sockets.typed import make_converter
 from meshmsg.sockets.workers import Handler, Workers, is_async, require_handler
 
 # Messages handed out in one turn of the loop at most, if the application itself never waits.
@@ -27,6 +29,8 @@ BATCHES_BURST = 1000
 
 class Consumer:
     """What ``Pull`` and ``Sub`` have in common. ``label`` names it in errors: ``pull('work')``."""
+
+    _gives_back = True  # whether what was taken and not settled goes somewhere at the close
 
     def __init__(self, driver: Driver, inbox: Source, options: PullOptions, label: str) -> None:
         self.queue = inbox.queue
@@ -40,6 +44,15 @@ class Consumer:
         self._arrival: asyncio.Event | None = None
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
+        self._hands: set[Hand] = set()  # of iterations
+        self._held: Held | None = None
+        if isinstance(inbox, Inbox):
+            if options.concurrency > options.prefetch:
+                raise ConfigurationError(
+                    f"{label}: concurrency={options.concurrency} handlers cannot run with prefetch={options.prefetch}, "
+                    f"the messages held at a time: prefetch={options.concurrency} or more"
+                )
+            self._held = Held(driver, inbox, lambda: self.label, self._has_none)
         if options.type is not None:
             inbox.decode = make_converter(options.type, label)
         inbox.guard = self._require_owner
@@ -67,16 +80,21 @@ class Consumer:
         """Messages one by one; each wants its verdict (``with message:``)."""
         self._require_iterable()
         inbox = self._inbox
+        hand = self._open_hand()
         count = 0
-        while not self._closed:
-            message = inbox.take_one(self._driver)
-            if message is None:
-                await self._wait()
-                continue
-            yield message
-            count += 1
-            if count % BURST == 0:
-                await yield_turn()
+        try:
+            while not self._closed:
+                message = inbox.take_one(self._driver)
+                if message is None:
+                    await self._wait()
+                    continue
+                hand.item = message
+                yield message
+                count += 1
+                if count % BURST == 0:
+                    await yield_turn()
+        finally:
+            self._close_hand(hand)
 
     async def get(self, timeout: float | None = None) -> Message:
         """One message; raises ``WaitTimeout`` when none came within ``timeout`` seconds, ``NodeClosed`` at the end.
@@ -93,7 +111,7 @@ class Consumer:
                     await self._wait()
                     message = self._inbox.take_one(self._driver)
         except TimeoutError:
-            raise WaitTimeout(f"no message of {self.name!r} came within {timeout} s") from None
+            raise WaitTimeout(f"no message of {self.name!r} came within {timeout} s{self.explain_wait()}") from None
         if message is None:
             self._driver.require_usable()
             raise NodeClosed(f"{self.label} was closed: open another one")
@@ -110,20 +128,25 @@ class Consumer:
         inbox = self._inbox
         # Verdicts leave, and credit comes back, before the prefetch is used up.
         burst = min(BATCHES_BURST, inbox.prefetch // 2)
+        hand = self._open_hand()
         count = 0
-        while not self._closed:
-            if not inbox.waiting:
-                await self._wait()
-                continue
-            if max_wait and inbox.waiting < max_size:
-                await self._fill(max_size, max_wait)
-            batch = inbox.take(max_size, self._driver.now())
-            if batch:
-                yield batch
-                count += len(batch)
-            if count >= burst or not batch:
-                count = 0
-                await yield_turn()
+        try:
+            while not self._closed:
+                if not inbox.waiting:
+                    await self._wait()
+                    continue
+                if max_wait and inbox.waiting < max_size:
+                    await self._fill(max_size, max_wait)
+                batch = inbox.take(max_size, self._driver.now())
+                if batch:
+                    hand.item = batch
+                    yield batch
+                    count += len(batch)
+                if count >= burst or not batch:
+                    count = 0
+                    await yield_turn()
+        finally:
+            self._close_hand(hand)
 
     async def _fill(self, max_size: int, max_wait: float) -> None:
         """Waits for more, while more can come. Nothing is taken out yet, so that who is cancelled here holds none."""
@@ -143,7 +166,9 @@ class Consumer:
     async def close(self, drain: float = 0.0) -> None:
         """Stops consuming: unstarted messages go back at no cost, handlers get ``drain`` seconds to end (G4, G10).
 
-        What a ``sub`` without a group has received cannot go back: its handlers go on with it for these seconds.
+        What was taken without a handler and has no verdict when they are over is nacked, and a later verdict raises
+        ``NodeClosed``; but an iteration may settle what it is at. What a ``sub`` without a group has received cannot go
+        back: its handlers go on with it for these seconds.
 
         Who is cancelled here, such as a handler that closes its own pull, does not undo it. A second call waits for the
         first, but no longer than its own ``drain``.
@@ -161,6 +186,9 @@ class Consumer:
         if not self._closing.done() and self._workers is not None:
             self._hand_out_no_more()
             await self._workers.stop(0.0)
+        elif self._held is not None:
+            self._held.hurry()
+            await asyncio.wait({self._closing})
 
     @property
     def _finishes(self) -> bool:
@@ -185,6 +213,14 @@ class Consumer:
         self._arrived()
         if self._workers is not None:
             await self._workers.stop(drain)
+        elif self._held is not None and self._gives_back:
+            await self._held.wait(drain)
+            hands = self._hands
+            if self._handoff is not None:
+                self._handoff.apply()
+                self._handoff.over = True
+                hands = hands | self._handoff.hands
+            self._held.give_back(hands)
         self._driver.on_arrival.pop(self.queue, None)
         self._leave()
         self._driver.wake()
@@ -219,6 +255,8 @@ class Consumer:
     def _lend(self) -> Handoff:
         if self._handoff is None:
             self._handoff = Handoff(self._driver, self._inbox, asyncio.get_running_loop())
+            if self._held is not None and self._workers is None:
+                self._handoff.on_starved = self._held.watch
             if self._closed:
                 self._handoff.close()
             self._handoff.lend()
@@ -238,11 +276,35 @@ class Consumer:
             self._arrival = asyncio.Event()
         self._arrival.clear()
         if self._inbox.waiting <= have and not self._closed:
+            if self._held is not None:
+                self._held.watch()
             await self._arrival.wait()
+
+    def explain_wait(self) -> str:
+        """What to add to the news that no message came; called in the loop."""
+        why = self._held.describe() if self._held is not None else ""
+        return f"; {why}" if why else ""
+
+    def _has_none(self) -> bool:
+        return not self._inbox.waiting and (self._handoff is None or not self._handoff.waiting)
+
+    def _open_hand(self) -> Hand:
+        hand = Hand()
+        self._hands.add(hand)
+        return hand
+
+    def _close_hand(self, hand: Hand) -> None:
+        self._hands.discard(hand)
+        if self._held is not None and self._held.over and self._driver.usable:
+            hand.drop()
 
     def _require_owner(self) -> None:
         if get_ident() != self._driver.owner:
             self._driver.require_usable()
+        if self._held is not None and self._held.over:
+            raise NodeClosed(
+                f"{self.label} was closed, and nacked what was not settled: settle before, or close(drain=)"
+            )
 
     def _require_iterable(self) -> None:
         self._driver.require_usable()

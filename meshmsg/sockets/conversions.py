@@ -1,11 +1,12 @@
-"""Values against annotations: what a method's arguments become, and whether its results are what it promised.
+"""Values against annotations: what arguments and bodies become, and whether results are what a method promised.
 
 What MessagePack carries (numbers, texts, bytes, lists, dicts, datetimes, None) and unions, lists and dicts of that are
 checked here, strictly: ``"2"`` is no int, and neither is True; an int becomes a float where one is wanted. Everything
 else is msgspec's to convert (dataclasses, structs, tuples, enums of texts or numbers, ...), or pydantic's, if it is a
 pydantic model, holds one, or carries pydantic's constraints.
 
-Both libraries would also make sets, UUIDs or dates of what comes, which nobody can send: those are refused.
+Both libraries would also make sets, UUIDs or dates of lists and texts, as JSON does. Who consumes bodies gets that, as
+they may come from anywhere; a method does not: its callers would send what they read in its signature, and cannot.
 """
 
 from __future__ import annotations
@@ -18,42 +19,33 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from types import NoneType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from meshmsg.errors import ConfigurationError, MissingExtra
+from meshmsg.sockets.annotations import (
+    MAX_WANTED,
+    Loop,
+    describe_type,
+    find_loop,
+    find_reference,
+    require_end,
+    require_sendable,
+    rules_of,
+    shorten,
+    simplify,
+)
 
 _SIMPLE = (NoneType, bool, int, float, str, bytes, datetime)
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
-# What the wire carries as it is, or as what it is derived from: a StrEnum is a str.
-_CARRIED = (bool, int, float, str, bytes, bytearray, datetime, list, tuple, dict)
-# What it does not carry, and what to annotate instead; by the first part of the module, and the name.
-_INSTEAD = {
-    ("builtins", "set"): "list",
-    ("builtins", "frozenset"): "list",
-    ("builtins", "complex"): "list[float]",
-    ("builtins", "range"): "list[int]",
-    ("collections", "Set"): "list",
-    ("collections", "deque"): "list",
-    ("datetime", "date"): "datetime or str",
-    ("datetime", "time"): "str",
-    ("datetime", "timedelta"): "float",
-    ("decimal", "Decimal"): "str",
-    ("enum", "Enum"): "a StrEnum, an IntEnum or a Literal",
-    ("fractions", "Fraction"): "str",
-    ("numpy", "ndarray"): "list[float]",
-    ("pathlib", "PurePath"): "str",
-    ("uuid", "UUID"): "str",
-}
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 _UNCHECKED = (Any, object, typing.NoReturn, typing.Never, typing.Self)
-_MAX_WANTED = 100
 _MAX_VALUE = 100
+_INSTEAD_OF_LOOP = "write it as a dataclass or a model with a field that is annotated with the class"
 _MAX_REASON = 300
 
-_MODULES = re.compile(r"'[^']*'|\"[^\"]*\"|(?:(?:[A-Za-z_]\w*|<locals>)\.)+(?=\w)")
 _MSGSPEC_PLACE = re.compile(r"(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?", re.DOTALL)
 _MSGSPEC_TYPES = re.compile(r"Expected `(.+)`, got `(.+)`")
 
@@ -88,7 +80,14 @@ class Misfit(ValueError):
     def explain(self, name: str) -> str:
         """What is wrong inside of the value called ``name``; "" if it is of another type altogether."""
         text = f"{name}{self.path}{self.text}" if self.text else ""
-        return _shorten(text, _MAX_REASON)
+        return shorten(text, _MAX_REASON)
+
+
+Tell = Callable[[Any, Misfit], ValueError]  # of a value and what is wrong with it: what is raised
+
+
+def _as_it_is(value: Any, error: Misfit) -> Misfit:
+    return error
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -117,12 +116,14 @@ def make_argument_check(annotation: Any, where: str) -> Check | None:
     Raises ``MissingExtra`` when the library for it is not installed, ``ConfigurationError`` for what nothing that
     comes over the wire could become, or no caller could send; ``where`` names the argument in them.
     """
-    _require_sendable(annotation, where)
-    check = _make_native(annotation, lenient=False)
+    loop = find_loop(annotation)
+    require_end(annotation, loop, where)
+    require_sendable(annotation, where)
+    check = _make_native(annotation, False, {})
     if check is None:
-        wanted = _shorten(describe_type(annotation), _MAX_WANTED)
-        check = Check(wanted, _NONE_EXACT, _make_library(_simplify(annotation), where))
-    return None if check is ANYTHING else check
+        wanted = shorten(describe_type(annotation), MAX_WANTED)
+        check = Check(wanted, _NONE_EXACT, _make_library(simplify(annotation), where, loop))
+    return None if check is ANYTHING else _limit(check, loop)
 
 
 def make_result_check(annotation: Any, where: str) -> Check | None:
@@ -131,19 +132,52 @@ def make_result_check(annotation: Any, where: str) -> Check | None:
     It converts nothing: models travel as dicts anyway. It is lenient where Python's own types are, and where they are
     not, with what becomes the same on the wire. Raises ``ConfigurationError`` for what cannot be sent.
     """
-    _require_sendable(annotation, where)
-    check = _make_native(annotation, lenient=True)
-    return None if check is ANYTHING else check
+    loop = find_loop(annotation)
+    require_end(annotation, loop, where)
+    require_sendable(annotation, where)
+    check = _make_native(annotation, True, {})
+    return None if check is ANYTHING or check is None else _limit(check, loop)
 
 
-def describe_type(annotation: Any) -> str:
-    """An annotation as one would write it, without modules."""
-    if annotation is NoneType:
-        return "None"
-    if isinstance(annotation, str):
-        return annotation
-    text = annotation.__qualname__ if isinstance(annotation, type) else repr(annotation)
-    return _MODULES.sub(lambda found: found[0] if found[0][0] in "'\"" else "", text)
+def make_converter(wanted: Any, label: str) -> Callable[[Any], Any] | None:
+    """Returns how bodies become what ``type=`` of a consumer says, or raises ``ValueError``; None if everything fits.
+
+    ``label`` names the consumer in errors. Takes what a method's arguments may be annotated with, and what a library
+    makes of texts and lists besides. Raises as ``make_argument_check`` does.
+
+    >>> make_converter(dict[str, int], "pull('counts')")({"a": 1})
+    {'a': 1}
+    >>> make_converter(dict[str, int], "pull('counts')")({"a": "1"})
+    Traceback (most recent call last):
+    ...
+    ValueError: body takes dict[str, int]; body['a'] takes int, got str '1'
+    """
+    where = f"{label.removesuffix(')')}, type=...): the body"
+    loop = find_loop(wanted)
+    require_end(wanted, loop, where)
+    check = _make_native(wanted, False, {})
+    if check is ANYTHING:
+        return None
+    text = shorten(describe_type(wanted), MAX_WANTED)
+
+    def tell(value: Any, error: Misfit) -> ValueError:
+        inside = error.explain("body")
+        return ValueError(f"body takes {text}{f'; {inside}' if inside else f', got {describe_value(value)}'}")
+
+    if check is None:
+        return _make_library(simplify(wanted), where, loop, tell, texts=True)
+    check = _limit(check, loop)
+    exact, convert = check.exact, check.convert
+
+    def convert_body(value: Any) -> Any:
+        if type(value) in exact:
+            return value
+        try:
+            return convert(value)
+        except Misfit as error:
+            raise tell(value, error) from None
+
+    return convert_body
 
 
 def describe_value(value: Any) -> str:
@@ -154,33 +188,47 @@ def describe_value(value: Any) -> str:
         text = f"{type(value).__name__} {_brief.repr(value)}"
     except Exception:  # a __repr__ of its own that fails
         return type(value).__name__
-    return _shorten(text, _MAX_VALUE)
-
-
-def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return shorten(text, _MAX_VALUE)
 
 
 # --- without any library ----------------------------------------------------------------------------------------
 
 
-def _make_native(annotation: Any, lenient: bool) -> Check | None:
-    """Returns the check of what MessagePack carries; None for all other types. Lenient for results: checks, at most."""
-    annotation = _simplify(annotation, strip=lenient)
+def _make_native(annotation: Any, lenient: bool, begun: dict[Any, Check]) -> Check | None:
+    """Returns the check of what MessagePack carries; None for all other types. Lenient for results: checks, at most.
+
+    ``begun`` has the type aliases that this is inside of: one that occurs in itself is its own check.
+    """
+    aliases = list[Any]()
+    annotation = simplify(annotation, lenient, aliases)
+    for alias in aliases:
+        if alias in begun:
+            return begun[alias]
+    begun |= {alias: Check(describe_type(alias), _NONE_EXACT, ANYTHING.convert) for alias in aliases}
+    check = _make_plain(annotation, lenient, begun)
+    for alias in aliases:
+        inside = begun.pop(alias)
+        if check is not None:
+            inside.exact, inside.convert = check.exact, check.convert
+    return check
+
+
+def _make_plain(annotation: Any, lenient: bool, begun: dict[Any, Check]) -> Check | None:
+    """The same for what is no alias."""
     origin, inner = get_origin(annotation) or annotation, get_args(annotation)
     if any(origin is each for each in _UNCHECKED) or getattr(origin, "_is_protocol", False):
         return ANYTHING
     if any(origin is each for each in _SIMPLE):
         return _make_simple(origin, lenient)
-    wanted = _shorten(describe_type(annotation), _MAX_WANTED)
+    wanted = shorten(describe_type(annotation), MAX_WANTED)
     if origin in (Union, types.UnionType):
-        members = [_make_native(each, lenient) for each in inner]
+        members = [_make_native(each, lenient, begun) for each in inner]
         return None if None in members else _make_union([each for each in members if each is not None], wanted)
     if origin in _LISTS:
-        item = _make_native(inner[0], lenient) if inner else ANYTHING
+        item = _make_native(inner[0], lenient, begun) if inner else ANYTHING
         return None if item is None else _make_list(item, wanted, lenient)
     if origin in _DICTS:
-        key, item = (_make_native(each, lenient) for each in inner or (Any, Any))
+        key, item = (_make_native(each, lenient, begun) for each in inner or (Any, Any))
         return None if key is None or item is None else _make_dict(key, item, wanted)
     return _make_instance(origin, wanted) if lenient else None
 
@@ -284,46 +332,48 @@ def _inside(place: str, check: Check, value: Any, error: Misfit) -> Misfit:
     return Misfit(place, f" takes {check.wanted}, got {describe_value(value)}")
 
 
-def _simplify(annotation: Any, strip: bool = False) -> Any:
-    """Resolves aliases, NewTypes and type variables, and strips metadata that constrains nothing."""
-    while True:
-        if annotation is None:
-            return NoneType
-        if get_origin(annotation) is Annotated:
-            if not strip and any(_rules_of(each) for each in annotation.__metadata__):
-                return annotation
-            annotation = annotation.__origin__
-        elif isinstance(annotation, TypeVar):
-            annotation = annotation.__bound__ or Any
-        elif isinstance(annotation, typing.NewType):
-            annotation = annotation.__supertype__
-        elif type(annotation).__name__ == "TypeAliasType":  # since Python 3.12
-            annotation = annotation.__value__
-        elif annotation is typing.LiteralString:
-            return str
-        else:
-            return annotation
+def _limit(check: Check, loop: Loop | None) -> Check:
+    """The same check, also for values that are nested more deeply than Python can follow."""
+    if loop is None:
+        return check
+    convert = check.convert
+
+    def convert_deep(value: Any) -> Any:
+        try:
+            return convert(value)
+        except RecursionError:
+            raise Misfit("", " is nested too deeply") from None
+
+    return Check(check.wanted, check.exact, convert_deep)
 
 
 # --- with a library ---------------------------------------------------------------------------------------------
 
 
-def _rules_of(metadata: Any) -> str | None:
-    """Which library a piece of metadata in ``Annotated`` speaks to; None if neither."""
-    library = type(metadata).__module__.partition(".")[0]
-    if library in ("pydantic", "annotated_types"):
-        return "pydantic"
-    return "msgspec" if library == "msgspec" else None
+def _make_library(
+    annotation: Any, where: str, loop: Loop | None, tell: Tell = _as_it_is, texts: bool = False
+) -> Callable[[Any], Any]:
+    """Returns what converts to a type that MessagePack does not carry.
 
-
-def _make_library(annotation: Any, where: str) -> Callable[[Any], Any]:
-    """Returns what converts to a type that MessagePack does not carry."""
+    ``tell`` makes of a misfit what is raised; ``texts`` are also taken for bytes (base64) and datetimes, as in JSON.
+    """
     validate = getattr(annotation, "model_validate", None)
     if validate is not None:
-        return _tell_pydantic(validate)
+        return _tell_pydantic(validate, tell)
     found = _look_for_pydantic(annotation, set())
     if found:
-        return _make_pydantic(annotation, where, strict="models" not in found)
+        return _tell_pydantic(_make_pydantic(annotation, where, strict="models" not in found), tell)
+    if loop is not None:  # msgspec would follow it for ever
+        raise ConfigurationError(
+            f"{where} is annotated {shorten(describe_type(annotation), MAX_WANTED)}, where the alias "
+            f"{describe_type(loop.alias)} contains itself: {_INSTEAD_OF_LOOP}"
+        )
+    name = find_reference(annotation)
+    if name is not None:
+        raise ConfigurationError(
+            f"{where} is annotated {shorten(describe_type(annotation), MAX_WANTED)}, where {name!r} is only a name: "
+            f"import it at run time too, or if it is this annotation itself, {_INSTEAD_OF_LOOP}"
+        )
     try:
         import msgspec
     except ImportError:
@@ -336,14 +386,17 @@ def _make_library(annotation: Any, where: str) -> Callable[[Any], Any]:
     except Exception as error:
         raise _no_such_value(annotation, where, error) from None
 
+    make = msgspec.convert
+
     def convert(value: Any) -> Any:
         try:
-            # Texts are no bytes and no datetimes here, unlike in JSON.
-            return msgspec.convert(value, annotation, builtin_types=(bytes, datetime))
+            if texts:
+                return make(value, annotation)  # as the keyword costs as much as a small dataclass
+            return make(value, annotation, builtin_types=(bytes, datetime))
         except msgspec.ValidationError as error:
-            raise _translate(str(error)) from None
+            raise tell(value, _translate(str(error))) from None
         except Exception as error:  # of a hook in the model
-            raise Misfit("", f": {type(error).__name__}: {error}") from None
+            raise tell(value, Misfit("", f": {type(error).__name__}: {error}")) from None
 
     return convert
 
@@ -359,15 +412,15 @@ def _make_pydantic(annotation: Any, where: str, strict: bool) -> Callable[[Any],
         adapter = pydantic.TypeAdapter(annotation)
     except Exception as error:
         raise _no_such_value(annotation, where, error) from None
-    return _tell_pydantic(lambda value: adapter.validate_python(value, strict=strict or None))
+    return lambda value: adapter.validate_python(value, strict=strict or None)
 
 
-def _tell_pydantic(validate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _tell_pydantic(validate: Callable[[Any], Any], tell: Tell) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         try:
             return validate(value)
         except Exception as error:
-            raise _misfit_of_model(error) from None
+            raise tell(value, _misfit_of_model(error)) from None
 
     return convert
 
@@ -388,7 +441,7 @@ def _look_for_pydantic(annotation: Any, seen: set[type]) -> set[str]:
     found = set[str]()
     if hasattr(annotation, "__pydantic_validator__") or hasattr(annotation, "model_validate"):
         found.add("models")
-    if any(_rules_of(each) == "pydantic" for each in getattr(annotation, "__metadata__", ())):
+    if any(rules_of(each) == "pydantic" for each in getattr(annotation, "__metadata__", ())):
         found.add("constraints")
     if get_origin(annotation) is not typing.Literal:
         for each in get_args(annotation):
@@ -427,93 +480,3 @@ def _no_such_value(annotation: Any, where: str, error: Exception) -> Configurati
         "take what MessagePack carries, a dataclass, a msgspec.Struct or a pydantic model, or leave the annotation out "
         f"({type(error).__name__}: {reason[-1] if reason else ''})"
     )
-
-
-# --- what nobody can send ---------------------------------------------------------------------------------------
-
-
-def _require_sendable(annotation: Any, where: str) -> None:
-    """Raises if a value of this type, or of one inside of it, cannot be encoded."""
-    found = _find_unsendable(annotation, "", set())
-    if found is None:
-        return
-    name, place, instead = found
-    inside = f", with {name} in {place}" if place else ""
-    raise ConfigurationError(
-        f"{where} is annotated {_shorten(describe_type(annotation), _MAX_WANTED)}{inside}: MessagePack has no {name}, "
-        f"so nobody can send it over the wire; annotate {instead} instead"
-    )
-
-
-def _find_unsendable(annotation: Any, place: str, seen: set[Any]) -> tuple[str, str, str] | None:
-    """The first type that cannot be encoded: its name, the field that it is in, and what to take instead."""
-    if any(_is_serializer(each) for each in getattr(annotation, "__metadata__", ())):
-        return None
-    annotation = _simplify(annotation, strip=True)
-    origin = get_origin(annotation) or annotation
-    is_literal = get_origin(annotation) is typing.Literal
-    inner = [type(each) if is_literal else each for each in get_args(annotation)]
-    if isinstance(origin, type):
-        instead = _find_instead(origin)
-        if instead is not None:
-            return origin.__name__, place, instead
-    for each in inner:
-        found = _find_unsendable(each, place, seen)
-        if found is not None:
-            return found
-    if isinstance(origin, type) and origin not in seen:
-        seen.add(origin)
-        for name, each in _list_fields(origin).items():
-            found = _find_unsendable(each, f"{origin.__name__}.{name}", seen)
-            if found is not None:
-                return found
-    return None
-
-
-def _find_instead(kind: type) -> str | None:
-    """What to annotate instead of a type; None if it can be encoded, as far as one can tell."""
-    for base in kind.__mro__:
-        if base in _CARRIED:
-            return None
-        instead = _INSTEAD.get((base.__module__.partition(".")[0], base.__qualname__))
-        if instead is not None:
-            return instead
-    return None
-
-
-def _list_fields(kind: type) -> Mapping[str, Any]:
-    """The annotations of what travels of a model; none of one that says itself how it is written."""
-    names: Iterable[str]
-    if dataclasses.is_dataclass(kind):
-        names = [each.name for each in dataclasses.fields(kind)]
-    elif hasattr(kind, "__struct_fields__"):
-        names = kind.__struct_fields__
-    elif hasattr(kind, "model_dump"):
-        return _list_pydantic_fields(kind)
-    elif typing.is_typeddict(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields")):
-        names = kind.__annotations__
-    else:
-        return {}
-    try:
-        hints = typing.get_type_hints(kind, include_extras=True)
-    except Exception:  # a field's type that is not defined; who converts will say so
-        return {}
-    return {name: hints[name] for name in names if name in hints}
-
-
-def _list_pydantic_fields(kind: Any) -> Mapping[str, Any]:
-    decorators = getattr(kind, "__pydantic_decorators__", None)  # pydantic is not imported here
-    if decorators is None or decorators.field_serializers or decorators.model_serializers:
-        return {}
-    if kind.model_config.get("use_enum_values") or not kind.model_dump.__module__.startswith("pydantic."):
-        return {}
-    return {
-        name: field.annotation
-        for name, field in kind.model_fields.items()
-        if not field.exclude and not any(_is_serializer(each) for each in field.metadata)
-    }
-
-
-def _is_serializer(metadata: Any) -> bool:
-    """Whether a piece of metadata in ``Annotated`` makes pydantic write something else."""
-    return type(metadata).__module__ == "pydantic.functional_serializers"

@@ -234,7 +234,7 @@ class Dealer:
         """Puts a file into the directory of a service, under its own name or another; a file of that name is replaced.
 
         As ``fetch``, with the sides exchanged. Of several providers one gets it, for each name always the same as long
-        as it is there; ``peer=`` says which. ``NoSuchMethod`` says that its directory is not writable.
+        as it is there; ``peer=`` says which. ``NoSuchMethod`` says that nobody's directory is writable.
         """
         self._require_here()
         return await send_file(self, Upload(source, name, fit_chunk(self._max_bytes)), progress, timeout, peer)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections import deque
 from types import TracebackType
 
 from meshmsg.engine.faults import name_type
 from meshmsg.engine.served import Served, Serving
 from meshmsg.errors import MeshError, Overloaded, RequestError
+
+# Frames of a traceback that are looked at, as each costs some 20 us: how it began, and what it came to.
+OUTER_FRAMES = 5
+INNER_FRAMES = 20
 
 logger = logging.getLogger("meshmsg.handlers")
 
@@ -25,7 +30,9 @@ def fail(serving: Serving, served: Served, error: BaseException, tracebacks: boo
         serving.fail(served, error.code, name_type(error), message, None, retry_after)
         return
     if not isinstance(error, MeshError):  # a bug here, and not only of the caller's interest
-        logger.error("%s.%s failed for %r", served.service, served.method, served.peer_name, exc_info=error)
+        trace, _ = shorten(error.__traceback__)
+        told = (type(error), error, trace)
+        logger.error("%s.%s failed for %r", served.service, served.method, served.peer_name, exc_info=told)
     text = format_traceback(error) if tracebacks else None
     serving.fail(served, "error", name_type(error), message, text)
 
@@ -39,12 +46,37 @@ def say(error: BaseException) -> str:
 
 
 def format_traceback(error: BaseException) -> str:
-    """A traceback as text, from the method on."""
-    trace = skip_own(error.__traceback__)
+    """A traceback as text, from the method on; of a deep one its beginning and its end, of its causes the end alone."""
+    trace, left_out = shorten(skip_own(error.__traceback__))
+    note = f"({left_out} frames are left out after the first {OUTER_FRAMES})\n" if left_out else ""
+    limit = -OUTER_FRAMES - INNER_FRAMES  # of the causes; the rest is no longer than that
     try:
-        return "".join(traceback.TracebackException(type(error), error, trace, compact=True).format())
+        told = traceback.TracebackException(type(error), error, trace, limit=limit, compact=True)
+        return note + "".join(told.format())
     except Exception:  # an exception whose parts cannot even be shown
         return "".join(traceback.format_tb(trace)) + type(error).__name__
+
+
+def shorten(trace: TracebackType | None) -> tuple[TracebackType | None, int]:
+    """A traceback without the frames in the middle, if it is a long one; and how many these are."""
+    outer: list[TracebackType] = []
+    inner: deque[TracebackType] = deque(maxlen=INNER_FRAMES)
+    count = 0
+    each = trace
+    while each is not None:
+        count += 1
+        if count <= OUTER_FRAMES:
+            outer.append(each)
+        else:
+            inner.append(each)
+        each = each.tb_next
+    left_out = count - len(outer) - len(inner)
+    if not left_out:
+        return trace, 0
+    short: TracebackType | None = inner[0]
+    for each in reversed(outer):
+        short = TracebackType(short, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return short, left_out
 
 
 def skip_own(trace: TracebackType | None) -> TracebackType | None:

@@ -30,6 +30,7 @@ NOT_FOUND = "not_found"
 CHANGED = "changed"  # while it was read
 CORRUPT = "corrupt"
 BUSY = "busy"
+FULL = "full"
 
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -152,6 +153,37 @@ class SourceFile:
         self._file.close()
 
 
+def lock(descriptor: int) -> bool:
+    """Locks an open file until it is closed; False if somebody else has. On Windows there is no such lock."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def remove_unused(path: Path) -> None:
+    """Removes a file, unless a transfer works on it or it is none."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | _FLAGS | getattr(os, "O_NONBLOCK", 0))
+    except OSError:  # gone, a link, or not to be written
+        return
+    try:
+        facts = os.fstat(descriptor)
+        if stat.S_ISREG(facts.st_mode) and lock(descriptor) and os.path.samestat(path.lstat(), facts):
+            if sys.platform == "win32":  # there one that is open cannot be removed
+                os.close(descriptor)
+                descriptor = -1
+            path.unlink(missing_ok=True)
+    except OSError:
+        pass
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 class PartFile:
     """A file that comes: under another name until it is whole. What has come stays there when the transfer breaks."""
 
@@ -191,10 +223,8 @@ class PartFile:
         """Keeps others from it. False if it has become the target, or was removed, just before."""
         if sys.platform == "win32":
             return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RemoteError(f"{self._label} is transferred already: {self._part} is in use", code=BUSY) from None
+        if not lock(descriptor):
+            raise RemoteError(f"{self._label} is transferred already: {self._part} is in use", code=BUSY)
         try:
             named = os.stat(self._part, follow_symlinks=False)
         except FileNotFoundError:

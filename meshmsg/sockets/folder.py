@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from meshmsg.checks import require_bool
+from meshmsg.checks import require_bool, require_int
 from meshmsg.errors import BadRequest, ConfigurationError, RemoteError
 from meshmsg.sockets.context import Context
 from meshmsg.sockets.files import (
+    FULL,
     NOT_FOUND,
     FileInfo,
     PartFile,
@@ -21,9 +24,12 @@ from meshmsg.sockets.files import (
     fit_chunk,
     make_modified,
     not_a_transfer,
+    remove_unused,
 )
 
 PART = ".part"
+PART_KEPT_S = 3600.0  # what nobody went on with for so long is removed
+LOOK_EVERY_S = 600.0  # for such files, if there is no other reason to go through all of the directory
 
 
 class Folder:
@@ -33,10 +39,20 @@ class Folder:
     A symbolic link is followed as long as it leads to something inside.
     """
 
-    def __init__(self, label: str, directory: object, writable: bool, max_message_bytes: int) -> None:
+    def __init__(
+        self, label: str, directory: object, writable: bool, max_message_bytes: int, max_bytes: int | None = None
+    ) -> None:
         if not isinstance(directory, (str, os.PathLike)) or not os.path.isdir(directory):
             raise ConfigurationError(f"{label}.files takes a directory that is there, got {directory!r}")
         require_bool(f"{label}.files(writable=)", writable)
+        if max_bytes is not None:
+            require_int(f"{label}.files(max_bytes=)", max_bytes, at_least=0)
+            if not writable:
+                raise ConfigurationError(f"{label}.files(max_bytes=) limits what callers write: set writable=True too")
+        self._max_bytes = max_bytes
+        self._reserving = threading.Lock()
+        self._reserved: dict[Path, int] = {}  # bytes that a part file will have, by its path
+        self._look_at = 0.0  # when to look for abandoned part files
         self._root = Path(os.path.realpath(directory))
         self._chunk_bytes = fit_chunk(max_message_bytes)
         self.methods: dict[str, Callable[..., Any]] = {"list": self.list_files, "stat": self.stat, "read": self.read}
@@ -81,9 +97,12 @@ class Folder:
         self, name: str, size_bytes: int, items: Iterator[dict[str, Any]], context: Context
     ) -> Iterator[dict[str, Any]]:
         """Says what it has of a file, takes the rest in chunks, and says what came of it."""
+        if size_bytes < 0:
+            raise BadRequest(f"a file has no {size_bytes} bytes", "size_bytes")
         target = self._place(name)
         part_path = target.with_name(f".{target.name}{PART}")
-        with closing(PartFile(target, part_path, name, lambda: context.cancelled)) as part:
+        part_file = PartFile(target, part_path, name, lambda: context.cancelled)
+        with closing(part_file) as part, self._reserve(part_path, name, size_bytes):
             yield {"offset": part.place, "digest": part.digest}
             begun = False
             for item in items:
@@ -96,10 +115,50 @@ class Folder:
                     raise not_a_transfer(item)
                 part.put(data)
                 if isinstance(digest, str):
-                    modified = part.commit(size_bytes, digest)
+                    # While somebody counts what is there, the file must not be there twice, or not at all.
+                    with nullcontext() if self._max_bytes is None else self._reserving:
+                        modified = part.commit(size_bytes, digest)
+                        del self._reserved[part_path]
                     yield {"name": name, "size_bytes": size_bytes, "modified": modified, "sha256": digest}
                     return
             raise RemoteError(f"{name}: the items ended before the file did")
+
+    # -- room ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reserve(self, part: Path, name: str, size_bytes: int) -> Iterator[None]:
+        """Keeps room for a file that comes. Raises ``RemoteError`` ("full") where there is none."""
+        with self._reserving:
+            now = time.monotonic()
+            if self._max_bytes is not None or now >= self._look_at:
+                self._look_at = now + LOOK_EVERY_S
+                used = self._measure(part) + size_bytes
+                if self._max_bytes is not None and used > self._max_bytes:
+                    text = f"{name}: {size_bytes} bytes would make {used} in all, and {self._max_bytes} are allowed"
+                    raise RemoteError(text, code=FULL)
+            self._reserved[part] = size_bytes
+        try:
+            yield
+        finally:
+            self._reserved.pop(part, None)
+
+    def _measure(self, own: Path) -> int:
+        """Bytes of all files but one, those that come counted as a whole. Removes part files that are abandoned."""
+        reserved = dict(self._reserved)
+        total, before = 0, time.time() - PART_KEPT_S
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                path = Path(folder, name)
+                abandoned = is_part(name) and path not in reserved
+                if path == own or not (abandoned or self._max_bytes is not None):
+                    continue
+                try:
+                    if abandoned and path.lstat().st_mtime < before:
+                        remove_unused(path)
+                    total += max(path.lstat().st_size, reserved.pop(path, 0))
+                except OSError:  # gone
+                    pass
+        return total + sum(reserved.values())  # of those that broke off meanwhile
 
     # -- names -----------------------------------------------------------------------------------------------
 
@@ -144,6 +203,15 @@ class Folder:
         except OSError:  # gone meanwhile, or a link to nothing
             return None
         return facts if stat.S_ISREG(facts.st_mode) else None
+
+
+def is_part(name: str) -> bool:
+    """Whether a file has a name that only an unfinished transfer gives it.
+
+    >>> is_part(".large.bin.part"), is_part("large.bin.part")
+    (True, False)
+    """
+    return name.startswith(".") and name.endswith(PART)
 
 
 def split_name(name: str) -> list[str]:

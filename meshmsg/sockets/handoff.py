@@ -14,7 +14,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.topic_buffer import Source, TopicBuffer
-from meshmsg.message import Arrival, Message, describe_error
+from meshmsg.message import Arrival, Batch, Message, describe_error
 from meshmsg.wire import frames
 
 logger = logging.getLogger("meshmsg.sockets")
@@ -25,6 +25,28 @@ EXTENDED = -1  # beside the kinds of verdicts in ``wire.frames``
 STEP_S = 0.25
 # Messages of topics that are lent ahead of the threads' asking. The others stay where newer ones can replace them.
 AHEAD = 256
+LATE = "the consumer was closed, and this message was not settled"
+
+
+class Hand:
+    """What one iteration is at: the message or batch that it handed out last."""
+
+    __slots__ = ("item",)
+
+    def __init__(self) -> None:
+        self.item: Message | Batch | None = None
+
+    @property
+    def unsettled(self) -> list[Message]:
+        """Messages in it that have no verdict."""
+        item = self.item
+        messages = item.messages if isinstance(item, Batch) else [item] if item is not None else []
+        return [message for message in messages if not message.settled]
+
+    def drop(self) -> None:
+        """The iteration goes on or ends after the close of its consumer: nobody else settles what it was at."""
+        for message in self.unsettled:
+            message.nack(error=LATE)
 
 
 class Bell:
@@ -70,6 +92,10 @@ class Handoff:
         self.closed = False
         self.room = True  # whether producers may send more before anything is settled
         self.more = False  # whether something waits that is not lent
+        self.hands: set[Hand] = set()  # of iterations
+        self.over = False  # whether what an iteration leaves behind is lost unless it nacks it
+        self.on_starved: Callable[[], None] = lambda: None  # a thread waits, and producers may not send
+        self._starved = False
         self._finishing = False
         self._inbox = inbox
         self._topics = inbox if isinstance(inbox, TopicBuffer) else None
@@ -87,16 +113,33 @@ class Handoff:
     def __iter__(self) -> Iterator[Message]:
         """``take`` until the end, with less ado a message."""
         lent, driver = self._lent, self.driver
-        while True:
-            try:
-                message = lent.popleft() if driver.owner else self.take()
-            except IndexError:
-                message = self.take()
-            if message is None:
-                return
-            arrival = message._arrival
-            if (arrival.expires_at is None and arrival.lane.lane.alive) or self._may_start(message):  # type: ignore[attr-defined]  # a ThreadLane
-                yield message
+        hand = self.open_hand()
+        try:
+            while True:
+                try:
+                    message = lent.popleft() if driver.owner else self.take()
+                except IndexError:
+                    message = self.take()
+                if message is None:
+                    return
+                arrival = message._arrival
+                if (arrival.expires_at is None and arrival.lane.lane.alive) or self._may_start(message):  # type: ignore[attr-defined]  # a ThreadLane
+                    hand.item = message
+                    yield message
+        finally:
+            self.close_hand(hand)
+
+    def open_hand(self) -> Hand:
+        """An iteration begins."""
+        hand = Hand()
+        self.hands.add(hand)
+        return hand
+
+    def close_hand(self, hand: Hand) -> None:
+        """It has ended."""
+        self.hands.discard(hand)
+        if self.over and self.driver.owner:
+            hand.drop()
 
     def take(self, deadline: float | None = None) -> Message | None:
         """The next message, which is started now; None when the pull is closed or the (monotonic) deadline passed."""
@@ -176,6 +219,7 @@ class Handoff:
 
     def _wait(self, deadline: float | None, count: int = 1, *, while_room: bool = False) -> bool:
         """Waits for ``count`` messages in the hands of nobody; whether there are some."""
+        asked = False
         while len(self._lent) < count and not self.closed and (self.room or not while_room):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -185,6 +229,9 @@ class Handoff:
             self._tickets.append(ticket)
             self._wanted = max(count, self._wanted)
             if self.more:
+                self.bell.ring()
+            if not self.room and not asked:
+                asked = self._starved = True
                 self.bell.ring()
             try:
                 # Once more, because what came before there was a ticket has woken nobody.
@@ -280,6 +327,11 @@ class Handoff:
             if kind != EXTENDED:
                 lane.judge(seq, frames.NACKED, None, f"its verdict failed: {describe_error(error)}")
 
+    @property
+    def waiting(self) -> int:
+        """Messages on loan that no thread has taken yet."""
+        return len(self._lent)
+
     def finish(self) -> None:
         """Lets threads take what there is of topics, and then go."""
         self._finishing = True
@@ -317,6 +369,9 @@ class Handoff:
             self.lend()
         else:
             self._look_for_room()
+        if self._starved:
+            self._starved = False
+            self.on_starved()
 
     def _give_up(self, lane: InLane) -> None:
         self._given_up.add(lane)

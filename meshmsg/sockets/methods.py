@@ -18,17 +18,12 @@ Kind = Literal["coroutine", "function", "async generator", "generator"]
 MAX_ERROR_CHARS = 500
 
 
-class Method:
-    """What a router does with calls of one name."""
+class Counts:
+    """What became of some calls."""
 
-    __slots__ = ("busy_s", "errors", "function", "kind", "last_error", "name", "requests", "signature", "streams")
+    __slots__ = ("busy_s", "errors", "last_error", "requests")
 
-    def __init__(self, service: str, name: str, function: Callable[..., Any]) -> None:
-        self.name = name
-        self.function = function
-        self.kind = find_kind(function)
-        self.streams = self.kind.endswith("generator")
-        self.signature = Signature(function, f"{service}.{name}", Context)
+    def __init__(self) -> None:
         self.requests = 0
         self.errors = 0
         self.last_error: str | None = None
@@ -51,6 +46,20 @@ class Method:
             "last_error": self.last_error,
             "mean_ms": round(mean_ms, 3),
         }
+
+
+class Method(Counts):
+    """What a router does with calls of one name."""
+
+    __slots__ = ("function", "kind", "name", "signature", "streams")
+
+    def __init__(self, service: str, name: str, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.name = name
+        self.function = function
+        self.kind = find_kind(function)
+        self.streams = self.kind.endswith("generator")
+        self.signature = Signature(function, f"{service}.{name}", Context)
 
 
 def find_kind(function: Callable[..., Any]) -> Kind:

@@ -23,6 +23,7 @@ from meshmsg.message import Event, Gap
 from meshmsg.options import PubOptions, PullOptions, SubOptions, make_options
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
+from meshmsg.sockets.line import Line
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
@@ -66,7 +67,8 @@ class Pub:
         self._driver = driver
         self._publisher = driver.engine.publisher
         self._groups = driver.engine.groups
-        self._line = asyncio.Lock()  # of those who wait until a group has room
+        self._line = Line(driver, self._require_open)  # of those who wait until a group has room
+        self._lines: dict[str, Line] = {}  # by topic, of those who wait for a slow subscriber
         self._pack = make_packer()
         self._blocks = options.block
         self._forget = forget  # called at the close: the pattern is free for other options
@@ -114,10 +116,10 @@ class Pub:
             await self._begin_burst(encoded)
         self._burst -= 1
         self._burst_bytes -= size
-        if self._blocks and self._publisher.blocked(name):
+        if self._blocks and (self._lines or self._publisher.blocked(name)):
             await self._wait_for(name)
         if headers is None and key is None and not priority:
-            if self._groups.busy and not self._groups.promise(name, size):
+            if self._groups.busy and (self._line.busy or not self._groups.promise(name, size)):
                 await self._wait_for_groups(name, size, None)
             log = self._publisher.logs.get(name)
             if log is not None and log.staged:
@@ -126,7 +128,7 @@ class Pub:
             self._publisher.publish(name, encoded)
         else:
             details = make_details(self._pack, key, priority, None, None, headers, 0.0)
-            if self._groups.busy and not self._groups.promise(name, size, details.headers):
+            if self._groups.busy and (self._line.busy or not self._groups.promise(name, size, details.headers)):
                 await self._wait_for_groups(name, size, details.headers)
             self._publish_special(name, encoded, details)
         if not self._driver.scheduled:
@@ -181,7 +183,7 @@ class Pub:
             while rest:
                 count = len(rest)
                 if self._groups.busy:
-                    count = self._groups.promise_many(name, rest)
+                    count = 0 if self._line.busy else self._groups.promise_many(name, rest)
                     if not count:
                         await self._wait_for_groups(name, len(rest[0]), None)
                         count = 1
@@ -294,19 +296,25 @@ class Pub:
         self._burst, self._burst_bytes = SEND_BURST, max(min(TURN_BYTES, self.max_bytes), len(encoded))
 
     async def _wait_for(self, name: str) -> None:
-        """Until no subscriber of a topic is too far behind."""
-        while self._publisher.blocked(name):
-            await self._driver.until(lambda: self._closed or not self._publisher.blocked(name))
-            self._require_open()
+        """Until no subscriber of a topic is too far behind, and nobody else waits for that."""
+        publisher = self._publisher
+        line = self._lines.get(name)
+        if line is None:
+            if not publisher.blocked(name):
+                return
+            line = self._lines[name] = Line(self._driver, self._require_open)
+        try:
+            await line.wait(0, lambda: (publisher.room(name), 0), lambda: not publisher.blocked(name))
+        finally:
+            if not line.busy:
+                self._lines.pop(name, None)
 
     async def _wait_for_groups(self, name: str, size: int, headers: dict[str, Any] | None) -> None:
         """Until every group has room, which is taken then: the message must be published without another wait."""
         groups = self._groups
-        # One after another: otherwise every free place would wake everybody who waits for one.
-        async with self._line:
-            while not groups.promise(name, size, headers):
-                await self._driver.until(lambda: self._closed or groups.takes(name, size, headers))
-                self._require_open()
+        await self._line.wait(
+            size, lambda: groups.room(name, size, headers), lambda: groups.promise(name, size, headers)
+        )
 
 
 class Sub(Consumer):

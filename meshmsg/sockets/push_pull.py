@@ -12,7 +12,7 @@ from meshmsg.checks import require_items, require_known, require_number
 from meshmsg.driver import Driver
 from meshmsg.engine.effects import Outcome
 from meshmsg.engine.inbox import Inbox
-from meshmsg.engine.outbox import Outbox
+from meshmsg.engine.outbox import SMALL, Outbox
 from meshmsg.errors import (
     ConfigurationError,
     DeadLettered,
@@ -24,6 +24,7 @@ from meshmsg.message import DeadLetter, Ledger
 from meshmsg.options import PullOptions, PushOptions, SendKeywords
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
+from meshmsg.sockets.line import Line
 from meshmsg.sockets.sending import MessageIds, encode, encode_parts, make_details, require_size
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
@@ -32,8 +33,6 @@ logger = logging.getLogger("meshmsg.sockets")
 
 # Messages accepted in one turn of the loop at most, if the application itself never waits.
 SEND_BURST = 1024
-# Bodies up to this many bytes are admitted a burst at a time.
-SMALL = 4096
 DELIVER_OPTIONS = [*SendKeywords.__annotations__, "timeout"]
 
 
@@ -52,7 +51,14 @@ class Push:
     {'thumbnails': Ledger(accepted=1, processed=0, dead=0, pending=1, ready=1, in_flight=0, scheduled=0, redelivered=0)}
     """
 
-    def __init__(self, driver: Driver, outbox: Outbox, options: PushOptions, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        outbox: Outbox,
+        options: PushOptions,
+        max_message_bytes: int,
+        forget: Callable[[Push], object] = lambda push: None,
+    ) -> None:
         self.queue = outbox.queue
         self.options = options
         self._driver = driver
@@ -60,8 +66,10 @@ class Push:
         self._pack = make_packer()
         self.max_bytes = min(max_message_bytes, options.max_pending_bytes)
         self.prefix = f"{driver.engine.identity.node_id[:12]}/{self.queue}/"
-        self._burst = 0  # how many small bodies fit without another look
-        self._line = asyncio.Lock()  # of those who wait for room
+        self._small = SMALL  # bodies up to this many bytes are let in by count; none once this is closed
+        self._closed = False
+        self._forget = forget  # called at the close
+        self._line = Line(driver, self._require_open)  # of those who wait for room
         self._blocks = options.overflow == "wait"
         self._outcomes: dict[int, asyncio.Future[DeadLetter | None]] = {}
         self._on_dead_letter: list[Callable[[DeadLetter], Any]] = []
@@ -80,6 +88,7 @@ class Push:
     ) -> str:
         """Accepts one message and returns its id; waits while the outbox is full (G1, G5).
 
+        With ``overflow="drop_oldest"`` it does not wait: something is dropped, or it becomes a dead letter itself.
         Accepted is not processed: until then the message lives in this process. A handler that passes work on
         uses ``deliver`` before it acks its own, so that a crash loses neither.
 
@@ -89,7 +98,7 @@ class Push:
             Anything MessagePack can carry, a dataclass, a msgspec Struct or a pydantic model. It is encoded
             before this returns, so later changes to it do not matter.
         key:
-            Messages of one key are processed one after another, in order (G3).
+            Messages of one key are processed one after another, in order (G3); a delayed one holds up those after it.
         priority:
             0 to 255; higher ones leave first.
         ttl:
@@ -107,17 +116,19 @@ class Push:
             raise explain_encode_error(body, error) from None
         # The hot path: room is looked up once a burst, and a turn asked for once a turn.
         size = len(encoded)
-        if not self._burst or size > SMALL or get_ident() != self._driver.owner:
-            await self._make_room(encoded)
-        self._burst -= 1
+        outbox = self._outbox
+        if not outbox.burst or size > self._small or get_ident() != self._driver.owner:
+            has_room = await self._make_room(encoded)
+            if not has_room:
+                return f"{self.prefix}{self._turn_away(encoded, key, priority, ttl, delay, headers)}"
         if headers is None and key is None and ttl is None and delay is None and not priority:
-            outbox = self._outbox
             staged = outbox.staged  # what ``push`` does, without a call
             if not staged:
                 outbox.mark()
                 self._driver.wake()
             staged.append(encoded)
             outbox.staged_bytes += size
+            outbox.burst -= 1
             return f"{self.prefix}{outbox.next_id + len(staged) - 1}"
         return f"{self.prefix}{self._push_detailed(encoded, key, priority, ttl, delay, headers)}"
 
@@ -134,12 +145,12 @@ class Push:
         """Like ``send``, but raises ``OutboxFull`` instead of waiting (G5)."""
         encoded = encode(self._pack, body)
         self._check(encoded)
-        self._burst = 0
         outbox = self._outbox
         if not outbox.fits(len(encoded)):
             if self._blocks:
                 raise OutboxFull(self.describe_full())
-            outbox.drop_for(len(encoded), self._driver.now())
+            if not outbox.drop_for(len(encoded), self._driver.now()):
+                return f"{self.prefix}{self._turn_away(encoded, key, priority, ttl, delay, headers)}"
         if headers is None and key is None and ttl is None and delay is None and not priority:
             number = outbox.push(encoded)
             self._driver.wake()
@@ -153,13 +164,13 @@ class Push:
         A body that cannot be sent raises ``EncodeError``; of a list or tuple nothing is accepted then, of an
         iterator what came more than a burst before it.
         """
-        self._driver.require_usable()
+        self._require_open()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         ids = MessageIds(self.prefix, [])
         for part in encode_parts(self._pack, bodies, SEND_BURST):
-            if self._burst < len(part):
+            if self._outbox.burst < len(part):
                 await yield_turn()
-                self._burst = self._count_room()
+                self._outbox.burst = self._count_room()
             await self._push_part(part, ids)
         return ids
 
@@ -169,13 +180,18 @@ class Push:
         size = sum(map(len, part))
         if size > self.max_bytes:
             self._check(max(part, key=len))
-        self._driver.require_usable()
-        self._burst = max(0, self._burst - len(part))
+        self._require_open()
         while part:
-            if outbox.room >= len(part) and outbox.room_bytes >= size and not self._line.locked():
+            if outbox.room >= len(part) and outbox.room_bytes >= size and not self._line.busy:
                 fitting, part, taken = part, [], size
+            elif not await self.wait_for_room(len(part[0])):
+                number = outbox.turn_away(part[0], None, self._driver.now())
+                ids.append(range(number, number + 1))
+                size -= len(part[0])
+                part = part[1:]
+                self._driver.wake()
+                continue
             else:
-                await self.wait_for_room(len(part[0]))
                 fitting = part[: max(1, outbox.room)]
                 if outbox.room_bytes < sum(map(len, fitting)):
                     fitting = fitting[:1]
@@ -236,6 +252,14 @@ class Push:
         if outbox.pending:
             self._driver.require_usable()
 
+    async def close(self) -> None:
+        """Sends no more. What was accepted goes on to be processed, and ``deliver`` and ``flush`` go on waiting for it.
+
+        ``node.push`` opens the queue again, with options of its own. Once nothing is pending, a closed queue costs
+        nothing, and ``node.ledger()`` does not list it: a program may have any number of queues, one after another.
+        """
+        self.end()
+
     # -- looking ---------------------------------------------------------------------------------------------
 
     def ledger(self) -> Ledger:
@@ -256,8 +280,13 @@ class Push:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _check(self, encoded: bytes) -> None:
+    def _require_open(self) -> None:
         self._driver.require_usable()
+        if self._closed:
+            raise NodeClosed(f"push({self.queue!r}) was closed: open another one")
+
+    def _check(self, encoded: bytes) -> None:
+        self._require_open()
         require_size(encoded, self.queue, self.max_bytes)
 
     def _push_detailed(
@@ -276,32 +305,52 @@ class Push:
         self._driver.wake()
         return number
 
-    async def _make_room(self, encoded: bytes) -> None:
-        """Makes sure that a body fits, and finds out how many small ones after it will do so unasked."""
+    def _turn_away(
+        self,
+        encoded: bytes,
+        key: str | None,
+        priority: int,
+        ttl: float | None,
+        delay: float | None,
+        headers: Mapping[str, Any] | None,
+    ) -> int:
+        """Accepts a message as a dead letter: the outbox is full of what cannot be dropped for it (G5)."""
+        now = self._driver.now()
+        details = make_details(self._pack, key, priority, ttl, delay, headers, now)
+        number = self._outbox.turn_away(encoded, details, now)
+        self._driver.wake()
+        return number
+
+    async def _make_room(self, encoded: bytes) -> bool:
+        """Makes sure that a body fits, and finds out how many small ones after it will do so unasked.
+
+        False if nothing could be dropped for it.
+        """
         self._check(encoded)
         await yield_turn()
-        await self.wait_for_room(len(encoded))
-        self._burst = max(1, self._count_room())
+        if not await self.wait_for_room(len(encoded)):
+            return False
+        self._outbox.burst = self._count_room(encoded)
+        return True
 
-    def _count_room(self) -> int:
-        """How many small bodies fit into one burst."""
+    def _count_room(self, first: bytes = b"") -> int:
+        """How many small bodies fit into one burst, after a first one of any size and with it."""
         outbox = self._outbox
-        return min(SEND_BURST, outbox.room, outbox.room_bytes // SMALL)
+        if self._line.busy:  # the room is theirs
+            return int(bool(first))
+        return min(SEND_BURST, outbox.room, (outbox.room_bytes - len(first)) // SMALL + bool(first))
 
-    async def wait_for_room(self, size: int) -> None:
-        """Waits until a body fits, or drops the oldest for it (G5)."""
-        self._burst = 0
+    async def wait_for_room(self, size: int) -> bool:
+        """Waits until a body fits, or drops the oldest for it (G5); False if nothing could be dropped."""
+        self._require_open()
         outbox = self._outbox
+        outbox.burst = 0
         if not self._blocks:
-            if not outbox.fits(size):
-                outbox.drop_for(size, self._driver.now())
-            return
-        # One after another, in order: otherwise every free slot would wake everybody who waits for one.
-        async with self._line:
-            while not outbox.fits(size):
-                await self._driver.until(lambda: outbox.fits(size))
-                self._driver.require_usable()
-        self._burst = 0
+            return outbox.fits(size) or outbox.drop_for(size, self._driver.now())
+        if self._line.busy or not outbox.fits(size):
+            await self._line.wait(size, lambda: (outbox.room, outbox.room_bytes), lambda: outbox.fits(size))
+            outbox.burst = 0
+        return True
 
     def describe_full(self) -> str:
         """Why a message has no room, and what to do."""
@@ -332,8 +381,31 @@ class Push:
                 logger.exception("on_dead_letter of %r failed on %s", self.queue, letter.id)
         return [result for result in results if asyncio.iscoroutine(result)]
 
-    def close(self) -> None:
-        """Ends what waits for outcomes."""
+    # -- for the node, and another face ----------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it sends no more; any thread may ask."""
+        return self._closed
+
+    def end(self) -> None:
+        """``close``, which waits for nothing."""
+        require_here(self._driver)
+        if self._closed:
+            return
+        self._closed = True
+        self._small = -1
+        self._forget(self)
+        if not self._driver.closed:
+            self._driver.engine.close_push(self.queue)
+            self._driver.wake()  # whoever waits for room hears of it
+
+    def succeed(self, closed: Push) -> None:
+        """Takes over from a closed push of the same outbox, which still holds messages that somebody waits for."""
+        self._outcomes = closed._outcomes
+
+    def abandon(self) -> None:
+        """The node is closed: ends what waits for outcomes."""
         for future in self._outcomes.values():
             if not future.done():
                 future.set_exception(NodeClosed(f"the node was closed before a message of {self.queue!r} was settled"))

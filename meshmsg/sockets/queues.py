@@ -12,7 +12,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.effects import Outcome
 from meshmsg.errors import ConfigurationError, NameClash
 from meshmsg.message import DeadLetter
-from meshmsg.options import PullOptions, PushOptions, make_options
+from meshmsg.options import PullOptions, PushOptions, describe_difference, make_options
 from meshmsg.sockets.bare import BarePull, BarePush
 from meshmsg.sockets.group_sub import GroupSub, open_group_sub
 from meshmsg.sockets.push_pull import Pull, Push
@@ -27,10 +27,12 @@ class Queues:
         self._engine = driver.engine
         self._max_message_bytes = max_message_bytes
         self._pushes: dict[str, Push] = {}
+        self._closed_pushes: dict[str, Push] = {}  # the last of each queue that is not forgotten yet
         self._pulls: dict[str, Pull] = {}
         self._bare_pushes: dict[str, BarePush] = {}
         self._bare_pulls: dict[str, BarePull] = {}
         self._raws: RawSockets | None = None
+        self._engine.on_queue_over = self._forget_queue
 
     def connect(self, raws: RawSockets) -> None:
         """The node has started."""
@@ -60,8 +62,8 @@ class Queues:
 
     def close(self) -> None:
         """The node is closed: whoever waits for an outcome hears that there is none."""
-        for push in self._pushes.values():
-            push.close()
+        for push in (*self._pushes.values(), *self._closed_pushes.values()):
+            push.abandon()
 
     # -- opening ---------------------------------------------------------------------------------------------
 
@@ -78,17 +80,35 @@ class Queues:
             raise NameClash(f"node {name!r} already pushes to {queue!r} with reliable=False: use another queue name")
         push = self._pushes.get(queue)
         if push is None:
-            outbox = self._engine.open_push(queue, chosen)
-            push = self._pushes[queue] = Push(self._driver, outbox, chosen, self._max_message_bytes)
-            self._driver.wake()
+            push = self._pushes[queue] = self._open_push(queue, chosen)
         elif plain and push.options != chosen:
+            others = describe_difference(push.options, chosen)
             raise NameClash(
-                f"node {name!r} already pushes to {queue!r} with other options ({push.options}): "
+                f"node {name!r} already pushes to {queue!r} with other options ({others}): "
                 "open a queue once, and hand the socket around"
             )
         if hook is not None:
             push.on_dead_letter(hook)
         return push
+
+    def _open_push(self, queue: str, options: PushOptions) -> Push:
+        outbox = self._engine.open_push(queue, options)
+        push = Push(self._driver, outbox, options, self._max_message_bytes, self._close_push)
+        before = self._closed_pushes.pop(queue, None)
+        if before is not None:
+            push.succeed(before)
+        self._driver.wake()
+        return push
+
+    def _close_push(self, push: Push) -> None:
+        self._closed_pushes[push.queue] = self._pushes.pop(push.queue)
+
+    def _forget_queue(self, queue: str) -> None:
+        self._closed_pushes.pop(queue, None)
+
+    def _find_push(self, queue: str) -> Push | None:
+        """Who hears what becomes of a queue's messages: who has it open, or had."""
+        return self._pushes.get(queue) or self._closed_pushes.get(queue)
 
     def _push_bare(self, queue: str, options: Mapping[str, Any]) -> BarePush:
         if len(options) > 1:
@@ -115,8 +135,9 @@ class Queues:
                 "use concurrency= for more handlers, or close the first pull"
             )
         if not chosen.reliable:
-            forget = partial(self._bare_pulls.pop, queue, None)
-            bare = self._bare_pulls[queue] = BarePull(self._driver, queue, chosen, forget)
+            with self._engine.reserving_offer("pull", queue, {"reliable": False}):
+                bare = BarePull(self._driver, queue, chosen, partial(self._forget_bare_pull, queue))
+            self._bare_pulls[queue] = bare
             if self._raws is not None:
                 bare.connect(self._raws)
             return bare
@@ -130,21 +151,39 @@ class Queues:
         self._driver.wake()
         return pull
 
+    def _forget_bare_pull(self, queue: str) -> None:
+        self._bare_pulls.pop(queue, None)
+        self._engine.withdraw("pull", queue)
+
     def join(self, pattern: str, options: Mapping[str, Any]) -> GroupSub:
         """A member of a group, which is a pull of the group's queue."""
         member = open_group_sub(self._driver, pattern, options)
         self._pulls[member.queue] = member
         return member
 
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def count_consumers(self, queue: str) -> int:
+        """How many living nodes pull a queue; if this one pushes to it, in the same way, reliably or not."""
+        offers = self._engine.offered("pull", queue)
+        if queue not in self._pushes and queue not in self._bare_pushes:
+            return len(offers)
+        reliable = queue in self._pushes
+        return sum((offer.get("reliable", True) is not False) is reliable for offer in offers)
+
+    def describe_consumers(self, queue: str) -> str:
+        """In words, who consumes a queue, as seen from this node's own end."""
+        return self._engine.peers.describe_consumers(queue, reliable=queue not in self._bare_pushes)
+
     # -- what the driver tells -------------------------------------------------------------------------------
 
     def handle_outcome(self, outcome: Outcome) -> None:
         """A message that somebody watches came to its end."""
-        push = self._pushes.get(outcome.queue)
+        push = self._find_push(outcome.queue)
         if push is not None:
             push.handle_outcome(outcome)
 
     def handle_dead(self, letter: DeadLetter) -> list[Awaitable[Any]]:
         """A message became a dead letter; returns what its hooks left to be awaited."""
-        push = self._pushes.get(letter.queue)
+        push = self._find_push(letter.queue)
         return push.handle_dead(letter) if push is not None else []

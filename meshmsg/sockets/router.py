@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from meshmsg.checks import require_number
+from meshmsg.checks import require_bool, require_number, require_strings
 from meshmsg.driver import Driver
 from meshmsg.engine.providers import BUILT_IN
 from meshmsg.engine.served import Service, Serving
-from meshmsg.errors import ConfigurationError, NameClash
+from meshmsg.errors import ConfigurationError, NameClash, NodeClosed
 from meshmsg.options import RouterOptions
 from meshmsg.sockets.folder import Folder
 from meshmsg.sockets.here import require_here
@@ -22,6 +22,7 @@ from meshmsg.sockets.serving import CallWorkers, Interceptor
 
 BUILT_IN_AT_A_TIME = 8
 DRAIN_S = 5.0
+UNKNOWN = "(no such method)"  # in the place of a method's name, where calls are counted
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 OfferedT = TypeVar("OfferedT")
@@ -61,6 +62,7 @@ class Router:
         options: RouterOptions,
         interceptors: Iterable[Interceptor] = (),
         max_message_bytes: int = 64 * 2**20,
+        forget: Callable[[Router], object] = lambda router: None,
     ) -> None:
         self.service = service.name
         self.options = options
@@ -68,7 +70,9 @@ class Router:
         self._driver = driver
         self._offer = service
         self._max_message_bytes = max_message_bytes
+        self._forget = forget  # called once it is closed
         self._methods: dict[str, Method] = {}
+        self._endless: set[str] = set()
         apart = service.set_apart(BUILT_IN, replace(options, concurrency=BUILT_IN_AT_A_TIME))
         between = require_interceptors(f"router({service.name!r}, interceptors=)", interceptors, "context")
 
@@ -92,26 +96,35 @@ class Router:
     # -- methods ---------------------------------------------------------------------------------------------
 
     @overload
-    def method(self, function: FunctionT, *, name: str | None = None) -> FunctionT: ...
+    def method(self, function: FunctionT, *, name: str | None = None, endless: bool = False) -> FunctionT: ...
     @overload
-    def method(self, function: None = None, *, name: str | None = None) -> Callable[[FunctionT], FunctionT]: ...
-    def method(self, function: Any = None, *, name: str | None = None) -> Any:
+    def method(
+        self, function: None = None, *, name: str | None = None, endless: bool = False
+    ) -> Callable[[FunctionT], FunctionT]: ...
+    def method(self, function: Any = None, *, name: str | None = None, endless: bool = False) -> Any:
         """Offers a function under its name, or another one: ``@router.method``, ``@router.method(name="add")``.
 
         A coroutine function runs in the loop, a plain function in a thread; generators of both kinds stream their
         items. Arguments and results are checked by the annotations. A parameter annotated with ``Context`` gets the
         context of the request, one with ``AsyncIterator`` (``Iterator`` in a plain function) the caller's items.
 
+        ``endless`` says that a call of it does not end by itself, such as a stream of all that happens: ``close`` does
+        not wait for it, and its caller gets ``Unavailable`` at once, behind the items that were sent.
+
         Whatever it raises, its caller gets: a ``RequestError`` that it made itself as it is, anything else as a
-        ``RemoteError``. Raises ``NameClash``, ``ConfigurationError``, ``MissingExtra``.
+        ``RemoteError``. Raises ``NameClash``, ``ConfigurationError``, ``MissingExtra``, ``NodeClosed``.
         """
+        require_bool(f"{self.label}.method(endless=)", endless)
         if function is None:
-            return lambda function: self.method(function, name=name)
-        self._add({name_method(self.label, function, name): function})
+            return lambda function: self.method(function, name=name, endless=endless)
+        called = name_method(self.label, function, name)
+        self._add({called: function}, (called,) if endless else ())
         return function
 
-    def offer(self, offered: OfferedT) -> OfferedT:
+    def offer(self, offered: OfferedT, *, endless: Iterable[str] = ()) -> OfferedT:
         """Offers all public methods of an object; of a class, of an object that is made of it without arguments.
+
+        ``endless`` has the names of those that are (see ``method``).
 
         >>> from meshmsg import Node
         >>> router = Node("server").router("words")
@@ -122,18 +135,24 @@ class Router:
         >>> router.methods
         ('ping', 'info', 'stats', 'shout')
         """
+        require_strings(f"{self.label}.offer(endless=)", endless, 'write endless=["method"]')
         made = make_offered(self.label, offered)
         functions = list_public(made)
         if not functions:
             raise ConfigurationError(f"{self.label}.offer got {offered!r}, which has no public methods")
-        self._add(functions)
+        self._add(functions, tuple(endless))
         return offered
 
-    def files(self, directory: str | os.PathLike[str], *, writable: bool = False) -> None:
+    def files(self, directory: str | os.PathLike[str], *, writable: bool = False, max_bytes: int | None = None) -> None:
         """Offers the files of a directory: ``dealer.fetch`` gets one, and ``send_file`` puts one there if ``writable``.
 
         They are the methods ``list``, ``stat``, ``read`` and ``write``. Nothing outside the directory can be named, and
-        nothing that is hidden by a leading dot.
+        nothing that is hidden by a leading dot. What is sent lies in ``.name.part`` until it is whole; such a file is
+        removed by a later transfer if nobody has gone on with it for an hour.
+
+        With ``max_bytes`` the directory never has more than that: whoever sends a file that is too large for the rest
+        gets ``RemoteError`` with the code "full". Everything in it counts: files that were there before, hidden ones,
+        those on their way with all of their bytes, and one that is to be replaced until it is.
 
         >>> import tempfile
         >>> from meshmsg import Node
@@ -142,16 +161,20 @@ class Router:
         >>> router.methods
         ('ping', 'info', 'stats', 'list', 'stat', 'read')
         """
-        self._add(Folder(self.label, directory, writable, self._max_message_bytes).methods)
+        self._add(Folder(self.label, directory, writable, self._max_message_bytes, max_bytes).methods)
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods it has."""
         return tuple(self._methods)
 
-    def _add(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+    def _add(self, functions: Mapping[str, Callable[..., Any]], endless: Collection[str] = ()) -> None:
         """Offers functions by name: all of them, or none."""
         require_here(self._driver)
+        self._require_open()
+        for name in endless:
+            if name not in functions:
+                raise ConfigurationError(f"{self.label}.offer(endless=) names {name!r}, which is none of the methods")
         methods: list[Method] = []
         for name, function in functions.items():
             if name in BUILT_IN:
@@ -161,9 +184,17 @@ class Router:
             methods.append(Method(self.service, name, function))
         for each in methods:
             self._methods[each.name] = each
+        self._endless.update(endless)
         if methods and not self._announced:
             self._announced = True
             self._announce()
+
+    def _require_open(self) -> None:
+        """Raises ``NodeClosed`` after the router's end, or its node's."""
+        if self._driver.closed:
+            self._driver.require_usable()
+        if self._closing is not None:
+            raise NodeClosed(f"{self.label} was closed: open another one, node.router({self.service!r})")
 
     def _announce(self) -> None:
         self._driver.engine.set_serving(self.service, self.serving)
@@ -187,7 +218,8 @@ class Router:
 
     async def _stats(self) -> dict[str, Any]:
         """Counts of requests and errors since the start, and what time they took, in all and by method."""
-        offer, apart = self._offer, self._apart
+        offer, apart, missing = self._offer, self._apart, self._workers.unknown
+        unknown = {UNKNOWN: missing.stats()} if missing.requests else {}
         return {
             **await self._ping(),
             "up_s": round(self._driver.now() - self._started_at, 3),
@@ -199,7 +231,7 @@ class Router:
             "cancelled": offer.cancelled + apart.cancelled,
             "expired": offer.expired + apart.expired,
             "last_error": offer.last_error,
-            "methods": {each.name: each.stats() for each in self._methods.values()},
+            "methods": {**{each.name: each.stats() for each in self._methods.values()}, **unknown},
         }
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -214,6 +246,7 @@ class Router:
         if not isinstance(serving, bool):
             raise ConfigurationError(f"{self.label}.serving takes True or False, got {serving!r}")
         require_here(self._driver)
+        self._require_open()
         self._offer.serving = serving
         if self._announced:
             self._announce()
@@ -229,8 +262,9 @@ class Router:
     async def close(self, drain: float = DRAIN_S) -> None:
         """Takes no more requests, lets those that run end within ``drain`` seconds, and stops the rest (G10).
 
-        Callers of what had not begun, or is stopped, get ``Unavailable``; the former may ask another node. A second
-        call waits for the first one, but no longer than its own ``drain``.
+        Those of ``endless`` methods are stopped at once. Callers of what had not begun, or is stopped, get
+        ``Unavailable``; the former may ask another node. A second call waits for the first one, but no longer than its
+        own ``drain``.
         """
         require_number("close(drain=)", drain, at_least=0)
         require_here(self._driver)
@@ -245,12 +279,16 @@ class Router:
             await self._stop_workers(0.0)
 
     async def _end(self, drain: float) -> None:
-        await self._stop_workers(drain)
-        self._driver.on_arrival.pop(self._arrivals, None)
+        try:
+            await self._stop_workers(drain)
+        finally:
+            if self._driver.on_arrival.get(self._arrivals) == self._wake_workers:  # not another router's of this name
+                del self._driver.on_arrival[self._arrivals]
+            self._forget(self)
         self._driver.wake()
 
     async def _stop_workers(self, drain: float) -> None:
-        await asyncio.gather(*(workers.stop(drain) for workers in self._all_workers))
+        await asyncio.gather(*(workers.stop(drain, self._endless) for workers in self._all_workers))
 
     async def __aenter__(self) -> Self:
         return self

@@ -22,18 +22,18 @@ class Services:
         self._driver = driver
         self._engine = driver.engine
         self._max_message_bytes = max_message_bytes
-        self._routers: dict[str, Router] = {}  # by service, the newest of each
+        self._routers: set[Router] = set()  # those that are not closed, and those that still end
         self.make_dealer: type[Dealer] = Dealer
         driver.on_answered = settle
 
     def connect(self) -> None:
         """The node has started."""
-        for router in self._routers.values():
+        for router in self._routers:
             router.start()
 
     async def drain(self, seconds: float) -> None:
         """Takes no more requests, and gives those that run time to end."""
-        await asyncio.gather(*(router.close(seconds) for router in self._routers.values()))
+        await asyncio.gather(*(router.close(seconds) for router in self._routers))
 
     def router(self, service: str, options: Mapping[str, Any]) -> Router:
         """One router a service."""
@@ -43,11 +43,14 @@ class Services:
         chosen = make_options(RouterOptions, f"router({service!r})", plain)
         offered = self._engine.serving.open(service, chosen)  # announced with its first method
         try:
-            router = Router(self._driver, offered, self._engine.serving, chosen, interceptors, self._max_message_bytes)
+            router = Router(
+                self._driver, offered, self._engine.serving, chosen, interceptors, self._max_message_bytes,
+                self._routers.discard,
+            )  # fmt: skip
         except BaseException:
             self._engine.serving.close(service)
             raise
-        self._routers[service] = router
+        self._routers.add(router)
         return router
 
     def dealer(self, service: str, options: Mapping[str, Any]) -> Dealer:

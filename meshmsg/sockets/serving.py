@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context as Variables
 from contextvars import copy_context
 from functools import partial
@@ -20,8 +20,8 @@ from meshmsg.message import describe_error
 from meshmsg.options import RouterOptions
 from meshmsg.sockets.call_threads import CallThreads, Feed, PlainInterceptor, run_in_loop
 from meshmsg.sockets.context import Context, Place, current
-from meshmsg.sockets.failures import fail
-from meshmsg.sockets.methods import Method
+from meshmsg.sockets.failures import fail, say
+from meshmsg.sockets.methods import Counts, Method
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
 from meshmsg.wire.items import SENDS_ITEMS, WANTS_ITEMS
@@ -82,6 +82,7 @@ class CallWorkers:
         self._serving = serving
         self._options = options
         self._methods = methods
+        self.unknown = Counts()  # of calls of methods that it does not have
         self._interceptors = interceptors
         self._max_bytes = max_message_bytes
         self._small = min(max_message_bytes, MAX_FRAME_BYTES)  # every node takes bodies up to this
@@ -127,13 +128,23 @@ class CallWorkers:
             worker.task = self._place.loop.create_task(self._work(worker), name=name, context=self._variables.copy())
             worker.task.add_done_callback(partial(self._ended, worker))
 
-    async def stop(self, drain: float) -> None:
-        """Lets what runs end within ``drain`` seconds, and stops the rest: their callers get ``Unavailable``."""
+    async def stop(self, drain: float, endless: Collection[str] = ()) -> None:
+        """Lets what runs end within ``drain`` seconds, and stops the rest: their callers get ``Unavailable``.
+
+        Calls of ``endless`` methods are stopped at once.
+        """
         self._stopping = True
         for future in self._idle:
             if not future.done():
                 future.set_result(None)
-        await self._wait(self._workers, drain)
+        stopped = set[Worker]()
+        for worker in list(self._workers):
+            served = worker.served
+            if served is not None and served.method in endless:
+                stopped.add(worker)
+                text = f"{served.service}.{served.method} was stopped: the service closes"
+                self._give_up(worker, served, Unavailable.code, text)
+        await self._wait(self._workers - stopped, drain)
         for worker in list(self._workers):
             served = worker.served
             if served is not None:
@@ -242,8 +253,7 @@ class CallWorkers:
                 raise  # it may be meant for the worker: another one takes its place, if the loop goes on
         finally:
             worker.served = worker.context = worker.expires_at = None
-            if method is not None:
-                method.note(self._driver.now() - started, failure)
+            (method or self.unknown).note(self._driver.now() - started, failure)
             if not self._driver.scheduled:
                 self._driver.wake()
 
@@ -263,6 +273,10 @@ class CallWorkers:
             error = Cancelled(f"{label} was cancelled{f': {error}' if str(error) else ''}")
         elif isinstance(error, DeadlineExceeded) and context.remaining is not None and context.remaining < 0.001:
             error = DeadlineExceeded(f"{label}: {error}")  # of a request that it made: the time is its caller's
+        elif isinstance(error, NoSuchMethod) and error.service is None and served.method not in self._methods:
+            # The service's own word, and no answer of a method: another node may have it.
+            self._serving.fail(served, error.code, "", say(error), never_ran=True)
+            return describe_error(error)
         fail(self._serving, served, error, self._options.tracebacks)
         return describe_error(error)
 

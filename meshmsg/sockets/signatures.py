@@ -16,14 +16,8 @@ from types import CodeType, NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from meshmsg.errors import BadRequest, ConfigurationError
-from meshmsg.sockets.conversions import (
-    Check,
-    Misfit,
-    describe_type,
-    describe_value,
-    make_argument_check,
-    make_result_check,
-)
+from meshmsg.sockets.annotations import describe_type
+from meshmsg.sockets.conversions import Check, Misfit, describe_value, make_argument_check, make_result_check
 
 _STREAMS_IN = (
     collections.abc.AsyncIterator,
@@ -118,7 +112,7 @@ class Signature:
         self._refused = _find_fixed(function)
         self._result: Check | None = None
         try:
-            signature = _read_signature(function)
+            signature = read_signature(function)
         except (TypeError, ValueError):  # of a function in C that tells nothing: it takes whatever it takes
             self._extra = self._extra_named = _Argument("arguments", None, False)
             self.text = "(...)"
@@ -370,7 +364,8 @@ class _CheckedItems:
             raise BadRequest(text, self._name) from None
 
 
-def _read_signature(function: Callable[..., Any]) -> inspect.Signature:
+def read_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The parameters of a function, whatever its annotations are. Raises as ``inspect.signature`` does."""
     if sys.version_info >= (3, 14):  # annotations are evaluated there only now, and some names only type checkers know
         from annotationlib import Format
 

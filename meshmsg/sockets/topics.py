@@ -11,7 +11,7 @@ from meshmsg.engine.broadcasting import WILL
 from meshmsg.engine.topic_log import TopicOptions
 from meshmsg.engine.topics import matches, require_pattern
 from meshmsg.errors import ConfigurationError, NameClash
-from meshmsg.options import PubOptions, SubOptions, make_options
+from meshmsg.options import PubOptions, SubOptions, describe_difference, make_options
 from meshmsg.sockets.bare_pub_sub import BARE_SUB, BarePub, BareTopics, open_bare_sub
 from meshmsg.sockets.pub_sub import Pub, Sub, open_sub, require_will
 from meshmsg.sockets.raw import RawSockets
@@ -57,8 +57,9 @@ class Topics:
         pub = self._pubs.get(pattern)
         if pub is not None:
             if options and pub.options != chosen:
+                others = describe_difference(pub.options, chosen)
                 raise NameClash(
-                    f"node {name!r} already publishes to {pattern!r} with other options ({pub.options}): "
+                    f"node {name!r} already publishes to {pattern!r} with other options ({others}): "
                     "open it once, and hand the socket around"
                 )
             return pub

@@ -7,6 +7,7 @@ A ``Download`` or ``Upload`` works on the file, and what it does blocks; who dri
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import random
 import threading
@@ -263,9 +264,13 @@ def require_file_name(where: str, name: object) -> str:
 
 
 def require_progress(where: str, progress: object) -> None:
-    """Checks what is called with the bytes that are done, and all."""
-    if progress is not None and not callable(progress):
+    """Checks what is called with the bytes that are done, and all: no coroutine function, as nobody would await it."""
+    if progress is None:
+        return
+    if not callable(progress):
         raise ConfigurationError(f"{where} takes a function (bytes done, bytes in all), got {progress!r}")
+    if any(inspect.iscoroutinefunction(each) for each in (progress, getattr(progress, "__call__", None))):  # noqa: B004
+        raise ConfigurationError(f"{where} takes a plain function, not {progress!r}: it is called between two chunks")
 
 
 # -- in the loop ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,6 +11,8 @@ from meshmsg.driver import Driver
 from meshmsg.engine.calls import Call, Calls
 from meshmsg.errors import Cancelled, DeadlineExceeded, MeshError, NodeClosed, RequestError
 from meshmsg.sockets.call_items import Encode, Items, send_items
+
+SHARED_SHARE = 0.001  # of its time that a call may lose, to have its deadline in common with others
 
 
 class Sink(Protocol):
@@ -31,7 +33,9 @@ class UnderWay:
         self._service = service
         self._limit = max_pending
         self._open: set[object] = set()  # calls, and those in line whose turn it is
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._line: OrderedDict[asyncio.Future[None], float | None] = OrderedDict()  # who waits, and until when
+        self._alarm: asyncio.TimerHandle | None = None  # for the first of them whose time is over
+        self._last_deadline = 0.0
         self._senders: dict[Call, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
@@ -54,16 +58,18 @@ class UnderWay:
     async def wait_for_room(self, call: Call) -> None:
         """Waits in line until one more may be under way, no longer than the call may take."""
         if call.deadline is None and call.timeout is not None:
-            call.deadline = self.driver.now() + call.timeout
+            call.deadline = self._find_deadline(call.timeout)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(future)
+        self._line[future] = call.deadline
+        if call.deadline is not None and (self._alarm is None or call.deadline < self._alarm.when()):
+            self._set_alarm(call.deadline)
         try:
-            async with asyncio.timeout_at(call.deadline):
-                await future
+            await future
             self.require_open()
             self._open.discard(future)  # for the call, which is started next
         except BaseException as error:
             self._open.discard(future)
+            self._line.pop(future, None)
             self._advance()
             if not isinstance(error, TimeoutError):
                 raise
@@ -73,13 +79,39 @@ class UnderWay:
             )
             raise about(call, DeadlineExceeded(f"{call.service}.{call.method} {text}")) from None
 
+    def _find_deadline(self, timeout: float) -> float:
+        """When a call's time is over. Of those that come together it is the same: they can leave as one run."""
+        deadline = self.driver.now() + timeout
+        if not 0 <= deadline - self._last_deadline <= timeout * SHARED_SHARE:
+            self._last_deadline = deadline
+        return self._last_deadline
+
     def _advance(self) -> None:
         """Lets those in line have the room that there is, the first one first."""
         while self._line and len(self._open) < self._limit:
-            future = self._line.popleft()
+            future, _ = self._line.popitem(last=False)
             if not future.done():
                 self._open.add(future)
                 future.set_result(None)
+        if not self._line and self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        """Those in line whose time is over leave it."""
+        self._alarm = None
+        now = self.driver.now()
+        for future, deadline in self._line.items():
+            if deadline is not None and deadline <= now and not future.done():
+                future.set_exception(TimeoutError())
+        left = [deadline for future, deadline in self._line.items() if deadline is not None and not future.done()]
+        if left:
+            self._set_alarm(min(left))
 
     # -- calls -----------------------------------------------------------------------------------------------
 

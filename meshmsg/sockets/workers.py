@@ -17,6 +17,7 @@ from meshmsg.engine.topic_buffer import Source
 from meshmsg.errors import ConfigurationError, NodeClosed, Reject
 from meshmsg.message import Message, judge_by_error
 from meshmsg.options import PullOptions
+from meshmsg.sockets.signatures import read_signature
 from meshmsg.sockets.turns import yield_turn
 
 Handler = Callable[[Message], Any]
@@ -55,6 +56,17 @@ def require_handler(label: str, handler: Handler) -> None:
             raise ConfigurationError(
                 f"the handler of {label} is a generator function, and calling it runs nothing: write it without yield"
             )
+    try:
+        signature = read_signature(handler)
+    except (TypeError, ValueError):  # of a function in C that tells nothing
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
+        raise ConfigurationError(
+            f"the handler of {label} is called with the message alone, and {name}{signature} cannot be: {error}"
+        ) from None
 
 
 def refuse_result(message: Message, result: object) -> None:

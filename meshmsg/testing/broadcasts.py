@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 
 from meshmsg.errors import NodeClosed
 from meshmsg.transport.interface import LinkEvent, Published
+from meshmsg.transport.pacing import Pacing, Part
+from meshmsg.wire.frames import PIECE_BYTES
 
 if TYPE_CHECKING:
     from meshmsg.testing.network import Network, SimulatedTransport
 
 HIGH_WATER = 1000  # messages on their way to one subscriber
+TURN_PIECES = 4  # leave in one turn
 STUCK_S = (2.0, 6.0)  # bounds of how long an end of a connection that is stuck waits before it gives up
 RETRY_S = (0.1, 2.0)  # the pause before a connection is made anew: the first, and the longest
 CONNECT_AGAIN_S = 0.5  # while nobody says no
@@ -72,6 +75,7 @@ class SimulatedBroadcast:
         self.inbox: deque[tuple[int, Published]] = deque()
         self.endpoint: str | None = None
         self._broadcasts = broadcasts
+        self._pacing = Pacing(self._send)
 
     def open_broadcast(self) -> tuple[str, ...]:
         """Listens, at another port of the transport's host."""
@@ -79,13 +83,25 @@ class SimulatedBroadcast:
             raise NodeClosed("the transport is closed; make a new one")
         if self.endpoint is None:
             self.endpoint = self._broadcasts.listen(self)
+            self._pacing = Pacing(self._send, TURN_PIECES * self._broadcasts.piece_bytes)
         return (self.endpoint,)
 
-    def publish(self, parts: Sequence[bytes]) -> bool:
+    def publish(self, parts: Sequence[Part]) -> bool:
         """Sends to every subscriber with a filter that the topic begins with; False if one of them misses it."""
         assert self.endpoint is not None, "publish() before open_broadcast()"
+        return self._pacing.publish(parts)
+
+    def _send(self, parts: Sequence[Part]) -> bool:
         topic, header, bodies = parts
-        return self._broadcasts.publish(self, (topic, header, bodies))
+        return self._broadcasts.publish(self, (bytes(topic), bytes(header), bodies))
+
+    def advance(self) -> None:
+        """Sends some of the pieces that wait."""
+        self._pacing.advance()
+
+    def flush(self) -> None:
+        """Sends what waits: the process leaves properly."""
+        self._pacing.flush()
 
     def subscriptions(self) -> list[tuple[bytes, bool]]:
         """Filters that were added by anybody, or removed by the last who had them."""
@@ -133,20 +149,24 @@ class SimulatedBroadcast:
         return [self.inbox.popleft() for _ in range(min(limit, len(self.inbox)))]
 
     def more(self) -> bool:
-        """Whether something was left to read."""
-        return bool(self.inbox or self.changes)
+        """Whether something was left to read, or to send."""
+        return bool(self.inbox or self.changes or self._pacing)
 
 
 class Broadcasts:
     """All publishers of a network and the connections to them; ``Network.broadcasts``.
 
     ``drops`` is the share of messages that begin a burst of losses, as a full queue does; ``high_water`` is how many
-    messages are on their way to one subscriber at most; ``published`` and ``dropped`` count for each subscriber.
+    messages are on their way to one subscriber at most; ``published`` and ``dropped`` count for each subscriber. A
+    payload over ``piece_bytes`` travels in pieces, which are lost one by one; it is set before anybody publishes.
+    ``loses`` says of a message whether a subscriber misses it, beside those that are drawn.
     """
 
     def __init__(self, network: Network, generator: random.Random) -> None:
         self.drops = 0.0
         self.high_water = HIGH_WATER
+        self.piece_bytes = PIECE_BYTES
+        self.loses: Callable[[Published], bool] = lambda parts: False
         self.published = 0
         self.dropped = 0
         self._network = network
@@ -350,7 +370,7 @@ class Broadcasts:
             if not any(map(topic.startswith, channel.filters)):
                 continue
             self.published += 1
-            if self._is_full(channel):
+            if self._is_full(channel) or self.loses(parts):
                 self.dropped += 1
                 complete = False
                 continue

@@ -83,32 +83,34 @@ class VirtualClock:
         timer.order = 0
         self._ready.append(timer)
 
-    def step(self, until: float) -> bool:
-        """Runs the next callback that is due by ``until``; False when there is none."""
-        while True:
-            if self._ready:
-                timer = self._ready.popleft()
-            elif self._waiting and self._waiting[0][0] <= until:
-                when, order, timer = heapq.heappop(self._waiting)
-                if timer.callback is None or timer.order != order:
+    def step(self, until: float, most: int = 1) -> bool:
+        """Runs the next callbacks that are due by ``until``, so many at most; False when there are no more."""
+        ready, waiting = self._ready, self._waiting
+        last = self.steps + most
+        while self.steps < last:
+            if ready:
+                timer = ready.popleft()
+            elif waiting and waiting[0][0] <= until:
+                when, order, timer = heapq.heappop(waiting)
+                if timer.order != order:
                     continue
-                if when > self.now:
+                if timer.callback is not None and when > self.now:
                     self.now = when
             else:
                 return False
-            callback = timer.callback
-            if callback is None or (timer.owner is not None and not timer.owner.let_through(timer)):
+            callback, owner = timer.callback, timer.owner
+            if callback is None or (owner is not None and not owner.let_through(timer)):
                 continue
             self.steps += 1
             if self.steps > self.max_steps:
                 raise RuntimeError(f"{self.steps} steps until {self.now:.4f} s: something goes round in circles")
             timer.callback = None
             callback()
-            return True
+        return True
 
     def run_until(self, when: float) -> None:
         """Lets time pass until ``when``."""
-        while self.step(when):
+        while self.step(when, self.max_steps):
             pass
         self.now = max(self.now, when)
 
@@ -121,20 +123,25 @@ class ProcessLoop:
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock
+        self.turns = 0  # callbacks that ran here so far
         self.offset = 0.0  # what this process's clock is ahead of the true time
         self.ended = False
         self._holds: set[str] = set()
         self._parked: list[VirtualTimer] = []
         self._timers: dict[VirtualTimer, None] = {}  # an ordered set: one seed, one order
         self._reached = 0.0  # no timer rings before its time, whatever the rounding
+        self._soon = clock._ready.append
 
     def time(self) -> float:
         """The process's own clock."""
-        return max(self.clock.now + self.offset, self._reached)
+        now = self.clock.now + self.offset
+        return now if now > self._reached else self._reached
 
     def call_soon(self, callback: Callable[[], Any], /) -> VirtualTimer:
         """Calls ``callback`` in the process's next turn."""
-        return self.clock.call_soon(callback, self)
+        timer = VirtualTimer(callback, self)
+        self._soon(timer)
+        return timer
 
     def call_at(self, when: float, callback: Callable[[], Any], /) -> VirtualTimer:
         """Calls ``callback`` at ``when`` by the process's own clock."""
@@ -174,13 +181,14 @@ class ProcessLoop:
 
     def let_through(self, timer: VirtualTimer) -> bool:
         """Whether a callback may run now; one that may not is kept."""
-        if self._timers.pop(timer, timer) is None:
+        if timer.order and self._timers.pop(timer, timer) is None:  # one that never had to wait is not listed
             self._reached = max(self._reached, timer.due)
         if self.ended:
             return False
         if self._holds:
             self._parked.append(timer)
             return False
+        self.turns += 1
         return True
 
     def forget(self, timer: VirtualTimer) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from meshmsg.errors import NodeClosed
@@ -47,6 +48,7 @@ class SimulatedLink:
         self.delivering = False  # whether the clock will call for the next arrival
         self.impaired = False  # heartbeats do not come through at the moment
         self.impairments = 0  # counts changes of it, so that an old timeout can tell
+        self.deliver: Callable[[], None] = partial(source.network.deliver, self)
 
 
 class SimulatedTransport:
@@ -89,6 +91,8 @@ class SimulatedTransport:
     def receive(self, limit: int) -> list[tuple[bytes, list[bytes]]]:
         """Up to ``limit`` frames that have arrived, as ``(route, parts)``."""
         inbox = self.inbox
+        if not inbox:
+            return []
         if len(inbox) <= limit:
             received = list(inbox)
             inbox.clear()
@@ -106,6 +110,7 @@ class SimulatedTransport:
 
     def close(self) -> None:
         """Leaves properly: what was sent arrives, if there is a way."""
+        self.broadcast.flush()
         self.network.close(self, keep=1.0)
 
 
@@ -379,13 +384,13 @@ class Network:
 
     def _deliver_at(self, link: SimulatedLink, when: float) -> None:
         link.delivering = True
-        self.clock.call_at(when, lambda: self._deliver(link))
+        self.clock.call_at(when, link.deliver)
 
-    def _deliver(self, link: SimulatedLink) -> None:
+    def deliver(self, link: SimulatedLink) -> None:
         """Everything of one link that has arrived by now."""
         link.delivering = False
         target, waiting, now = link.target, link.on_the_way, self.clock.now
-        if target is None or target.closed or not waiting or self._blocked(link.source, target):
+        if target is None or target.closed or not waiting or (self._cuts and self._blocked(link.source, target)):
             return
         if target.frozen and not link.is_over:
             return  # it waits in the other system's buffers, and is read or lost when the link's fate is known

@@ -58,6 +58,7 @@ class ClusterPush:
         node = self.node
         node.require_alive()
         outbox, now = self.outbox, node.loop.time()
+        turned_away = False
         try:
             encoded = self._pack(body)
         except Exception as error:
@@ -65,11 +66,11 @@ class ClusterPush:
         if not outbox.fits(len(encoded)):
             if self.options.overflow == "wait":
                 raise OutboxFull(f"the outbox of {self.queue!r} holds {outbox.pending} messages; let time pass")
-            outbox.drop_for(len(encoded), now)
+            turned_away = not outbox.drop_for(len(encoded), now)
         ttl_s = self.options.ttl if ttl is None else ttl
         if key is None and not priority and ttl is None and delay is None and headers is None:
             details = None
-            number = outbox.push(encoded)
+            number = outbox.turn_away(encoded, None, now) if turned_away else outbox.push(encoded)
         else:
             details = Details(
                 key,
@@ -78,7 +79,8 @@ class ClusterPush:
                 None if ttl_s is None else now + ttl_s,
                 None if delay is None else now + delay,
             )
-            number = outbox.push_detailed(encoded, details, now)
+            accept = outbox.turn_away if turned_away else outbox.push_detailed
+            number = accept(encoded, details, now)
         node.cluster.books.on_accept(node, self, number, key, priority, ttl_s, delay)
         if node.cluster.traces:
             said = ttl if details is None else ttl_s
@@ -234,6 +236,8 @@ class ClusterNode:
         self.host = host
         self.endpoint = endpoint
         self.life = 0  # counts its processes
+        self.key = ""  # names this life of the node
+        self.audited = -1  # what had run in its loop when it was last audited
         self.alive = False
         self.leaving = False
         self.pushes: dict[str, ClusterPush] = {}
@@ -403,12 +407,6 @@ class ClusterNode:
     # -- its process -----------------------------------------------------------------------------------------
 
     @property
-    def key(self) -> str:
-        """Names this life of the node."""
-        identity = self.engine.identity
-        return f"{identity.node_id}.{identity.incarnation}"
-
-    @property
     def prefix(self) -> str:
         """What its messages' ids begin with."""
         return self.engine.identity.node_id[:12]
@@ -423,6 +421,8 @@ class ClusterNode:
         cluster = self.cluster
         self.life += 1
         self.alive, self.leaving = True, False
+        self.key = f"{node_id}.{incarnation}"
+        self.audited = -1
         self.loop = ProcessLoop(cluster.clock)
         self.transport = cluster.network.open(self.loop, self.host, self.endpoint)
         identity = Identity(node_id, incarnation, self.name, "default", (self.endpoint,))

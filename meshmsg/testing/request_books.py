@@ -282,6 +282,10 @@ class RequestBooks:
         if left:
             raise GuaranteeBroken("G8", f"{node.name} has left, without an outcome for {left}")
 
+    def is_answered(self) -> bool:
+        """Whether no living node waits for anything."""
+        return not any(record.alive for record in self.pending)
+
     def pending_now(self) -> list[str]:
         """What living nodes wait for."""
         return [record.name for record in self.pending if record.alive]

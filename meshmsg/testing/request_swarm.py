@@ -279,7 +279,7 @@ class RequestSwarm:
     def check_rest(self) -> None:
         """Every request has its outcome, nothing is kept of any, and new ones bring a result."""
         cluster, books = self.cluster, self.cluster.books.requests
-        if not cluster.run_until(lambda: not books.pending_now(), DONE_S):
+        if not cluster.run_until(books.is_answered, DONE_S):
             raise GuaranteeBroken("G8", f"{DONE_S:g} s after the heal: {books.pending_now()}")
         self._open_all()  # also of those who closed it as they came back
         cluster.run(MAX_TIMEOUT_S)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import gc
 import multiprocessing
 import sys
 import traceback
@@ -52,7 +53,14 @@ def describe_failure(seed: int, lines: int | None = TAIL) -> str:
 
 def run_chunk(seeds: range) -> list[str]:
     """Runs some seeds; returns a report for each that failed."""
-    return [report for seed in seeds if (report := run_seed(seed)) is not None]
+    thresholds = gc.get_threshold()
+    gc.freeze()  # else each full collection looks at all that is not the simulator's, too
+    gc.set_threshold(10_000)
+    try:
+        return [report for seed in seeds if (report := run_seed(seed)) is not None]
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def run_many(seeds: range, workers: int) -> Iterator[tuple[int, list[str]]]:

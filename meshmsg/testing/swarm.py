@@ -31,6 +31,8 @@ SETTLE_S = 200.0  # after the heal, everything must have its end within this tim
 TOPICS_EVERY = 3  # every third seed publishes and subscribes, too
 GROUPS_EVERY = 6  # and every other one of these has groups
 REQUESTS_EVERY = 6  # and the one after every other of these requests and serves
+CLOSING_EVERY = 4  # every fourth seed closes queues that it sends to, and opens them again
+FULL_EVERY = 5  # every fifth seed sends, a little at a time, more than its outboxes hold and consumers take
 MAX_STEPS = 100_000  # more than ten times what a run takes: something goes round in circles
 FAULTS = tuple(
     "crash freeze stall disconnect partition one_way delay lost_acks duplicates crowding slow failing poison jump "
@@ -82,7 +84,12 @@ class Swarm:
         self.acks_to_lose = 4 if "lost_acks" in self.faults else 0
         self.behaviours: dict[str, str] = {}
         self.serial = 0
-        self.cluster.network.on_frame = self._on_frame
+        if self.faults & {"garbage", "lost_acks"}:
+            self.cluster.network.on_frame = self._on_frame
+        self.full = seed % FULL_EVERY == 2
+        # A redriven letter may open a queue that was forgotten, and the books take that for another one.
+        closes = seed % CLOSING_EVERY == 1 and "redrive" not in self.faults
+        self.closing = random.Random(f"{seed} closing") if closes else None
         self.groups: GroupSwarm | None = None
         if seed % GROUPS_EVERY == 0:
             all_well = self.faults <= BESIDE_POISON
@@ -117,7 +124,7 @@ class Swarm:
 
     def _cast(self) -> None:
         chance = self.chance
-        options = {queue: self._push_options() for queue in self.queues}
+        self.push_options = options = {queue: self._push_options() for queue in self.queues}
         for number in range(chance.randint(1, 2)):
             node = self.cluster.node(f"p{number}")
             self.producers.append(node)
@@ -145,6 +152,8 @@ class Swarm:
             options["unroutable_after"] = chance.uniform(0.5, 3.0)
         if chance.random() < 0.15:
             options["dead_letter_to"] = "graveyard"
+        if self.full and chance.random() < 0.8:
+            options |= {"max_pending": chance.choice((2, 3, 8)), "overflow": "drop_oldest"}
         return options
 
     def _add_consumer(self, name: str, endpoint: str | None = None) -> ClusterNode:
@@ -168,6 +177,8 @@ class Swarm:
         pace = chance.choice((0.0, 0.0, 0.002, 0.02))
         if "slow" in self.faults:
             pace = chance.choice((0.0, 0.05, 0.3))
+        if self.full:
+            pace = chance.choice((0.02, 0.1, 0.5))
 
         def handle(message: Message) -> None:
             self._handle(node, message, fails=fails and not self.healthy)
@@ -211,7 +222,7 @@ class Swarm:
         self.extras = chance.choice((0.0, 0.2, 0.9))  # share of messages that are more than a body
         poisons = chance.randint(1, 2) if "poison" in self.faults else 0
         while total > 0 or poisons:
-            burst = min(total, chance.choice((1, 3, 20, 100)))
+            burst = min(total, chance.choice((1, 1, 3) if self.full else (1, 3, 20, 100)))
             kinds = [chance.choice(("ok",) * 20 + ("bad", "reject", "flaky", "flaky")) for _ in range(burst)]
             if self.faults <= BESIDE_POISON:
                 kinds = ["ok"] * burst
@@ -223,13 +234,38 @@ class Swarm:
             queue = chance.choice(self.queues)
             self._at(chance.uniform(0.0, WORK_S * 0.8), partial(self._send_burst, node, queue, kinds))
 
+        if self.closing is not None and not any("dead_letter_to" in each for each in self.push_options.values()):
+            for _ in range(self.closing.choice((1, 4, 12))):
+                self._at(self.closing.uniform(0.1, WORK_S), self._close_push)
+
+    def _close_push(self) -> None:
+        assert self.closing is not None
+        node, queue = self.closing.choice(self.producers), self.closing.choice(self.queues)
+        pause_s = self.closing.choice((0.0, 0.01, 0.3))
+
+        def close() -> None:
+            if node.alive and not node.leaving and queue in node.pushes:
+                node.say(f"close push {queue}")
+                del node.pushes[queue]
+                node.engine.close_push(queue)
+                node.driver.wake()
+                self._at(self.cluster.now + pause_s, lambda: node.loop.call_soon(reopen))
+
+        def reopen() -> None:
+            if node.alive and not node.leaving and queue not in node.pushes and queue in node.engine.outboxes:
+                node.say(f"open push {queue}")
+                node.push(queue, **self.push_options[queue])
+
+        if node.alive:
+            node.loop.call_soon(close)
+
     def _send_burst(self, node: ClusterNode, queue: str, kinds: list[str]) -> None:
         if node.alive and not node.leaving:
             node.loop.call_soon(lambda: self._send_now(node, queue, kinds))
 
     def _send_now(self, node: ClusterNode, queue: str, kinds: list[str]) -> None:
         chance = self.chance
-        if node.leaving:
+        if node.leaving or queue not in node.pushes:
             return
         for kind in kinds:
             self.serial += 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from meshmsg.errors import NameClash, OutboxFull
 from meshmsg.testing.broken import GuaranteeBroken
 from meshmsg.testing.group_swarm import GroupSwarm
+from meshmsg.wire.frames import PIECE_BYTES
 
 if TYPE_CHECKING:
     from meshmsg.testing.cluster import Cluster
@@ -51,7 +52,10 @@ class TopicSwarm:
         self.healthy = False
         self.serial = 0
         self.large = chance.random() < 0.15
+        self.piece_chance = random.Random(f"pieces of {seed}")
         broadcasts = cluster.network.broadcasts
+        sizes = (PIECE_BYTES, PIECE_BYTES) if self.large else (PIECE_BYTES, PIECE_BYTES, 40, 1000)
+        broadcasts.piece_bytes = self.piece_chance.choice(sizes)
         broadcasts.drops = chance.choice((0.0, 0.0, 0.02, 0.3))
         broadcasts.high_water = chance.choice((1, 10, 1000))
         cluster.books.topics.gaps_are_due = "jump" not in faults
@@ -159,7 +163,7 @@ class TopicSwarm:
             return
         for topic in topics:
             self.serial += 1
-            body: Any = [self.serial, LARGE] if self.large and self.serial % 2 else self.serial
+            body: Any = [self.serial, LARGE] if self.large and self.serial % 2 else self._enlarge(self.serial)
             extras: dict[str, Any] = {"headers": {"n": self.serial} if self.chance.random() < 0.1 else None}
             if self.groups is not None:
                 body, extras = self.groups.draw_message(self.serial)
@@ -167,6 +171,13 @@ class TopicSwarm:
                 pub.send(body, topic, **extras)
             except OutboxFull:
                 return
+
+    def _enlarge(self, serial: int) -> Any:
+        """A body that is now and then one of a few pieces or many, where pieces are small."""
+        piece_bytes = self.cluster.network.broadcasts.piece_bytes
+        if piece_bytes == PIECE_BYTES or self.piece_chance.random() < 0.8:
+            return serial
+        return [serial, bytes(piece_bytes * self.piece_chance.choice((1, 2, 10, 30)))]
 
     def _close_sub(self) -> None:
         subs = [sub for sub in self.subs if not sub.closed and sub.node.alive and not sub.node.leaving]

@@ -35,6 +35,7 @@ class ClusterPub:
     def open(self) -> None:
         """Begins to publish; a restart of the node does so again."""
         node, options = self.node, self.options
+        node.engine.publisher.piece_bytes = node.cluster.network.broadcasts.piece_bytes
         node.engine.declare_pub(self.pattern, TopicOptions.of(options), options.for_groups())
         if "broadcast" not in node.engine.identity.offers:
             node.engine.offer("broadcast", "xpub", {"endpoints": list(node.driver.open_broadcast())})
@@ -141,6 +142,7 @@ class ClusterSub:
         """Begins to subscribe; a restart of the node does so again."""
         node, options = self.node, self.options
         self.received, self.gaps = [], []
+        node.engine.publisher.piece_bytes = node.cluster.network.broadcasts.piece_bytes
         self._busy = False
         self.subscription = WatchedSubscription(self.pattern, options)
         self.subscription.name = self.name

@@ -16,6 +16,7 @@ from meshmsg.errors import ConfigurationError, NodeClosed, TooManyLinks
 from meshmsg.transport.descriptors import require_room
 from meshmsg.transport.following import RETRY_MIN_S, Connection, Following
 from meshmsg.transport.interface import LinkEvent, Published
+from meshmsg.transport.pacing import Pacing, Part
 from meshmsg.transport.publishing import PublishingSocket
 from meshmsg.transport.tuning import Context, Tuning, explain
 
@@ -63,6 +64,7 @@ class ZmqBroadcast:
         self._loop = loop
         self._wake = wake
         self._publishing: PublishingSocket | None = None
+        self._pacing: Pacing | None = None  # what is to be published through it
         self._asked = False  # whether there may be subscriptions to read
         self._looking = False  # whether a look for them is due, at the end of this turn of the loop
         self._followings: dict[int, Following] = {}
@@ -83,20 +85,27 @@ class ZmqBroadcast:
         self._require_open()
         if self._publishing is None:
             self._publishing = PublishingSocket(self._context, self._addresses, self._tuning)
+            self._pacing = Pacing(self._publishing.send)
             self._loop.add_reader(self._publishing.descriptor, self._on_asked)
             self._loop.call_soon(self._on_asked)  # the descriptor is silent until the first read
         return self._publishing.endpoints
 
-    def publish(self, parts: Sequence[bytes]) -> bool:
-        """Send ``[topic, header, bodies]`` to whoever asked for it; false if somebody began to miss messages."""
+    def publish(self, parts: Sequence[Part]) -> bool:
+        """Send to whoever asked for it, at once or by and by; false if somebody began to miss messages."""
         self._require_process()
-        if self._publishing is None:
+        if self._pacing is None:
             raise ConfigurationError("publish() before open_broadcast(), or after close()")
         if not self._looking:
-            # Sending takes in the news that the descriptor would have told of.
-            self._looking = True
-            self._loop.call_soon(self._look)
-        return self._publishing.send(parts)
+            self._look_later()
+        return self._pacing.publish(parts)
+
+    def advance(self) -> None:
+        """Send what is due in one turn of what waits."""
+        if self._pacing:
+            self._require_process()
+            if not self._looking:
+                self._look_later()
+            self._pacing.advance()
 
     def subscriptions(self) -> list[tuple[bytes, bool]]:
         """Filters that subscribers added (true) or nobody has any more (false), since the last call."""
@@ -106,6 +115,10 @@ class ZmqBroadcast:
         changes, complete = self._publishing.read(SUBSCRIPTIONS_LIMIT)
         self._asked = not complete
         return changes
+
+    def refusals(self) -> list[str]:
+        """Subscribers that lost their connections since the last call as they asked for too much, in words."""
+        return [] if self._publishing is None else self._publishing.filters.take_refusals()
 
     @property
     def crowded(self) -> int:
@@ -171,8 +184,8 @@ class ZmqBroadcast:
         return messages
 
     def more(self) -> bool:
-        """Whether there may be more to read, of which no wake will tell."""
-        return self._asked or bool(self._readable)
+        """Whether there may be more to read, or is more to send, of which no wake will tell."""
+        return self._asked or bool(self._readable) or bool(self._pacing)
 
     def follow_events(self) -> list[tuple[int, LinkEvent]]:
         """UP when a publisher's connection stands, DOWN when it has ended; it is made anew until ``unfollow``."""
@@ -192,7 +205,10 @@ class ZmqBroadcast:
         for number in list(self._followings):
             self.unfollow(number)
         publishing, self._publishing = self._publishing, None
+        pacing, self._pacing = self._pacing, None
         if publishing is not None:
+            if pacing is not None and linger_ms:
+                pacing.flush()
             self._forget_reader(publishing.descriptor)
             publishing.close(linger_ms)
 
@@ -201,6 +217,11 @@ class ZmqBroadcast:
     def _on_asked(self) -> None:
         self._asked = self._publishing is not None
         self._wake()
+
+    def _look_later(self) -> None:
+        """Sending takes in the news that the descriptor would have told of."""
+        self._looking = True
+        self._loop.call_soon(self._look)
 
     def _look(self) -> None:
         self._looking = False
@@ -276,7 +297,7 @@ class ZmqBroadcast:
                 total += size
                 if published is not None:
                     messages.append((number, published))
-                elif size:
+                else:
                     self.refused += 1
         except zmq.Again:
             # libzmq has looked for news before it said so: what comes from now on makes the descriptor readable.

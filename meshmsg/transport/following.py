@@ -121,8 +121,7 @@ class Connection:
     def read(self, limit_bytes: int) -> tuple[Published | None, int]:
         """One message and its size; None for one that does not have three parts or is larger than ``limit_bytes``.
 
-        None and a size of 0 is an empty one, which only fills a place behind a large one. Raises ``zmq.Again`` when
-        there is none. Large bodies are not copied: they are a view of libzmq's message.
+        Raises ``zmq.Again`` when there is none. Large bodies are not copied: they are a view of libzmq's message.
         """
         receive = self._subscriber.recv
         # Frames, as they know whether more follow: asking the socket costs as much as a receive.
@@ -135,9 +134,7 @@ class Connection:
             if len(parts) <= PARTS:  # one too many tells; more are read, and not kept
                 parts.append(part)
         if len(parts) != PARTS or size > limit_bytes:
-            return None, max(1, size)
-        if size == len(parts[0]):
-            return None, 0
+            return None, size
         topic, header, bodies = parts
         return (topic.bytes, header.bytes, bodies.bytes if len(bodies) < VIEW_BYTES else bodies.buffer), size
 

@@ -90,11 +90,18 @@ class Broadcast(Protocol):
         """Open the publisher's end, once, and return the endpoints that others can follow."""
         ...
 
-    def publish(self, parts: Sequence[bytes]) -> bool:
+    def publish(self, parts: Sequence[bytes | memoryview]) -> bool:
         """Send ``[topic, header, bodies]`` to everybody with a filter that the topic begins with. Never waits.
 
-        Who has no room for it misses it, the others don't. False if somebody began to miss messages with this one.
+        With more parts, ``[topic, header, piece, header, piece, ...]``, it leaves as several messages, each with the
+        topic, a header and a piece. They wait here for ``advance``, and with them what follows in their topic; other
+        topics' messages go first. Who has no room for a message misses it, the others don't. False if somebody began
+        to miss messages with this one.
         """
+        ...
+
+    def advance(self) -> None:
+        """Send some of what waits; call it at the end of a turn, and again while ``more``."""
         ...
 
     def subscriptions(self) -> list[tuple[bytes, bool]]:
@@ -140,5 +147,5 @@ class Broadcast(Protocol):
         ...
 
     def more(self) -> bool:
-        """Whether ``receive_published`` or ``subscriptions`` may have more, of which no wake tells."""
+        """Whether ``receive_published``, ``subscriptions`` or ``advance`` may have more, of which no wake tells."""
         ...

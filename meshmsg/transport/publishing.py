@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import zmq
 
 from meshmsg.transport.endpoints import bind_all
+from meshmsg.transport.filters import MAX_FILTER_BYTES, NUMBERLESS, Filters
+from meshmsg.transport.pacing import Part
 from meshmsg.transport.tuning import (
     LAST,
     MORE,
@@ -20,19 +22,19 @@ from meshmsg.transport.tuning import (
     milliseconds,
 )
 
-# Per subscriber and in messages, each of which is a batch; libzmq can count nothing else. What one subscriber has not
-# taken is held once for all of them, so this bounds what the slowest can cost.
+# Per subscriber and in messages, each of which is a batch or a piece of 256 KiB at most; libzmq can count nothing else.
+# What one subscriber has not taken is held once for all of them, so this bounds what the slowest can cost.
 SEND_HIGH_WATER = 1000
-# So that it bounds bytes as well, a larger message is followed by as many empty ones as it has more of these: 1000
-# places are 256 MiB, and one message more. (The high-water mark itself must not change while a subscriber is
-# connected: libzmq's reading end tells of free places at every multiple of half of it, and a queue that is empty
-# could stay full for its writer.)
-PLACE_BYTES = 256 * 1024
 # When a queue is full, it may be that libzmq's I/O thread had no turn, on a busy machine, and no subscriber is slow. So
 # it gets this long, this often, before anybody misses anything.
 NAP_S, NAPS = 0.0005, 2
-# A filter is a topic or the beginning of one, or a marker. The most that a stranger can have us read in one frame.
-MAX_FILTER_BYTES = 4096
+# The most that a stranger can have us read in one frame. Filters between a filter's limit and this one are told of;
+# beyond it libzmq ends the connection without a word.
+MAX_FRAME_BYTES = 2 * MAX_FILTER_BYTES
+# libzmq stores filters, without giving control back, as long as there are more. With room for one frame on the way
+# a flood has pauses, in which it can be stopped; with room for 100 one stranger held a loop for 40 s, and took 4 GB.
+# The price is 30 us a filter. And what waits in the kernel is still read when its connection is cut off.
+RECEIVE_HIGH_WATER, RECEIVE_BYTES = 1, 32 * 1024
 # Nodes that start together all follow at once; the default is 100.
 BACKLOG = 1024
 # A subscriber that has taken nothing for this long, although something waits for it, loses its connection, and what
@@ -50,9 +52,8 @@ class PublishingSocket:
     publisher must not wait for its slowest subscriber unless it chose to, and gaps are repaired above. So the second
     is tried first, because it makes libzmq look and tells that somebody is full, and then the first.
 
-    **Messages are copied.** pyzmq's sending without copy can crash or leak memory at the end of the process (see
-    ``link.py``). A copy of 10 MB takes 1.5 ms where its way over loopback takes 5 ms, one of 1 MB 0.03 of 0.24 ms,
-    and it is one copy for all subscribers.
+    **Messages are copied**, once for all subscribers. pyzmq's sending without copy can crash or leak memory at the end
+    of the process (see ``link.py``). A copy of 10 MB takes 1.5 ms where its way over loopback takes 5 ms.
 
     Attributes
     ----------
@@ -60,11 +61,13 @@ class PublishingSocket:
         Where subscribers connect.
     crowded:
         How often a subscriber began to miss messages because its queue was full.
+    filters:
+        What subscribers asked for, which is bounded.
     refused:
         How many frames from subscribers were no subscriptions.
     """
 
-    __slots__ = ("endpoints", "crowded", "refused", "_socket")
+    __slots__ = ("endpoints", "crowded", "filters", "refused", "_socket")
 
     def __init__(self, context: Context, addresses: Sequence[str], tuning: Tuning) -> None:
         self.crowded = 0
@@ -76,6 +79,7 @@ class PublishingSocket:
         except BaseException:
             self._socket.close(linger=0)
             raise
+        self.filters = Filters([int(endpoint.rpartition(":")[2]) for endpoint in self.endpoints])
 
     def _tune(self, tuning: Tuning) -> None:
         socket = self._socket
@@ -83,7 +87,9 @@ class PublishingSocket:
         socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         socket.setsockopt(zmq.XPUB_NODROP, 1)
         socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FILTER_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
+        socket.setsockopt(zmq.RCVBUF, RECEIVE_BYTES)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.BACKLOG, BACKLOG)
         watch_connection(socket)
@@ -94,21 +100,11 @@ class PublishingSocket:
         """Becomes readable when ``has_subscriptions`` may have changed."""
         return descriptor_of(self._socket)
 
-    def send(self, parts: Sequence[bytes]) -> bool:
+    def send(self, parts: Sequence[Part]) -> bool:
         """Send to all whose filters match and who have room; false if somebody began to miss messages with this one.
 
         Nothing says who. It is told once: from then on until there is room again, libzmq does not count it.
         """
-        complete = self._send_message(parts)
-        places = len(parts[-1]) // PLACE_BYTES
-        if places:
-            fill = (parts[0], b"", b"")
-            # Where no place is left, the message has taken enough of them.
-            while places and self._try_send(fill):
-                places -= 1
-        return complete
-
-    def _send_message(self, parts: Sequence[bytes]) -> bool:
         # The answer cannot change in the middle of a message: only whole ones count, and nobody joins it.
         if self._try_send(parts):
             return True
@@ -137,24 +133,37 @@ class PublishingSocket:
         Added is told for every subscriber, removed only when the last one that had the filter is gone.
         """
         changes: list[tuple[bytes, bool]] = []
+        filters = self.filters
         receive = self._socket.recv
-        try:
-            for _ in range(limit):
-                change = receive(zmq.DONTWAIT)
-                # libzmq takes every frame that begins like this for a subscription, also inside a message.
-                if change[:1] in (b"\x00", b"\x01"):
-                    changes.append((change[1:], change[0] == 1))
-                else:
-                    self.refused += 1
-        except zmq.Again:
-            return changes, True
-        return changes, False
+        has_ended = False
+        complete = False
+        for _ in range(limit):
+            try:
+                frame = receive(zmq.DONTWAIT, False)
+            except zmq.Again:
+                complete = True
+                break
+            change = frame.bytes
+            # libzmq takes every frame that begins like this for a subscription, also inside a message.
+            if change[:1] == b"\x01":
+                if filters.add(change[1:], _source_of(frame)):
+                    changes.append((change[1:], True))
+            elif change[:1] == b"\x00":
+                descriptor = _source_of(frame)
+                has_ended = has_ended or descriptor == NUMBERLESS
+                filters.remove(change[1:], descriptor)
+                changes.append((change[1:], False))
+            else:
+                self.refused += 1
+        if has_ended:
+            filters.sweep()
+        return changes, complete
 
     def close(self, linger_ms: int = 0) -> None:
         """Close; what was sent has ``linger_ms`` to leave."""
         self._socket.close(linger=linger_ms)
 
-    def _try_send(self, parts: Sequence[bytes]) -> bool:
+    def _try_send(self, parts: Sequence[Part]) -> bool:
         send = self._socket.send
         try:
             for part in parts[:-1]:
@@ -165,12 +174,21 @@ class PublishingSocket:
         return True
 
 
+def _source_of(frame: zmq.Frame) -> int:
+    """The descriptor of the connection that a frame came over, if libzmq says."""
+    try:
+        descriptor = frame.get(zmq.SRCFD)
+    except zmq.ZMQError:
+        return NUMBERLESS
+    return descriptor if isinstance(descriptor, int) else NUMBERLESS
+
+
 def watch_connection(socket: Socket) -> None:
     """Have the kernel tell when the other side's host vanished, or takes nothing any more.
 
-    Not ZeroMQ's heartbeats: for them only a complete frame is a sign of life, so one of 10 MB on a slow line would end
-    its connection, at every attempt (see ``segments.py``). Here frames are not cut, as any ZeroMQ SUB is to read them.
-    Whether the process on the other side works is for the link between the nodes to know.
+    Not ZeroMQ's heartbeats: for them only a complete frame is a sign of life, so on a slow line a large one of another
+    program would end its connection, at every attempt (see ``segments.py``). Whether the process on the other side
+    works is for the link between the nodes to know.
     """
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEP_ALIVE_IDLE)

@@ -43,6 +43,11 @@ MAX_HEADER_BYTES = 4 * 2**20
 # A payload up to this is the last item of its header: a part of its own costs both sides as much as copying so much.
 MAX_INLINE_BYTES = 4096
 
+# A larger payload leaves through XPUB as several messages, between which those of other topics find their way.
+PIECE_BYTES = 256 * 1024
+# What is taken of one payload if nothing else is said.
+MAX_PAYLOAD_BYTES = 64 * 2**20
+
 # Longest texts that a reader takes, in characters.
 MAX_NAME = 400
 MAX_QUEUE = 200
@@ -137,7 +142,10 @@ class Lost(NamedTuple):
 
 
 class Published(NamedTuple):
-    """Messages of one topic, ``first_seq`` and following, as they leave through XPUB; ``headers`` by number."""
+    """Messages of one topic, ``first_seq`` and following, as they leave through XPUB; ``headers`` by number.
+
+    ``part`` is ``[index, count]`` if the payload is only a piece of theirs; the first piece has the headers.
+    """
 
     topic: str
     node_id: str
@@ -146,6 +154,7 @@ class Published(NamedTuple):
     total: int
     headers: dict[int, dict[str, Any]] | None
     payload: bytes
+    part: list[int] | None = None
 
 
 class Start(NamedTuple):
@@ -274,9 +283,24 @@ def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
     return [_pack((_PLAIN_KINDS[kind], *frame))]
 
 
-def encode_published(frame: Published, bodies: Sequence[bytes]) -> list[bytes]:
-    """The ZeroMQ parts of messages on their way to all subscribers: topic, header, payload."""
-    return [frame.topic.encode(), _pack_data((PUBLISHED, *frame[1:-1])), encode_batch(bodies)]
+def encode_published(frame: Published, piece_bytes: int = PIECE_BYTES) -> list[bytes | memoryview]:
+    """The ZeroMQ parts of messages on their way to all subscribers: topic, header, payload.
+
+    If the payload has more than ``piece_bytes``: the topic, and then a header and a piece for each of the ZeroMQ
+    messages to send, which all begin with the topic. Pieces are views of the payload.
+    """
+    parts: list[bytes | memoryview] = [frame.topic.encode()]
+    size = len(frame.payload)
+    if size <= piece_bytes:
+        parts += (_pack_data((PUBLISHED, *frame[1:6])), frame.payload)
+        return parts
+    view = memoryview(frame.payload)
+    count = -(-size // piece_bytes)
+    for index in range(count):
+        headers = None if index else frame.headers
+        header = _pack_data((PUBLISHED, *frame[1:5], headers, (index, count)))
+        parts += (header, view[index * piece_bytes : (index + 1) * piece_bytes])
+    return parts
 
 
 def _tell_hello(hello: Hello) -> dict[str, Any]:
@@ -317,8 +341,14 @@ def decode(parts: Sequence[bytes]) -> Frame | None:
         raise ProtocolError(f"a frame of kind {header[0]} with wrong fields: {error}") from None
 
 
-def decode_published(parts: Sequence[bytes]) -> Published:
-    """Reads what came through a SUB socket. Raises ``ProtocolError`` for anything malformed (G11)."""
+def decode_published(
+    parts: Sequence[Any], piece_bytes: int = PIECE_BYTES, max_bytes: int = MAX_PAYLOAD_BYTES
+) -> Published:
+    """Reads what came through a SUB socket. Raises ``ProtocolError`` for anything malformed (G11).
+
+    So it is for pieces that are not as long as all are, or too many: together they have at most ``max_bytes``, and
+    what is left of a piece.
+    """
     if len(parts) != 3:
         raise ProtocolError(f"published messages of {len(parts)} parts; topic, header and payload make three")
     if len(parts[0]) > MAX_TOPIC or len(parts[1]) > MAX_HEADER_BYTES:
@@ -332,7 +362,22 @@ def decode_published(parts: Sequence[bytes]) -> Published:
         raise ProtocolError("a header that is not an array of PUBLISHED and its fields")
     _, node_id, incarnation, first_seq, count, headers = header[:6]
     _check_messages(first_seq, count, headers)
-    return Published(topic, fields.node_id(node_id), natural(incarnation), first_seq, count, headers, parts[2])
+    part = header[6] if len(header) > 6 else None
+    if part is not None:
+        _check_part(part, len(parts[2]), headers, piece_bytes, max_bytes)
+    return Published(topic, fields.node_id(node_id), natural(incarnation), first_seq, count, headers, parts[2], part)
+
+
+def _check_part(part: Any, size: int, headers: Any, piece_bytes: int, max_bytes: int) -> None:
+    if type(part) is not list or len(part) != 2 or not natural(part[0]) < natural(part[1]):
+        raise ProtocolError("a part is its index and how many there are")
+    index, count = part
+    if (count - 1) * piece_bytes > max_bytes:
+        raise ProtocolError(f"a payload of {count} pieces; here up to {max_bytes} bytes are taken")
+    if count < 2 or not 0 < size <= piece_bytes or (size < piece_bytes and index < count - 1):
+        raise ProtocolError(f"a piece of {size} bytes, {index} of {count}")
+    if index and headers is not None:
+        raise ProtocolError("headers belong to the first piece")
 
 
 def _read_hello(header: list[Any], parts: Sequence[bytes]) -> Hello:

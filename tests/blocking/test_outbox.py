@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from meshmsg.blocking.outbox import NO_ROOM, SMALL, SharedOutbox
-from meshmsg.engine.run import Details
+from meshmsg.blocking.outbox import NO_ROOM, SharedOutbox
+from meshmsg.engine.lane import OutLane
+from meshmsg.engine.outbox import SMALL, Outbox
+from meshmsg.engine.run import Details, Run
 from meshmsg.errors import NodeClosed
 from meshmsg.message import Ledger
 from meshmsg.options import PushOptions
@@ -93,6 +95,42 @@ def test_dropping_the_oldest_happens_in_the_loop() -> None:
     assert box.ledger() == Ledger(accepted=5, dead=2, pending=3, ready=3)
     assert box.put_many([b"x"] * 9) == range(5, 8)
     assert box.ledger() == Ledger(accepted=8, dead=5, pending=3, ready=3)
+
+
+@pytest.mark.guarantee("G1", "G5")
+def test_what_cannot_be_dropped_turns_the_new_ones_away() -> None:
+    box = make(max_pending=2, overflow="drop_oldest")
+    lane = OutLane(1, "peer.1", "peer")
+    lane.limit = 9
+    box.open_lane(lane)
+    assert box.put_many([b"a", b"b"]) == range(2)
+    box.absorb(100.0)
+    for _, runs in box.dispatch(100.0):
+        for run in runs:
+            lane.append(run)
+    assert [box.put(b"c"), box.put(b"d", Details(key="k", due_at=5.0)), box.put(b"e")] == [2, 3, NO_ROOM]
+    box.absorb(100.0)
+    assert box.put(b"e") == 4
+    assert box.ledger() == Ledger(accepted=5, dead=3, pending=2, in_flight=2)
+    assert box.watched == {2, 3, 4}
+    box.check()
+
+
+@pytest.mark.guarantee("G1")
+def test_a_dead_letter_takes_no_number_that_a_thread_was_given() -> None:
+    """A queue may be its own ``dead_letter_to``."""
+
+    def move(box: Outbox, run: Run, *_: Any) -> None:
+        if run.bodies != [b"moved"] and box.fits(1):
+            box.push_detailed(b"moved", Details(), 100.0)
+
+    box = SharedOutbox("work", PushOptions(max_pending=2, overflow="drop_oldest"), random.Random(1), move)
+    box.now = lambda: 100.0
+    for first in (0, 2):
+        assert [box.put(b"a"), box.put(b"b")] == [first, first + 1]
+        box.absorb(100.0)
+    assert sorted(box.held_ids()) == [2, 3]
+    box.check()
 
 
 def test_a_sealed_outbox_refuses() -> None:

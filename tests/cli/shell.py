@@ -13,6 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from click.testing import CliRunner, Result
+
+from meshmsg.cli.verbs import meshmsg
+
 DEADLINE_S = 40.0
 
 
@@ -82,6 +86,13 @@ class Ended:
 
     def __repr__(self) -> str:
         return f"exit code {self.code}\n{self.stdout}\n{self.stderr}"
+
+
+def use(*arguments: str, mesh: str = "test-in-process", code: int) -> Result:
+    """A verb in this process, for what needs no other one; it must end with this code."""
+    result = CliRunner().invoke(meshmsg, arguments, env={"MESHMSG_MESH": mesh})
+    assert result.exit_code == code, result.output
+    return result
 
 
 class Spooled:

@@ -21,6 +21,7 @@ from meshmsg.cli.bench_ours import make_body
 from meshmsg.cli.bench_processes import BenchmarkFailed, Process
 
 FIELDS = ["bench", "unit", "ours", "baseline", "ratio", "messages", "body_bytes", "p50_us", "p99_us", "p999_us"]
+UVLOOP = [] if os.name == "nt" else ["--uvloop"]  # there is none for Windows
 COMPARE = Path(__file__).resolve().parents[2] / "benchmarks" / "compare.py"
 
 
@@ -39,8 +40,7 @@ def run_json(*arguments: str) -> dict[str, Any]:
     [
         pytest.param([], id="send and handler"),
         pytest.param(["--batches"], id="batches"),
-        pytest.param(["--uvloop"], id="uvloop", marks=pytest.mark.skipif(os.name == "nt", reason="no uvloop there")),
-        pytest.param(["--prefetch", "7"], id="prefetch"),
+        pytest.param(["--prefetch", "7", *UVLOOP], id="prefetch, uvloop"),
         pytest.param(["--blocking"], id="blocking"),
         pytest.param(["--blocking", "--batches"], id="blocking batches"),
     ],

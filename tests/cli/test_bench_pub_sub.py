@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from meshmsg.cli.bench_processes import BenchmarkFailed
 from meshmsg.cli.bench_pub_sub import Spread
 from meshmsg.cli.bench_pub_sub_ours import make_parts
 from meshmsg.wire.codec import make_packer
-from tests.cli.test_bench import FIELDS
+from tests.cli.test_bench import FIELDS, UVLOOP
 
 MORE_FIELDS = ["subscribers", "topics", "frames", "repaired", "zenoh", "zenoh_ratio"]
 
@@ -37,12 +36,10 @@ def without_zenoh(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param([], id="send and handler"),
         pytest.param(["--batches"], id="batches"),
-        pytest.param(["--block"], id="block"),
-        pytest.param(["--subscribers", "3"], id="subscribers"),
-        pytest.param(["--topics", "10"], id="topics"),
+        pytest.param(["--block", *UVLOOP], id="block, uvloop"),
+        pytest.param(["--subscribers", "3", "--topics", "10"], id="subscribers, topics"),
         pytest.param(["--topics", "10", "--batches"], id="topics in batches"),
         pytest.param(["--size", "300000", "--frames", "3", "--count", "11"], id="large"),
-        pytest.param(["--uvloop"], id="uvloop", marks=pytest.mark.skipif(os.name == "nt", reason="no uvloop there")),
     ],
 )
 @pytest.mark.usefixtures("without_zenoh")

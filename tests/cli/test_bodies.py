@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,9 @@ from meshmsg.cli.bodies import (
     to_line,
     to_single_line,
 )
+from meshmsg.cli.pull import choose_show, make_render
+from meshmsg.cli.running import complain
+from meshmsg.cli.session import Formatter
 from meshmsg.testing import make_message
 
 JSON_VALUES = st.recursive(
@@ -78,6 +82,32 @@ def test_a_single_line_is_one(body: Any, line: str) -> None:
 
 def test_bytes_on_a_single_line_are_what_they_are_but_for_control_characters() -> None:
     assert to_single_line(b"\xff\xfe\t\n\x7f") == b"\xff\xfe\t\\n\\u007f"
+    assert to_single_line("ä\x9b".encode()) == "ä\\u009b".encode()
+    assert to_single_line(b"\x9b\xe4") == b"\\x9b\xe4"
+
+
+def test_json_steers_no_terminal_and_is_the_same_text() -> None:
+    text = "".join(map(chr, range(0xA1))) + "\u2028\u2029\\u009b \\\x9b"
+    line = to_json({text: [text]})
+    assert json.loads(line) == {text: [text]}
+    assert line.isascii() is False and not any(ord(each) < 32 or 127 <= ord(each) < 160 for each in line)
+    assert line.splitlines() == [line]
+    assert to_json("\x1b\x9b\x7f") == '"\\u001b\\u009b\\u007f"'
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(False, b"a\x1b\nb"), (True, b"a\\u001b\nb")])
+def test_pull_prints_bodies_as_they_are_unless_a_terminal_sees_them(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, shown: bytes
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert make_render(None, False, show=choose_show())(make_message("a\x1b\nb")) == shown
+
+
+def test_what_is_told_to_people_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complain("two\nlines\x1b[2J\x9b\r", 3) == 3
+    assert capsys.readouterr() == ("", "meshmsg: two\nlines\\u001b[2J\\u009b\\r\n")
+    record = logging.LogRecord("meshmsg", logging.ERROR, "", 0, "no %s", ("\x1b",), None)
+    assert Formatter("%(message)s").format(record) == "no \\u001b"
 
 
 def test_names_show_what_cannot_be_seen() -> None:

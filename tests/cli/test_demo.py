@@ -26,6 +26,7 @@ from meshmsg.cli.demo.views import PlainView, draw_picture
 from tests.cli.shell import Shell, children_of, finish, interrupt, read_line, runs, wait_until
 
 FAST = ("--seconds", "0")
+FEW = ("--workers", "2", "--producers", "1")
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 
@@ -73,7 +74,7 @@ def test_demo_finishes_although_a_worker_is_killed(shell: Shell, tree: Path) -> 
 
 
 def test_demo_as_plain_lines(shell: Shell, tree: Path) -> None:
-    ended = shell.run("demo", str(tree), "--workers", "2", "--producers", "1", *FAST)
+    ended = shell.run("demo", str(tree), *FEW, *FAST)
     assert ended.code == 0, ended
     for pattern in (
         r"13 files of .*tree: checksum",
@@ -91,7 +92,7 @@ def test_demo_as_plain_lines(shell: Shell, tree: Path) -> None:
 
 def test_a_file_that_cannot_be_read_is_a_dead_letter_and_expected(shell: Shell, tree: Path) -> None:
     (tree / "nowhere").symlink_to("does-not-exist")
-    ended = shell.run("demo", str(tree), "--no-kill", "--json", *FAST)
+    ended = shell.run("demo", str(tree), "--no-kill", "--json", *FEW, *FAST)
     assert ended.code == 0, ended
     document = json.loads(ended.stdout)
     assert document["killed"] is None
@@ -104,7 +105,7 @@ def test_a_file_that_cannot_be_read_is_a_dead_letter_and_expected(shell: Shell, 
 def test_an_empty_folder_has_only_the_task_that_fails(shell: Shell, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    ended = shell.run("demo", str(empty), "--json", *FAST)
+    ended = shell.run("demo", str(empty), "--json", *FEW, *FAST)
     assert ended.code == 0, ended
     document = json.loads(ended.stdout)
     assert document["killed"] is None
@@ -125,11 +126,11 @@ def start_long_demo(shell: Shell, tree: Path) -> tuple[Any, list[int]]:
     """A demo in its middle, and its processes."""
     for number in range(300):
         (tree / f"more-{number}").write_text("x")
-    demo = shell.start("demo", str(tree), "--seconds", "60", "--no-kill")
+    demo = shell.start("demo", str(tree), "--seconds", "60", "--no-kill", *FEW)
     while "found each other" not in read_line(demo):
         pass
     children = children_of(demo.pid)
-    assert len(children) == 5 and all(map(runs, children))
+    assert len(children) == 3 and all(map(runs, children))
     return demo, children
 
 

@@ -74,6 +74,19 @@ async def test_names_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch, te
     assert [line for line in lines if line in names] == names * 2
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_cannot_be_seen_is_shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    printed = io.StringIO()
+    monkeypatch.setattr("sys.stdout", printed)
+    monkeypatch.setenv("COLUMNS", "200")
+    names = ["a\u200b", "*\u202e.b", "\x1b[2J", "c\x9b\x07", "d\te"]
+    listing = Listing(Session(), ("topic",), lambda _: {}, lambda _: [[name] for name in names])
+    listing._is_terminal = terminal
+    listing._print({})
+    lines = [line.strip() for line in printed.getvalue().splitlines() if line.strip()]
+    assert lines[-5:] == ["a\\u200b", "*\\u202e.b", "\\u001b[2J", "c\\u009b\\u0007", "d\\u0009e"]
+
+
 def test_a_name_in_brackets_is_found(shell: Shell) -> None:
     shell.start("pull", "[red]jobs[/red]")
     _, row = shell.run("queues", *PATIENT).lines

@@ -78,13 +78,6 @@ def test_bare_ends_meet_bare_ends_only() -> None:
     ]
 
 
-def test_topics_show_what_cannot_be_seen() -> None:
-    assert rows(peer("p", pub={"a\u200b": {}}), peer("s", sub={"*\u202e.a": {}})) == [
-        ("a\\u200b", "p", "-"),
-        ("*\\u202e.a", "-", "s"),
-    ]
-
-
 @pytest.mark.parametrize("details", [{}, {"group": 7, "pattern": None}, {"pattern": ""}])
 def test_strange_offers_do_no_harm(details: dict[str, Any]) -> None:
     found = rows(peer("p", pub={"a..b": {"window": "x"}, "": {}}), peer("g", group={"group:x@a": details}))

@@ -31,8 +31,8 @@ class Progress(list[tuple[int, int]]):
         self.append((done, total))
 
 
-def share(face: Face, directory: Path, *, writable: bool = False, **options: Any) -> Any:
+def share(face: Face, directory: Path, *, writable: bool = False, max_bytes: int | None = None, **options: Any) -> Any:
     """A dealer of a service that offers the directory."""
     router, dealer = serve(face, "files", **options)
-    router.files(directory, writable=writable)
+    router.files(directory, writable=writable, max_bytes=max_bytes)
     return dealer

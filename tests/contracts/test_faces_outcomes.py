@@ -242,6 +242,104 @@ def test_the_oldest_may_be_dropped_instead(face: Face) -> None:
     ]
 
 
+@pytest.mark.guarantee("G5")
+@pytest.mark.parametrize("large", [False, True])
+def test_whatever_else_fills_the_outbox_is_seen_by_send(face: Face, large: bool) -> None:
+    """Dead letters that are sent again, or come from another queue, take room that ``send`` had counted on."""
+    producer, consumer = face.pair()
+    limits: dict[str, Any] = {"max_pending_bytes": 100 * 4096 + 500} if large else {"max_pending": 20}
+    body = b"x" * 4090 if large else 0
+    jobs, held = producer.push("work", retry=Retry(max_attempts=1), **limits), 100 if large else 20
+    pull = consumer.pull("work")
+    jobs.send_many([body] * held)
+    for message in take(pull, held):
+        message.reject("not now")
+    jobs.flush(timeout=PATIENCE_S)
+    pull.close()
+    until(lambda: not producer.peers()[0].pulls)
+    jobs.send(body)
+    assert len(producer.redrive()) == held - 1
+    with pytest.raises(WaitTimeout):
+        jobs.deliver(body, timeout=0.01)
+    assert jobs.ledger().pending == held
+
+    left, dead = producer.push("left", dead_letter_to="dead"), producer.push("dead", **limits)
+    dead.send(body)
+    reject_all(face, consumer, "left")
+    left.send_many([body] * (held - 1))
+    left.flush(timeout=PATIENCE_S)
+    while dead.ledger().pending < held:
+        dead.send_nowait(body)
+    with pytest.raises(WaitTimeout):
+        dead.deliver(body, timeout=0.01)
+    assert dead.ledger().pending == held
+
+
+@pytest.mark.guarantee("G5")
+def test_a_large_body_takes_its_room_from_the_small_ones_after_it(face: Face) -> None:
+    node = face.node()
+    jobs = node.push("work", max_pending_bytes=40_000)
+    jobs.send(b"x" * 30_000)
+    for _ in range(2):
+        jobs.send(b"x" * 4000)
+    with pytest.raises(WaitTimeout):
+        jobs.deliver(b"x" * 4000, timeout=0.01)
+    assert jobs.ledger().pending == 3
+
+
+@pytest.mark.guarantee("G1", "G5")
+@pytest.mark.parametrize("options", [{"delay": 3600.0}, {"key": "k"}, {"key": "k", "delay": 3600.0}])
+def test_the_oldest_is_dropped_wherever_it_waits(face: Face, options: dict[str, Any]) -> None:
+    producer, consumer = face.pair()
+    jobs = producer.push("work", max_pending=5, overflow="drop_oldest")
+    pull = consumer.pull("work", prefetch=1)
+    jobs.send("first", key="k")
+    first = pull.get(timeout=PATIENCE_S)
+    ids = [jobs.send(number, **options) for number in range(100)]
+    books = jobs.ledger()
+    assert (books.accepted, books.dead, books.pending) == (101, 96, 5)
+    assert [letter.id for letter in producer.dead_letters()] == ids[:96]
+    first.ack()
+
+
+@pytest.mark.guarantee("G1", "G5")
+def test_where_everything_is_with_consumers_the_new_message_is_the_dead_letter(face: Face) -> None:
+    producer, consumer = face.pair()
+    letters = Collected()
+    jobs = producer.push("work", max_pending=3, overflow="drop_oldest", on_dead_letter=letters.add)
+    pull = consumer.pull("work")
+    jobs.send_many(range(3))
+    held = take(pull, 3)
+    ids = [
+        jobs.send(3),
+        jobs.send_nowait(4, key="k"),
+        *jobs.send_many([5, 6]),
+        jobs.send(7, delay=1.0, headers={"a": 1}),
+    ]
+    with pytest.raises(DeadLettered, match="overflow") as caught:
+        jobs.deliver(8, timeout=PATIENCE_S)
+    letters.wait(6)
+    assert [letter.id for letter in letters] == [*ids, caught.value.letter.id]
+    assert {letter.reason for letter in letters} == {"overflow"}
+    assert [letter.body for letter in producer.dead_letters()] == [3, 4, 5, 6, 7, 8]
+    assert acked(held) == [0, 1, 2]
+    jobs.flush(timeout=PATIENCE_S)
+    assert jobs.ledger() == Ledger(accepted=9, processed=3, dead=6)
+    assert producer.redrive(ids[0]) == [ids[0]]
+    assert acked(take(pull, 1)) == [3]
+
+
+@pytest.mark.guarantee("G3")
+def test_a_delayed_message_keeps_its_place_among_those_of_its_key(face: Face) -> None:
+    producer, consumer = face.pair()
+    jobs, done = producer.push("work"), Collected()
+    face.handle(consumer.pull("work"), lambda message: done.add(message.body))
+    jobs.send("later", key="k", delay=0.05)
+    jobs.send("after it", key="k")
+    jobs.send("of no key")
+    assert done.wait(3) == ["of no key", "later", "after it"]
+
+
 # --- outcomes -----------------------------------------------------------------------------------------------
 
 
@@ -347,8 +445,8 @@ def test_a_closed_pull_returns_what_it_has_not_started(face: Face) -> None:
     jobs.send_many(range(10))
     started = take(pull, 3)
     until(lambda: jobs.ledger().in_flight == 10)
-    pull.close()
     acked(started)
+    pull.close()
     until(lambda: jobs.ledger().processed == 3)
     until(lambda: jobs.ledger().ready == 7)
     other = face.node("other")

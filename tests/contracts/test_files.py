@@ -242,6 +242,40 @@ def test_mistakes_are_named(face: Face, offered: Path, here: Path) -> None:
     assert names_in(here) == []
 
 
+def test_a_directory_may_be_full(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True, max_bytes=100)
+    (offered / ".hidden").write_bytes(DATA[:10])
+    for name in ("a.bin", "b.bin", "c.bin"):
+        (here / name).write_bytes(DATA[:30])
+        files.send_file(here / name)
+    (here / "d.bin").write_bytes(DATA[:1])
+    (here / "e.bin").write_bytes(b"")
+    files.send_file(here / "e.bin")  # takes nothing
+    with pytest.raises(RemoteError, match=r"d\.bin: 1 bytes would make 101 in all, and 100 are allowed") as caught:
+        files.send_file(here / "d.bin")
+    assert caught.value.code == "full"
+    assert names_in(offered) == [".hidden", "a.bin", "b.bin", "c.bin", "e.bin"]
+    (offered / "a.bin").unlink()
+    files.send_file(here / "d.bin")
+
+
+def test_progress_is_no_coroutine_function(face: Face, offered: Path, here: Path) -> None:
+    async def progress(done: int, total: int) -> None:
+        raise AssertionError("nobody awaits it")
+
+    class Meter:
+        async def __call__(self, done: int, total: int) -> None: ...
+
+    files = share(face, offered, writable=True)
+    (offered / "a.bin").write_bytes(DATA)
+    for wrong in (progress, Meter()):
+        with pytest.raises(ConfigurationError, match=r"^fetch\(progress=\) takes a plain function, not .* two chunks"):
+            files.fetch("a.bin", here / "a.bin", progress=wrong)
+        with pytest.raises(ConfigurationError, match=r"^send_file\(progress=\) takes a plain function"):
+            files.send_file(offered / "a.bin", "b.bin", progress=wrong)
+    assert names_in(here) == [] and names_in(offered) == ["a.bin"]
+
+
 def test_nobody_who_has_it_is_known_at_once(face: Face, here: Path) -> None:
     files = face.node("alone").dealer("files")
     with pytest.raises(NoResponders):

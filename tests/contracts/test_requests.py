@@ -96,6 +96,15 @@ def test_a_node_asks_itself(face: Face) -> None:
     assert math.add(2, 3) == 5
 
 
+def test_a_node_asks_itself_what_it_has_just_offered(face: Face) -> None:
+    node = face.node()
+    for number in range(20):
+        service = f"math-{number}"
+        router, dealer = node.router(service), node.dealer(service)
+        router.method(shape(lambda: 5, is_plain(face), False), name="five")
+        assert dealer.five() == 5
+
+
 def test_what_was_opened_before_the_start_works_after_it(face: Face) -> None:
     node = face.make("early")
     router, math = node.router("math"), node.dealer("math")

@@ -17,7 +17,7 @@ from meshmsg import (
     Unavailable,
 )
 from tests.contracts.faces import PATIENCE_S, Collected, Face, Gate, until
-from tests.contracts.services import Ask, count_calls, in_thread, method, outcome_of, serve
+from tests.contracts.services import Ask, count_calls, in_thread, is_plain, method, outcome_of, serve, shape
 
 pytestmark = pytest.mark.guarantee("G8")
 
@@ -196,6 +196,25 @@ def test_what_runs_too_long_is_given_up(face: Face) -> None:
     router.close(drain=0)
     assert isinstance(outcome_of(running), Unavailable)
     assert context.cancelled
+    gate.open()
+
+
+def test_an_endless_stream_ends_with_its_service(face: Face) -> None:
+    router, feed = serve(face, "feed")
+    gate = Gate()
+
+    def follow() -> Any:
+        yield 1
+        yield 2
+        yield gate
+
+    router.method(shape(follow, is_plain(face), True), endless=True)
+    items = feed.stream("follow")
+    assert [next(items), next(items)] == [1, 2]
+    closing = in_thread(lambda: router.close(drain=PATIENCE_S * 100))
+    with pytest.raises(Unavailable, match="the service closes"):
+        next(items)
+    assert outcome_of(closing) is None
     gate.open()
 
 

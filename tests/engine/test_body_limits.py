@@ -118,5 +118,5 @@ def test_a_settled_message_is_not_kept_until_it_is_due(times: Any) -> None:
         desk.dispatch()
         seq = desk.small.next_seq
         desk.box.on_ack(desk.small, frames.Ack(1, seq, 0, 0, seq, [], [], 0), desk.now)
-    assert len(desk.box._expiring) + len(desk.box._scheduled) <= 2 * MAX_SETTLED
+    assert len(desk.box._aside.expiring) + len(desk.box._aside.scheduled) <= 2 * MAX_SETTLED
     assert desk.box.pending == 0

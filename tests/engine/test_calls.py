@@ -337,3 +337,14 @@ def test_the_node_closes() -> None:
             desk.outcome(call)
     assert len(desk.cancelled()) == 3
     assert desk.at_rest()
+
+
+def test_a_stream_that_ends_too_late_says_how_much_of_it_came() -> None:
+    desk = CallerDesk("b")
+    for count, told in ((0, "no answer"), (1, "1 item and no end"), (3, "3 items and no end")):
+        call, name, number = desk.ask(down=True, timeout=0.5)
+        for item in range(count):
+            desk.calls.on_items(f"{name}.1", number, [item], 0)
+        desk.turn(0.5)
+        with pytest.raises(DeadlineExceeded, match=f"^math.add brought {told} within 0.5 s$"):
+            desk.outcome(call)

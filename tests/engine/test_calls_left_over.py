@@ -146,3 +146,17 @@ def test_what_is_over_is_not_pending() -> None:
     assert desk.calls.pending == 0
     desk.turn()
     assert desk.at_rest()
+
+
+def test_of_a_service_that_nobody_offers_and_nobody_asked_nothing_is_kept() -> None:
+    desk = CallerDesk("b")
+    for number in range(10):
+        desk.calls.on_peer("c.1", "c", {f"service{number}": {}}, alive=True)
+    desk.calls.on_peer("d.1", "d", {"other": {}}, alive=True)
+    assert set(desk.calls._clients) == {"math", "service9", "other"}
+    desk.lose("d")
+    call, name, number = desk.ask()
+    desk.calls.on_peer("b.1", "b", {}, alive=True)
+    assert set(desk.calls._clients) == {"math", "service9"}, "what was asked is known"
+    desk.reply(name, number)
+    assert desk.outcome(call) == "yes"

@@ -18,7 +18,7 @@ from meshmsg.wire import frames, items
 from meshmsg.wire.codec import decode_batch, make_packer
 from meshmsg.wire.frames import ASKS, MISSING, Heard, Talk
 
-pytestmark = pytest.mark.guarantee("G8", "what two nodes say about calls arrives in order and once")
+pytestmark = pytest.mark.guarantee("G8")
 
 pack = make_packer()
 

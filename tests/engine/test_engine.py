@@ -29,6 +29,7 @@ class Pair:
             Engine(Identity(name, 1, name, "mesh", (f"tcp://{name}:1",)), generator=random.Random(1)) for name in "ab"
         )
         self.out: dict[str, list[list[bytes]]] = {"a": [], "b": []}
+        self.routes = {"a": b"from-a", "b": b"from-b"}
         self.a.handle_discovered("b", ("tcp://b:1",), 0.0)
         self.b.handle_discovered("a", ("tcp://a:1",), 0.0)
         self.box: Outbox = self.a.open_push("q", PushOptions(**options))
@@ -50,7 +51,8 @@ class Pair:
 
     def carry(self, *, lose: str = "") -> None:
         """Both take their turn, then each gets what the other has said."""
-        for who, engine, route in (("a", self.b, b"from-a"), ("b", self.a, b"from-b")):
+        for who, engine in (("a", self.b), ("b", self.a)):
+            route = self.routes[who]
             self.turn(who)
             said, self.out[who] = self.out[who], []
             for parts in [] if who in lose else said:

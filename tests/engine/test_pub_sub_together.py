@@ -17,7 +17,7 @@ from meshmsg.engine.subscription import Delivery, Gap, Subscription
 from meshmsg.engine.topic_log import TopicOptions
 from meshmsg.engine.topics import matches
 from meshmsg.wire import frames
-from meshmsg.wire.codec import make_packer
+from meshmsg.wire.codec import encode_batch, make_packer
 
 pytestmark = pytest.mark.guarantee("G6")
 
@@ -26,6 +26,7 @@ pack = make_packer()
 TOPICS = ["a", "a.b", "a.c", "b.x.y", "ab", "c"]
 PATTERNS = ["**", "a", "a.*", "a.**", "*.b", "b.**.y", "ab", "c", "**.c"]
 HEARTBEAT_S = 0.5
+PIECE_BYTES = 25  # what is published at once often has more
 EVERYTHING = 10**6  # messages of a history that forgets nothing
 
 
@@ -114,7 +115,7 @@ class Channel:
         self.filters: list[bytes] = []  # of the SUB socket
         self.live: set[bytes] = set()  # that have reached the XPUB
         self.upward: deque[tuple[bytes, bool]] = deque()
-        self.stream: deque[list[bytes]] = deque()
+        self.stream: deque[list[Any]] = deque()
 
 
 class World:
@@ -261,13 +262,14 @@ class World:
             for broadcast in source.publisher.collect(self.now):
                 topic, first_seq, bodies, headers = broadcast
                 published = frames.Published(
-                    topic, source.name, source.incarnation, first_seq, len(bodies), headers, b""
+                    topic, source.name, source.incarnation, first_seq, len(bodies), headers, encode_batch(bodies)
                 )
-                parts = frames.encode_published(published, bodies)
+                parts = frames.encode_published(published, PIECE_BYTES)
                 for channel in self.channels:
-                    if channel.source is source and any(parts[0].startswith(each) for each in channel.live):
-                        if self.random.random() >= self.drops:
-                            channel.stream.append(parts)
+                    if channel.source is source and any(bytes(parts[0]).startswith(each) for each in channel.live):
+                        for place in range(1, len(parts), 2):
+                            if self.random.random() >= self.drops:
+                                channel.stream.append([parts[0], *parts[place : place + 2]])
             answers = source.publisher.answers(self.now)
             for peer, frame, bodies in answers:
                 self.send_to_sink(source, peer, frames.encode(frame, bodies))
@@ -317,7 +319,8 @@ class World:
                 self.hear_source(channel, frames.decode(channel.to_sink.popleft()))
             reception = channel.sink.subscriptions.receptions.get(channel.source.peer)
             if channel.stream and reception is not None:
-                reception.on_published(frames.decode_published(channel.stream.popleft()), self.now)
+                published = frames.decode_published(channel.stream.popleft(), PIECE_BYTES)
+                reception.on_published(published, self.now)
 
     def hear_sink(self, channel: Channel, frame: frames.Frame | None) -> None:
         publisher, peer = channel.source.publisher, channel.sink.peer

@@ -8,9 +8,16 @@ import pytest
 
 from meshmsg.engine import publisher as publisher_module
 from meshmsg.engine.publisher import ANSWER_BYTES, MAX_PATTERNS, Publisher, make_marker, parse_marker
-from meshmsg.engine.topic_log import MAX_FRAME_BYTES, MAX_FRAME_MESSAGES, REPAIR_MESSAGES, TopicOptions
+from meshmsg.engine.topic_log import (
+    MAX_FRAME_BYTES,
+    MAX_FRAME_MESSAGES,
+    REPAIR_BYTES,
+    REPAIR_MESSAGES,
+    TopicOptions,
+)
 from meshmsg.errors import BodyTooLarge, ConfigurationError, NameClash, ProtocolError
 from meshmsg.wire import frames
+from meshmsg.wire.codec import encode_batch
 
 PEER = "s.1"
 
@@ -65,6 +72,15 @@ def test_broadcasts_are_cut_and_a_large_body_goes_alone() -> None:
     publisher.publish("a", b"2", big)
     assert [list(broadcast.headers or ()) for broadcast in publisher.collect(0.0)] == [[4103], [4104]]
     publisher.check()
+
+
+def test_what_is_published_together_fits_one_piece() -> None:
+    """Only a body that is larger by itself leaves in pieces."""
+    publisher = Publisher()
+    for count, size in ((4096, 64), (4, 2**16), (2, 2**17), (64, 4095), (64, 4096), (20, 13_108)):
+        publisher.publish_many("a", [bytes(size)] * count)
+        for broadcast in publisher.collect(0.0):
+            assert len(encode_batch(broadcast.bodies)) <= frames.PIECE_BYTES
 
 
 def test_headers_that_cannot_be_sent_leave_nothing_behind() -> None:
@@ -273,6 +289,39 @@ def test_a_history_has_three_bounds(options: TopicOptions, kept_from: int, histo
         publish(publisher, "a", 1, float(second), bytes(100))
     log = publisher.logs["a"]
     assert (log.kept_from, log.history_from(19.0)) == (kept_from, history_from)
+    publisher.check()
+
+
+@pytest.mark.guarantee("G6")
+@pytest.mark.parametrize("batch", [1, 3, 10])
+@pytest.mark.parametrize(
+    ("history_bytes", "headers", "expected"),
+    [(299, None, 0), (300, None, 1), (1000, None, 3), (10**6, None, 10), (1000, {"n": bytes(194)}, 2)],
+)
+def test_a_history_is_exact_by_message_however_they_were_sent(
+    batch: int, history_bytes: int, headers: dict[str, bytes] | None, expected: int
+) -> None:
+    publisher = Publisher()
+    publisher.declare("a", TopicOptions(history=100, history_bytes=history_bytes))
+    for number in range(10):
+        publisher.publish("a", bytes(300), headers)
+        if number % batch == batch - 1:
+            publisher.collect(0.0)
+    publisher.collect(0.0)
+    log = publisher.logs["a"]
+    assert log.next_seq - log.history_from(0.0) == expected
+    publisher.check()
+
+
+def test_a_batch_is_kept_as_long_as_its_last_message_is_within_the_history() -> None:
+    publisher = Publisher()
+    publisher.declare("a", TopicOptions(history=10**6, history_bytes=2 * REPAIR_BYTES))
+    for _ in range(3 * REPAIR_BYTES // 200_000):
+        publisher.publish_many("a", [bytes(50_000)] * 4)
+        publisher.collect(0.0)
+    log = publisher.logs["a"]
+    assert log.next_seq - log.history_from(0.0) == 2 * REPAIR_BYTES // 50_000
+    assert log.kept_from <= log.history_from(0.0) < log.kept_from + 4
     publisher.check()
 
 

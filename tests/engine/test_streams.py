@@ -10,6 +10,7 @@ from meshmsg.engine.streams import (
     BYTES_UNDER_WAY,
     MAX_WINDOW_ITEMS,
     MIN_WINDOW_ITEMS,
+    RECENT_ITEMS,
     WINDOW_ITEMS,
     InStream,
     OutStream,
@@ -149,8 +150,10 @@ def test_credit_is_due_when_half_of_the_window_was_consumed() -> None:
 def test_who_does_not_read_gives_no_credit() -> None:
     stream = InStream(4)
     stream.put([1, 2, 3, 4], 400)
-    assert stream.credit_due() == MAX_WINDOW_ITEMS  # small items: the largest window, counted from what was taken
-    stream.put(list(range(MAX_WINDOW_ITEMS - 4)), 100)
+    assert stream.credit_due() == 8  # small items: twice the window, counted from what was taken
+    stream.put([1, 2, 3, 4], 400)
+    assert stream.credit_due() is None
+    stream.put([], 0)
     assert stream.credit_due() is None
 
 
@@ -174,23 +177,46 @@ def test_no_credit_after_the_end() -> None:
 )
 def test_the_window_holds_a_few_mebibytes_whatever_the_size_of_the_items(item_bytes: int, window: int) -> None:
     stream = InStream()
-    stream.put(["x"] * 4, 4 * item_bytes)
+    read(stream, [item_bytes] * 16 * 16)
     assert stream.window == window
 
 
 def test_the_window_follows_items_that_grow_and_credit_is_never_taken_back() -> None:
     stream = InStream()
-    stream.put(["small"] * 10, 100)
-    stream.take_all()
-    assert stream.credit_due() == 10 + MAX_WINDOW_ITEMS
-    for _ in range(200):
+    read(stream, [10] * 300)
+    assert stream.window == MAX_WINDOW_ITEMS
+    credit, received = stream.limit, 300
+    while received < credit - 3:
         stream.put(["large"], 2**20)
         stream.take()
+        received += 1
         assert stream.credit_due() is None  # it has more credit than it should get by now
-    assert stream.window == 4
-    stream.put(["large"] * 56, 56 * 2**20)
+        assert stream.window == 4
+    stream.put(["large"] * 3, 3 * 2**20)
     stream.take_all()
-    assert stream.credit_due() == 10 + MAX_WINDOW_ITEMS + 4
+    assert stream.credit_due() == credit + 4
+
+
+def test_a_small_header_opens_nothing_for_large_chunks() -> None:
+    stream = InStream()
+    stream.put(["header"], 50)
+    stream.take()
+    assert stream.window == WINDOW_ITEMS and stream.credit_due() is None
+    read(stream, [2**20])
+    assert (stream.window, stream.limit) == (4, WINDOW_ITEMS)
+    read(stream, [50, 2**20] * 40)
+    assert stream.window == 4  # small ones between large ones don't count
+    read(stream, [50] * 500)
+    assert stream.window == MAX_WINDOW_ITEMS  # those are forgotten
+
+
+def read(stream: InStream, sizes: list[int]) -> None:
+    """Items of these sizes come one by one, and are taken at once."""
+    for size in sizes:
+        stream.put([size], size)
+        stream.take()
+        stream.credit_due()
+        stream.check()
 
 
 def test_a_window_of_unknown_sizes_stays() -> None:
@@ -231,3 +257,46 @@ def test_a_stream_delivers_everything_in_order_and_never_stalls(
         if len(taken) == made and produced == 0:
             break
     assert taken == list(range(made))
+
+
+SIZES = st.lists(
+    st.tuples(st.integers(1, 60), st.sampled_from([1, 50, 2**12, 2**16, 2**20, 2**26]), st.integers(1, 70)),
+    min_size=1,
+    max_size=40,
+)
+
+
+@pytest.mark.guarantee("G8")
+@given(SIZES)
+def test_what_may_be_under_way_is_bounded_by_what_came(stretches: list[tuple[int, int, int]]) -> None:
+    """A greedy producer uses all credit at once; stretches of items have sizes that have nothing to do with others."""
+    stream = InStream()
+    sizes = [size for count, size, _ in stretches for _ in range(count)]
+    limits = [most for _, _, most in stretches]
+    sent = taken = turn = 0
+    granted = stream.limit
+    while taken < len(sizes):
+        sent_before, sent = sent, min(len(sizes), granted)
+        for place in range(sent_before, sent):
+            stream.put([place], sizes[place])
+        assert sent - taken <= sent_before + WINDOW_ITEMS  # no more than had come, and the first window
+        for _ in range(min(limits[turn % len(limits)], stream.waiting)):
+            assert stream.take() == taken
+            taken += 1
+        turn += 1
+        upto = stream.credit_due()
+        if upto is not None:
+            granted = upto
+            largest = max(sizes[max(0, sent - RECENT_ITEMS) : sent])
+            assert upto - taken <= max(MIN_WINDOW_ITEMS, BYTES_UNDER_WAY // largest)
+            assert upto - taken <= sent + WINDOW_ITEMS
+        stream.check()
+
+
+@given(st.integers(0, 300), st.sampled_from([2**16, 2**20, 2**26]))
+def test_once_the_size_is_known_a_few_mebibytes_are_under_way(small: int, item_bytes: int) -> None:
+    stream = InStream()
+    read(stream, [50] * small)
+    read(stream, [item_bytes] * (MAX_WINDOW_ITEMS + 1))
+    stream.put(["x"] * (stream.limit - small - MAX_WINDOW_ITEMS - 1), 0)
+    assert stream.waiting <= max(MIN_WINDOW_ITEMS, BYTES_UNDER_WAY // item_bytes)

@@ -100,14 +100,15 @@ def test_who_comes_later_sees_what_was_said_and_who_is_there(join: Join) -> None
 
 @pytest.mark.guarantee("G1")
 def test_what_is_told_to_one_is_seen_by_that_one(join: Join) -> None:
-    ada, grace, edsger = join("ada"), join("grace"), join("edsger")
+    ada = join("ada")
+    ada.type("/tell nobody hello")  # this waits for three seconds, while the others come
+    grace, edsger = join("grace"), join("edsger")
     ada.sees("* grace is here")
     ada.sees("* edsger is here")
+    ada.sees("* nobody called 'nobody' has seen it")
     ada.type("/tell grace psst")
     grace.sees("ada tells you: psst")
     ada.sees("* grace has seen it")
-    ada.type("/tell nobody hello")
-    ada.sees("* nobody called 'nobody' has seen it")
     edsger.type("/quit")
     assert edsger.end() == 0
     assert not any("psst" in line for line in edsger.shown)

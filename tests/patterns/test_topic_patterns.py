@@ -97,7 +97,7 @@ async def test_who_was_only_frozen_is_there_again() -> None:
     mesh = f"presence-frozen-{os.getpid()}"
     member = subprocess.Popen([sys.executable, str(PATTERNS / "presence.py"), "member", mesh, "ada"])
     try:
-        async with Node("watcher", mesh=mesh) as node:
+        async with Node("watcher", mesh=mesh, suspect_after=0.75, gone_after=1.0) as node:
             states = node.sub("presence.ada", replay="latest")
 
             async def see(state: str) -> None:

@@ -6,24 +6,37 @@ words when it does not hold before a generous deadline.
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 import os
 import re
 import selectors
 import signal
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-MEMBER = Path(__file__).parent / "programs" / "member.py"
+from tests.processes.programs import member as program
+
 # Never the measure of anything: only what a busy machine may take before a test says what it waited for in vain.
 DEADLINE_S = 40.0
 LOOK_AGAIN_S = 0.02  # at files, which a selector cannot watch
+# Settings of all nodes in tests that wait for a silence: half the defaults.
+IMPATIENT: dict[str, Any] = {"heartbeat": 0.25, "suspect_after": 0.75, "gone_after": 1.0}
+
+
+@functools.cache
+def forks() -> ForkServerContext:
+    """Starts members: a process that has imported all they need, which takes far longer than a fork, is forked."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([program.__name__])
+    return context
 
 
 class Entry(NamedTuple):
@@ -75,23 +88,31 @@ class Journal:
 class Member:
     """One process with a node in it."""
 
-    def __init__(self, crew: Crew, name: str, command: Sequence[str], errors: Path) -> None:
+    def __init__(self, crew: Crew, name: str, settings: dict[str, Any], errors: Path) -> None:
         self.crew = crew
         self.name = name
         self.said: list[dict[str, Any]] = []
         self.errors = errors
         self._commands = 0
         self._unread = b""
-        with errors.open("wb") as file:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file)
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        os.set_blocking(self.stdout.fileno(), False)
+        errors.touch()
+        (its_stdin, stdin), (stdout, its_stdout) = os.pipe(), os.pipe()
+        os.set_blocking(stdout, False)
+        self.stdin, self.stdout = open(stdin, "wb"), open(stdout, "rb")
+        with Connection(its_stdin, writable=False) as given, Connection(its_stdout, readable=False) as taken:
+            self.process = forks().Process(target=program.run, args=(settings, given, taken, errors), daemon=True)
+            self.process.start()
 
     @property
     def pid(self) -> int:
         """Its process id."""
+        assert self.process.pid is not None
         return self.process.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, once it has ended."""
+        return self.process.exitcode
 
     def read(self) -> bool:
         """Takes in what it said; false when it will say nothing more."""
@@ -161,25 +182,30 @@ class Member:
     def kill(self) -> None:
         """SIGKILL, and waits until the system says that it is dead."""
         self.process.kill()
-        self.process.wait(DEADLINE_S)
+        self.process.join(DEADLINE_S)
+        assert self.code is not None
 
     def freeze(self) -> None:
         """SIGSTOP."""
-        self.process.send_signal(signal.SIGSTOP)
+        self._send(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """SIGCONT."""
-        self.process.send_signal(signal.SIGCONT)
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self.code is None:
+            os.kill(self.pid, number)
 
     def exit_code(self) -> int:
         """Waits until it ended by itself, and says how."""
-        self.crew.until(lambda: self.process.poll() is not None, f"the end of {self.name}")
-        assert self.process.returncode is not None
-        return self.process.returncode
+        self.crew.until(lambda: self.code is not None, f"the end of {self.name}")
+        assert self.code is not None
+        return self.code
 
     def collect(self) -> None:
         """Ends it whatever state it is in, and lets go of its pipes."""
-        if self.process.poll() is None:
+        if self.code is None:
             self.kill()
         try:
             self.stdin.close()
@@ -195,15 +221,15 @@ class Crew:
         self.folder = folder
         self.mesh = f"test-{uuid.uuid4().hex[:12]}"
         self.journal = Journal(folder / "journal")
+        self.settings: dict[str, Any] = {}  # of every member to come
         self.members: list[Member] = []
         self.watched: set[int] = set()
         self._selector = selectors.DefaultSelector()
 
-    def start(self, name: str, *, prefix: Sequence[str] = (), **settings: Any) -> Member:
-        """Starts a process with a node; ``prefix`` is a command that runs another one, such as ``ip netns exec``."""
-        settings = {"mesh": self.mesh, "journal": str(self.journal.path), **settings, "name": name}
-        command = [*prefix, sys.executable, str(MEMBER), json.dumps(settings)]
-        member = Member(self, name, command, self.folder / f"{len(self.members)}-{name}.errors")
+    def start(self, name: str, **settings: Any) -> Member:
+        """Starts a process with a node; the settings are those of ``programs/member.py``."""
+        settings = {"mesh": self.mesh, "journal": str(self.journal.path), **self.settings, **settings, "name": name}
+        member = Member(self, name, settings, self.folder / f"{len(self.members)}-{name}.errors")
         self.members.append(member)
         self._selector.register(member.stdout, selectors.EVENT_READ, member)
         self.watched.add(member.stdout.fileno())
@@ -225,7 +251,7 @@ class Crew:
         """Reads what the members say until the condition holds."""
         deadline = time.monotonic() + DEADLINE_S
         while not condition():
-            failed = [member.name for member in self.members if (member.process.poll() or 0) > 0]
+            failed = [member.name for member in self.members if (member.code or 0) > 0]
             assert not failed, f"{', '.join(failed)} failed, waiting for {what}\n{self.report()}"
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited {DEADLINE_S:g} s in vain for {what}\n{self.report()}")
@@ -242,7 +268,7 @@ class Crew:
         """The last words of every member."""
         lines = []
         for member in self.members:
-            lines.append(f"--- {member.name}, pid {member.pid}, exit code {member.process.poll()}")
+            lines.append(f"--- {member.name}, pid {member.pid}, exit code {member.code}")
             lines += [json.dumps(line)[:300] for line in member.said[-12:]]
             lines.append(member.errors.read_text()[-3000:])
         lines.append(f"--- journal: {len(self.journal.entries)} lines")

@@ -36,7 +36,7 @@ def test_a_provider_is_killed_half_way_and_the_rest_comes_from_the_next(crew: Cr
 
     def kill(done: int, total: int) -> None:
         progress.append(done)
-        if done > total / 2 and first.process.poll() is None:
+        if done > total / 2 and first.code is None:
             # This waits, and takes nothing meanwhile: the rest stays with who is killed now.
             if after == "another":
                 provider(crew, "another", tmp_path / "offered")
@@ -65,7 +65,7 @@ def test_a_sender_is_killed_half_way_and_the_next_one_sends_the_rest(crew: Crew,
     sender = crew.start("sender")
     sender.ask("wait_for", router="files")
     sender.tell("send_half", source=str(tmp_path / "big.bin"))
-    crew.until(lambda: sender.process.poll() is not None, "the end of the sender")
+    crew.until(lambda: sender.code is not None, "the end of the sender")
     assert not (offered / "big.bin").exists()
     progress: list[int] = []
     with Node("client", mesh=crew.mesh, drain=0) as client:

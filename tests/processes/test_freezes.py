@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.processes.books import accepted_ids, check_outcomes
-from tests.processes.crew import Crew, Member
+from tests.processes.crew import IMPATIENT, Crew, Member
 
 QUICK_RETRY = {"retry": {"backoff": 0.02, "max_backoff": 0.2}}
 
@@ -24,6 +24,7 @@ def silence(member: Member, name: str) -> float:
 
 @pytest.mark.guarantee("G1", "G2")
 def test_a_frozen_consumer_loses_its_work_and_comes_back(crew: Crew) -> None:
+    crew.settings = IMPATIENT
     producer = crew.producer(push=QUICK_RETRY)
     frozen = crew.consumer("frozen", pull={"prefetch": 32})
     held = producer.ask("send", bodies=bodies(0, 20, do="gate"))
@@ -52,6 +53,7 @@ def test_a_frozen_consumer_loses_its_work_and_comes_back(crew: Crew) -> None:
 
 @pytest.mark.guarantee("G1", "G2")
 def test_a_frozen_producer_goes_on_where_it_stood(crew: Crew) -> None:
+    crew.settings = IMPATIENT
     producer = crew.producer(push=QUICK_RETRY)
     consumer = crew.consumer("consumer", pull={"prefetch": 8})
     first = producer.ask("send", bodies=bodies(0, 30, do="gate"))
@@ -70,6 +72,7 @@ def test_a_frozen_producer_goes_on_where_it_stood(crew: Crew) -> None:
 
 @pytest.mark.guarantee("G1", "G2")
 def test_a_blocked_loop_keeps_what_it_holds_and_gets_no_more(crew: Crew) -> None:
+    crew.settings = IMPATIENT
     release = crew.folder / "release"
     producer = crew.producer()
     crew.consumer("blocked", pull={"prefetch": 8})
@@ -83,7 +86,7 @@ def test_a_blocked_loop_keeps_what_it_holds_and_gets_no_more(crew: Crew) -> None
     crew.until(lambda: crew.journal.ids("finish") >= set(elsewhere["ids"]), "the work of the other consumer")
     assert crew.journal.ids("finish", name="other") == set(elsewhere["ids"])
     # Far longer than what a process without any sign of life would get (gone_after).
-    crew.until(lambda: silence(producer, "blocked") > 1.5 * 2.0, "a longer silence")
+    crew.until(lambda: silence(producer, "blocked") > 1.5 * IMPATIENT["gone_after"], "a longer silence")
     assert producer.ask("ledger")["in_flight"] == 8
     release.touch()
     ledger = producer.ask("flush")
@@ -96,7 +99,8 @@ def test_a_blocked_loop_keeps_what_it_holds_and_gets_no_more(crew: Crew) -> None
 
 @pytest.mark.guarantee("G1")
 def test_a_loop_that_stays_blocked_is_given_up(crew: Crew) -> None:
-    producer = crew.producer(push=QUICK_RETRY, stall_after=2.5)
+    crew.settings = IMPATIENT
+    producer = crew.producer(push=QUICK_RETRY, stall_after=1.25)
     crew.consumer("blocked", pull={"prefetch": 8})
     never = str(crew.folder / "never")
     stuck = producer.ask("send", bodies=[{"n": 0, "do": "block", "until": never, "attempts": 1}])

@@ -25,7 +25,7 @@ def check_that_work_goes_on(crew: Crew, producer: Member, consumer: Member, firs
     for member in (producer, consumer):
         names = {producer.name, consumer.name}
         lost = [event for event in member.events("peer.down") if event["peer"] in names]
-        assert member.process.poll() is None and not lost, lost
+        assert member.code is None and not lost, lost
         assert peak_memory_kb(member) < MOST_MEMORY_KB
     return ids
 

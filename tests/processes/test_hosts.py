@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.processes.books import accepted_ids, check_outcomes
-from tests.processes.crew import Crew, Member
+from tests.processes.crew import IMPATIENT, Crew, Member
 from tests.processes.hosts import ADDRESSES, Hosts, why_not
 
 QUICK_RETRY = {"retry": {"backoff": 0.02, "max_backoff": 0.2}}
@@ -29,7 +29,7 @@ def hosts(crew: Crew) -> Iterator[Hosts]:
 
 def place(hosts: Hosts, host: int) -> dict[str, Any]:
     """Settings of a node on one of the hosts."""
-    return {"prefix": hosts.prefix(host), "interfaces": [ADDRESSES[host]], "unencrypted": True}
+    return {"namespace": hosts.names[host], "interfaces": [ADDRESSES[host]], "unencrypted": True}
 
 
 def send_and_wait(crew: Crew, producer: Member, count: int, first: int) -> list[str]:
@@ -54,6 +54,7 @@ def test_two_hosts_find_each_other_and_work(crew: Crew, hosts: Hosts) -> None:
 @pytest.mark.guarantee("G1", "G2")
 @pytest.mark.parametrize("end", [0, 1], ids=["producer's end", "consumer's end"])
 def test_a_cable_is_cut_until_both_give_up_and_then_healed(crew: Crew, hosts: Hosts, end: int) -> None:
+    crew.settings = IMPATIENT
     producer = crew.producer(push=QUICK_RETRY, **place(hosts, 0))
     consumer = crew.consumer("consumer", pull={"prefetch": 20}, **place(hosts, 1))
     before = send_and_wait(crew, producer, 50, first=0)
@@ -75,10 +76,11 @@ def test_a_cable_is_cut_until_both_give_up_and_then_healed(crew: Crew, hosts: Ho
 
 @pytest.mark.guarantee("G1", "G2")
 def test_one_direction_is_lost_until_the_peer_is_given_up(crew: Crew, hosts: Hosts) -> None:
+    crew.settings = IMPATIENT
     producer = crew.producer(push=QUICK_RETRY, **place(hosts, 0))
     crew.consumer("consumer", pull={"prefetch": 20}, **place(hosts, 1))
     before = send_and_wait(crew, producer, 50, first=0)
-    load = producer.tell("load", count=300, first=50, seconds=0.01, pause=0.01, burst=20)
+    load = producer.tell("load", count=300, first=50, seconds=0.005, pause=0.01, burst=20)
     crew.until(lambda: len(crew.journal.of("finish")) > 80, "work in the middle of which to cut")
     hosts.drop(1)  # the consumer still hears the producer, but its verdicts are lost
     producer.event("peer.down", peer="consumer")

@@ -59,7 +59,7 @@ def supervise(crew: Crew, producer: Member) -> None:
 def wait_for_an_end(crew: Crew, consumer: Member, producer: Member, flushed: int) -> None:
     """Of the consumer, or of all work."""
     crew.until(
-        lambda: consumer.process.poll() is not None or producer.answered(flushed) is not None,
+        lambda: consumer.code is not None or producer.answered(flushed) is not None,
         "the death of a consumer, or the end of the work",
     )
 

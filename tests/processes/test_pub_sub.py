@@ -12,7 +12,7 @@ import msgpack
 import pytest
 import zmq
 
-from tests.processes.crew import DEADLINE_S, Crew, Member
+from tests.processes.crew import DEADLINE_S, IMPATIENT, Crew, Member
 from tests.processes.hosts import ADDRESSES, Hosts, why_not
 
 TOPIC = "numbers"
@@ -46,6 +46,7 @@ def check(heard: dict[str, Any], publisher_id: str, name: str, stop: int, *, top
 @pytest.mark.guarantee("G6")
 @pytest.mark.parametrize("history", [100_000, 0])
 def test_a_subscriber_frozen_beyond_all_buffers_is_repaired_or_told(crew: Crew, history: int) -> None:
+    crew.settings = IMPATIENT
     out = publisher(crew, pub={"history": history})
     frozen, other = subscriber(crew, "frozen"), subscriber(crew, "other")
     out.ask("wait_for", sub=TOPIC, count=2)
@@ -70,6 +71,7 @@ def test_a_subscriber_frozen_beyond_all_buffers_is_repaired_or_told(crew: Crew, 
 
 @pytest.mark.guarantee("G6")
 def test_a_publisher_that_blocks_waits_for_a_frozen_subscriber_until_it_is_suspect(crew: Crew) -> None:
+    crew.settings = IMPATIENT
     out = publisher(crew, pub={"block": True, "window": 1000})
     frozen = subscriber(crew, "frozen")
     out.ask("wait_for", sub=TOPIC)
@@ -132,6 +134,7 @@ def test_a_subscriber_is_killed_and_another_one_gets_the_history(crew: Crew) -> 
 
 @pytest.mark.guarantee("G6")
 def test_a_last_will_comes_when_its_publisher_is_killed_or_frozen(crew: Crew) -> None:
+    crew.settings = IMPATIENT
     hearer = subscriber(crew)
     hearer.ask("open_sub", pattern="presence.*", replay="latest")
     members = [publisher(crew, f"publisher-{end}") for end in ("killed", "frozen", "closed")]
@@ -207,13 +210,14 @@ def hosts(crew: Crew) -> Iterator[Hosts]:
 
 def place(hosts: Hosts, host: int) -> dict[str, Any]:
     """Settings of a node on one of the hosts."""
-    return {"prefix": hosts.prefix(host), "interfaces": [ADDRESSES[host]], "unencrypted": True}
+    return {"namespace": hosts.names[host], "interfaces": [ADDRESSES[host]], "unencrypted": True}
 
 
 @pytest.mark.guarantee("G6")
 @pytest.mark.parametrize("end", [0, 1], ids=["publisher's end", "subscriber's end"])
 @pytest.mark.parametrize("history", [100_000, 0])
 def test_a_cable_is_cut_until_both_give_up_and_then_healed(crew: Crew, hosts: Hosts, end: int, history: int) -> None:
+    crew.settings = IMPATIENT
     out = publisher(crew, pub={"history": history}, **place(hosts, 0))
     hearer = subscriber(crew, **place(hosts, 1))
     out.ask("wait_for", sub=TOPIC)

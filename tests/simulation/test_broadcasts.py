@@ -10,14 +10,16 @@ from meshmsg.testing import Network, VirtualClock
 from meshmsg.testing.clock import ProcessLoop
 from meshmsg.testing.network import SimulatedTransport
 from meshmsg.transport.interface import LinkEvent
+from meshmsg.wire.frames import PIECE_BYTES
 
 
 class Pair:
     """A publisher and a subscriber, each alone on its host."""
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, piece_bytes: int = PIECE_BYTES) -> None:
         self.clock = VirtualClock()
         self.network = Network(self.clock, random.Random(seed))
+        self.network.broadcasts.piece_bytes = piece_bytes
         self.publisher = self.open("a")
         self.subscriber = self.open("b")
         (self.endpoint,) = self.publisher.broadcast.open_broadcast()
@@ -138,6 +140,17 @@ def test_who_is_full_misses_whole_messages_and_nobody_else_does() -> None:
     assert pair.received() == [b"0", b"1", b"2"]
     assert len(other.broadcast.receive_published(10)) == 5
     assert pair.network.broadcasts.dropped == 2
+
+
+def test_pieces_wait_for_turns_and_are_sent_before_the_end() -> None:
+    pair = Pair(piece_bytes=1)
+    pair.follow(b"a")
+    pair.changes()
+    pair.publisher.broadcast.publish([b"a", *[b"1"] * 20])
+    pair.publisher.broadcast.advance()
+    assert pair.publisher.broadcast.more() and pair.network.broadcasts.published < 10
+    pair.publisher.close()
+    assert pair.network.broadcasts.published == 10
 
 
 def test_drops_come_in_bursts() -> None:

@@ -277,7 +277,7 @@ def test_a_key_out_of_turn_is_noticed() -> None:
         jobs.send(number, key="k")
     cluster.run(0.2)
     outbox = a.engine.outboxes["q"]
-    outbox._enqueue(outbox._keys["k"].popleft())
+    outbox._enqueue(outbox._aside.keys.lines["k"].popleft())
     a.driver.wake()
     expect("G3", cluster)
 
@@ -303,6 +303,10 @@ def test_seeds_reach_the_rare_ways() -> None:
             seen.update(event.kind for event in node.events)
             seen.update(f"down: {event.text}" for event in node.events if event.kind == "peer.down")
             seen.update(f"dead: {letter.reason}" for letter in node.letters)
+            dropped = [letter for letter in node.letters if letter.reason == "overflow"]
+            seen["turned away"] += sum(1 for letter in dropped if "consumers hold" in letter.error)
+            seen["dropped with a key"] += sum(1 for letter in dropped if letter.key is not None)
+            seen["dropped after an attempt"] += sum(1 for letter in dropped if letter.attempts)
             seen["refused frames"] += node.engine.refused_frames
             seen["lost lanes"] += node.engine.counters()["lane_losses"]
             seen["unsent frames"] += node.driver.unsent_frames
@@ -315,6 +319,7 @@ def test_seeds_reach_the_rare_ways() -> None:
         *("peer.up", "peer.back", "peer.suspect", "name.shared", "node.misdirected", "frame.refused"),
         *("down: crashed", "down: restarted", "down: silent", "down: stalled", "down: left", "down: protocol error"),
         *("dead: attempts", "dead: expired", "dead: overflow", "dead: rejected", "dead: unroutable"),
+        *("turned away", "dropped with a key", "dropped after an attempt"),
         *(
             "refused frames",
             "lost lanes",

@@ -373,11 +373,15 @@ BREAKS: list[Break] = [
 ]
 
 
+# Few seeds notice these: the ones that did are tried first, because that takes seconds less.
+NOTICED_BY: dict[Break, int] = {retry_everything: 385, believe_duplicates: 139, hedge_streams: 37, hear_no_cancel: 25}
+
+
 @pytest.mark.parametrize("how", BREAKS, ids=[each.__name__ for each in BREAKS])
 def test_a_broken_promise_is_noticed(how: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of these mistakes in the engine breaks some of a hundred seeds."""
     how(monkeypatch)
-    for seed in range(1, 600, 6):
+    for seed in (NOTICED_BY.get(how, 1), *range(1, 600, 6)):
         try:
             Swarm(seed).run()
         except (GuaranteeBroken, AssertionError):

@@ -9,6 +9,7 @@ import decimal
 import enum
 import fractions
 import pathlib
+import re
 import sys
 import typing
 import uuid
@@ -31,6 +32,11 @@ Identity = NewType("Identity", int)
 class Order:
     article: str
     count: int = 1
+
+
+@dataclasses.dataclass
+class Leaf:
+    leaves: list[Leaf]
 
 
 class Color(enum.StrEnum):
@@ -402,3 +408,91 @@ def test_enums_that_are_texts_or_numbers_travel(value: Any) -> None:
     if not isinstance(value, dict):
         assert receive(type(value), value) is value
     assert decode_body(make_packer()(value)) == value
+
+
+# --- what contains itself ---------------------------------------------------------------------------------------
+
+
+class TypeAliasType:
+    """As ``type Name = ...`` makes since Python 3.12: the value is looked at when somebody asks for it."""
+
+    def __init__(self, name: str, value: Callable[[], Any]) -> None:
+        self.__name__ = name
+        self._value = value
+
+    @property
+    def __value__(self) -> Any:
+        return self._value()
+
+    def __call__(self) -> None: ...  # what ``typing`` takes for a type
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+
+Tree: Any = TypeAliasType("Tree", lambda: dict[str, Tree])
+Json: Any = TypeAliasType("Json", lambda: typing.Union[None, bool, int, float, str, list[Json], dict[str, Json]])  # noqa: UP007
+Forest: Any = TypeAliasType("Forest", lambda: list[typing.Union[Order, Forest]])  # noqa: UP007
+Nothing: Any = TypeAliasType("Nothing", lambda: Nothing)
+Or: Any = TypeAliasType("Or", lambda: typing.Union[int, Or])  # noqa: UP007
+There: Any = TypeAliasType("There", lambda: typing.Union[list[Back], Back])  # noqa: UP007
+Back: Any = TypeAliasType("Back", lambda: Inner)
+Inner: Any = NewType("Inner", object)
+Inner.__supertype__ = There
+Endless = dict[str, "Endless"]
+
+
+def takes(annotation: Any) -> Signature:
+    def method(value):  # type: ignore[no-untyped-def]
+        return value
+
+    method.__annotations__ = {"value": annotation, "return": annotation}
+    return Signature(method, "math.method")
+
+
+def test_an_alias_may_contain_itself() -> None:
+    tree, json = takes(Tree), takes(list[Json])
+    value = {"a": {"b": {}}}
+    assert tree.bind([value], {}) == ([value], {})
+    tree.check_result(value)
+    with pytest.raises(BadRequest, match=re.escape("value['a']['b'] takes Tree, got int 1")):
+        tree.bind([{"a": {"b": 1}}], {})
+    with pytest.raises(TypeError, match=re.escape("the result['a']['b'] takes Tree, got int 1")):
+        tree.check_result({"a": {"b": 1}})
+    mixed = [1, None, [2.5, {"a": ["b"]}]]
+    assert json.bind([mixed], {}) == ([mixed], {})
+    with pytest.raises(BadRequest, match="argument 'value' takes list"):
+        json.bind([[1, {"a": b"raw"}]], {})
+
+
+def test_what_is_nested_too_deeply_is_a_bad_request() -> None:
+    value: dict[str, Any] = {}
+    for _ in range(5000):
+        value = {"a": value}
+    with pytest.raises(BadRequest, match="value is nested too deeply"):
+        takes(Tree).bind([value], {})
+    with pytest.raises(TypeError, match="the result is nested too deeply"):
+        takes(Tree).check_result(value)
+
+
+@pytest.mark.parametrize("annotation", [Nothing, Or, There, list[Or]])
+def test_an_alias_that_is_nothing_but_itself_is_refused(annotation: Any) -> None:
+    with pytest.raises(ConfigurationError, match="contains itself without a list or dict in between"):
+        takes(annotation)
+
+
+def test_an_alias_of_models_that_contains_itself_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="the alias Forest contains itself: write it as a dataclass"):
+        takes(Forest)
+    with pytest.raises(ConfigurationError, match="MessagePack has no set"):
+        takes(TypeAliasType("Sets", lambda: dict[str, set[int]]))
+
+
+def test_a_list_that_names_itself_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="where 'Endless' is only a name: import it at run time too"):
+        takes(Endless)
+
+
+def test_a_model_may_contain_itself() -> None:
+    found, _ = takes(Leaf).bind([{"leaves": [{"leaves": []}]}], {})
+    assert found == [Leaf([Leaf([])])]

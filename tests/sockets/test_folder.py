@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from meshmsg import BadRequest, ConfigurationError, DeadlineExceeded, NoSuchMethod, RemoteError
-from meshmsg.sockets.files import CHANGED, CORRUPT
-from tests.contracts.faces import PATIENCE_S, Face, until
-from tests.contracts.folders import CHUNK_BYTES, DATA, digest_of, names_in, share
-from tests.contracts.services import Next, method, serve
+from meshmsg.sockets.context import Context
+from meshmsg.sockets.files import CHANGED, CORRUPT, lock
+from meshmsg.sockets.folder import PART_KEPT_S, Folder
+from tests.contracts.faces import PATIENCE_S, Face, Gate, until
+from tests.contracts.folders import CHUNK_BYTES, DATA, Progress, digest_of, names_in, share
+from tests.contracts.services import Next, in_thread, method, outcome_of, serve
 
 pytestmark = pytest.mark.guarantee("G8")
 
@@ -224,6 +227,96 @@ def test_a_directory_is_not_written_to_unless_it_may_be(face: Face, offered: Pat
     with pytest.raises(NoSuchMethod, match=r"files\.write"):
         files.send_file(here / "a.bin")
     assert names_in(offered) == []
+
+
+def test_files_that_come_have_their_room_from_the_start(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True, max_bytes=100)
+    go_on = Gate()
+
+    def half() -> Iterator[dict[str, Any]]:
+        yield {"offset": 0, "data": DATA[:20]}
+        go_on.wait()
+
+    first = files.stream("write", "a.bin", 60, items=half())
+    assert next(first)["offset"] == 0
+    (here / "b.bin").write_bytes(DATA[:50])
+    with pytest.raises(RemoteError, match="50 bytes would make 110 in all"):
+        files.send_file(here / "b.bin")
+    go_on.open()
+    with pytest.raises(RemoteError, match="items ended before"):
+        next(first)
+    assert names_in(offered) == [".a.bin.part"]
+    files.send_file(here / "b.bin")  # beside the 20 bytes that are there
+    (here / "a.bin").write_bytes(DATA[:50])
+    files.send_file(here / "a.bin")  # goes on with them, so they count once
+    with pytest.raises(RemoteError, match=r"b\.bin: 50 bytes would make 150 in all"):
+        files.send_file(here / "b.bin")  # what is to be replaced is there until it is
+    with pytest.raises(BadRequest, match="no -5 bytes"):
+        list(files.stream("write", "c.bin", -5, items=[]))
+    assert names_in(offered) == ["a.bin", "b.bin"]
+
+
+def test_files_that_come_side_by_side_have_their_room_once(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True, max_bytes=8 * 1000)
+    outcomes = []
+    for place in range(9):
+        (here / f"{place}.bin").write_bytes(DATA[:1000])
+        outcomes.append(in_thread(partial(files.send_file, here / f"{place}.bin")))
+    refused = [each for each in map(outcome_of, outcomes) if isinstance(each, RemoteError)]
+    assert [each.code for each in refused] == ["full"]
+    assert len(names_in(offered)) == 8
+
+
+def test_a_file_counts_once_when_it_has_come(offered: Path) -> None:
+    folder, context = Folder("files", offered, True, 2**20, max_bytes=100), cast(Context, None)
+    items = [{"offset": 0, "data": DATA[:50], "digest": digest_of(DATA[:50])}]
+    coming = [folder.write(name, 50, iter(items), context) for name in ("a.bin", "b.bin")]
+    for each in coming:
+        assert next(each)["offset"] == 0
+        assert next(each)["size_bytes"] == 50  # its caller has this, and the method has not ended
+
+
+def test_what_nobody_goes_on_with_is_removed(face: Face, offered: Path, here: Path) -> None:
+    old = time.time() - 2 * PART_KEPT_S
+    names = [
+        ".new.part",
+        ".old.part",
+        "sub/.older.part",
+        "seen.part",
+        ".hidden",
+        ".held.part",
+        ".a.bin.part",
+        ".dir.part/x",
+    ]
+    for name in names:
+        (offered / name).parent.mkdir(exist_ok=True)
+        (offered / name).write_bytes(DATA[:CHUNK_BYTES])
+        os.utime(offered / name, (old, old))
+    os.utime(offered / ".new.part")
+    (offered / ".link.part").symlink_to("seen.part")
+    os.utime(offered / ".link.part", (old, old), follow_symlinks=False)
+    files, progress = share(face, offered, writable=True), Progress()
+    (here / "a.bin").write_bytes(DATA)
+    with open(offered / ".held.part", "rb") as held:
+        assert lock(held.fileno())
+        files.send_file(here / "a.bin", progress=progress)
+    assert len(progress) == 5  # the first chunk was there: what is gone on with stays
+    left = [".dir.part/x", ".held.part", ".hidden", ".link.part", ".new.part", "a.bin", "seen.part"]
+    assert names_in(offered) == left
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_bytes": 5}, "writable=True"),
+        ({"writable": True, "max_bytes": -1}, "0 or more"),
+        ({"writable": True, "max_bytes": True}, "whole number"),
+        ({"writable": True, "max_bytes": 2.5}, "whole number"),
+    ],
+)
+def test_limits_that_are_none(face: Face, offered: Path, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"files\(max_bytes=\).*{why}"):
+        face.node().router("files").files(offered, **options)
 
 
 def test_no_thread_is_left_of_a_sender_that_nobody_answers(face: Face, here: Path) -> None:

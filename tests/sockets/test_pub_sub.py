@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgpack
 import pytest
+import zmq
+import zmq.asyncio
 
 from meshmsg import BodyTooLarge, Gap, Message, Node, OutboxFull
 from meshmsg.engine.broadcasting import unwrap_will, wrap_will
@@ -57,6 +61,40 @@ async def test_sending_without_an_end_lets_others_run() -> None:
         for number in range(SEND_BURST * 3 + 1):
             await out.send(number)
         assert turns >= 3
+
+
+async def test_a_plain_subscriber_joins_the_pieces_of_a_large_message() -> None:
+    """As any program does that has ZeroMQ, MessagePack and docs/pub-sub.md."""
+    large = os.urandom(10_000_000)
+    async with running() as node:
+        out = node.pub("camera.*")
+        (endpoint, *_) = node._engine.identity.offers["broadcast"]["xpub"]["endpoints"]
+        with zmq.asyncio.Context() as context, context.socket(zmq.SUB) as plain:
+            plain.subscribe(b"camera.")
+            plain.connect(endpoint)
+            while not await plain.poll(10):  # nobody confirms a plain subscriber
+                await out.send("hello", topic="camera.hello")
+            for topic, body in (("camera.image", large), ("camera.time", "now"), ("camera.image", "the end")):
+                await out.send(body, topic=topic)
+            pieces: list[bytes] = []
+            got: list[tuple[bytes, Any]] = []
+            while not got or got[-1][1] != "the end":
+                topic, packed, payload = await plain.recv_multipart()
+                header = msgpack.unpackb(packed)
+                if len(header) > 6:
+                    index, count = header[6]
+                    assert index == len(pieces) and (index == count - 1 or len(payload) == 256 * 1024)
+                    pieces.append(payload)
+                    if index < count - 1:
+                        continue
+                    payload, pieces = b"".join(pieces), []
+                body = msgpack.unpackb(payload)
+                got += [(topic, each) for each in (body if header[4] > 1 else [body])]
+    assert [each for each in got if each[0] != b"camera.hello"] == [
+        (b"camera.time", "now"),
+        (b"camera.image", large),
+        (b"camera.image", "the end"),
+    ]
 
 
 async def test_large_bodies_are_looked_at_one_by_one() -> None:

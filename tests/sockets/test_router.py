@@ -24,6 +24,8 @@ from meshmsg import (
     Unavailable,
 )
 from meshmsg.sockets.context import Context
+from meshmsg.sockets.router import UNKNOWN
+from meshmsg.wire import items
 from tests.sockets.desk import Desk, refused
 
 
@@ -202,6 +204,55 @@ async def test_an_unknown_method_is_answered_with_the_closest_one() -> None:
     error = await refused(desk.ask("launch"))
     assert isinstance(error, NoSuchMethod)
     assert str(error) == "math.launch: no such method: it has ping, info, stats, double"
+
+
+@pytest.mark.guarantee("G8")
+async def test_an_unknown_method_is_the_services_own_word_and_counted() -> None:
+    """It never ran, so its caller may ask somebody who has it."""
+    desk = Desk()
+    router = desk.router()
+    router.method(double)
+    asked = desk.ask("launch")
+    await refused(asked)
+    assert asked.fault is not None and (asked.fault[3], asked.fault[7]) == ("", items.NEVER_RAN)
+    await desk.ask("double", 1)
+    stats = await desk.ask("stats")
+    missing = {"requests": 1, "errors": 1, "last_error": str(stats["methods"][UNKNOWN]["last_error"])}
+    assert stats["methods"][UNKNOWN].items() >= missing.items()
+    assert missing["last_error"].startswith("NoSuchMethod: math.launch: no such method")
+    counted = [(each["requests"], each["errors"]) for each in stats["methods"].values()]
+    assert stats["requests"] == 3 and stats["errors"] == sum(errors for _, errors in counted) == 1
+    assert "launch: no_such_method: math.launch" in stats["last_error"]
+
+
+async def test_a_method_that_raises_it_has_answered() -> None:
+    desk = Desk()
+
+    @desk.router().method
+    async def gateway() -> None:
+        raise NoSuchMethod("not behind me")
+
+    asked = desk.ask("gateway")
+    await refused(asked)
+    assert asked.fault is not None and (asked.fault[3], asked.fault[7]) == ("meshmsg.errors.NoSuchMethod", 0)
+
+
+async def test_interceptors_see_an_unknown_method_first() -> None:
+    desk = Desk()
+
+    async def refuse(context: Context, proceed: Any) -> Any:
+        raise RemoteError("who are you?", code="unauthenticated")
+
+    async def let_through(context: Context, proceed: Any) -> Any:
+        return await proceed()
+
+    desk.router(interceptors=[refuse])
+    asked = desk.ask("launch")
+    assert isinstance(await refused(asked), RemoteError) and asked.fault is not None and asked.fault[7] == 0
+    desk.router("open", interceptors=[let_through])
+    asked = desk.ask("launch", service="open")
+    assert isinstance(await refused(asked), NoSuchMethod)
+    assert asked.fault is not None and asked.fault[7] == items.NEVER_RAN
 
 
 async def test_arguments_that_do_not_fit_name_the_argument() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from meshmsg import ConfigurationError, NoResponders, Unavailable
+from meshmsg import ConfigurationError, NodeClosed, NoResponders, Unavailable
 from meshmsg.sockets.context import Context
 from meshmsg.wire import items
 from tests.sockets.desk import Desk, refused
@@ -79,6 +79,73 @@ async def test_what_takes_too_long_is_stopped() -> None:
         assert each.fault is not None and each.fault[7] == 0  # it may have run
     assert sorted(stopped) == ["count", "wait"]
     assert not router._workers._workers
+
+
+@pytest.mark.guarantee("G8", "G10")
+async def test_endless_calls_are_stopped_at_once_and_others_end() -> None:
+    desk = Desk()
+    router = desk.router()
+    go_on, hanging = asyncio.Event(), threading.Event()
+    stopped: list[str] = []
+
+    @router.method
+    async def finite() -> AsyncIterator[int]:
+        yield 1
+        await go_on.wait()
+        yield 2
+
+    @router.method(endless=True)
+    async def follow() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            stopped.append("follow")
+
+    @router.method(endless=True)
+    def follow_plainly() -> Iterator[int]:
+        yield 1
+        hanging.wait(LONG_S)
+
+    @router.offer
+    class Polls:
+        async def short(self) -> str:
+            await go_on.wait()
+            return "done"
+
+    class Events:
+        async def next(self) -> None:
+            await asyncio.Event().wait()
+
+    router.offer(Events(), endless=["next"])
+    finite_one, *streams = [desk.stream(name) for name in ("finite", "follow", "follow_plainly")]
+    short, polled = desk.ask("short"), desk.ask("next")
+    for each in (finite_one, *streams):
+        await each.until_items(1)
+    closing = asyncio.ensure_future(router.close(drain=LONG_S))
+    for each in (*streams, polled):
+        error = await refused(each)
+        assert isinstance(error, Unavailable) and str(error).endswith("was stopped: the service closes")
+        assert each.fault is not None and each.fault[7] == 0  # it ran
+    assert [each.items for each in streams] == [[1], [1]]
+    assert not closing.done()
+    go_on.set()
+    await finite_one
+    assert (finite_one.items, await short) == ([1, 2], "done")
+    await closing
+    assert stopped == ["follow"] and not router._workers._workers
+    hanging.set()
+
+
+async def test_what_cannot_be_endless() -> None:
+    router = Desk().router()
+    with pytest.raises(ConfigurationError, match=r"method\(endless=\)"):
+        router.method(endless="yes")  # type: ignore[call-overload]
+    with pytest.raises(ConfigurationError, match=r"offer\(endless=\) takes a list"):
+        router.offer(object(), endless="next")
+    with pytest.raises(ConfigurationError, match=r"offer\(endless=\) names 'nothing'"):
+        router.offer(Desk(), endless=["nothing"])
+    assert "nothing" not in router.methods and len(router.methods) == 3
 
 
 @pytest.mark.guarantee("G10")
@@ -165,3 +232,55 @@ async def test_a_loop_that_ends_its_tasks_ends_the_workers_too() -> None:
     await asyncio.wait(tasks)
     assert all(task.cancelled() for task in tasks)
     assert str(await refused(asked)) == "math.wait was cancelled"
+
+
+async def test_a_closed_router_takes_no_methods() -> None:
+    desk = Desk()
+    router = desk.router()
+
+    async def one() -> int:
+        return 1
+
+    router.method(one)
+    await router.close()
+    again = desk.router()
+    for use in (
+        lambda: router.method(one, name="two"),
+        lambda: router.offer(desk),
+        lambda: setattr(router, "serving", False),
+    ):
+        with pytest.raises(
+            NodeClosed, match=r"^router\('math'\) was closed: open another one, node\.router\('math'\)$"
+        ):
+            use()
+    assert "two" not in router.methods and again.serving
+    again.method(one)
+    assert await desk.ask("one") == 1
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_router_that_ends_leaves_its_successor_alone() -> None:
+    desk = Desk()
+    first = desk.router()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @first.method
+    async def wait() -> str:
+        begun.set()
+        await go_on.wait()
+        return "first"
+
+    running = desk.ask("wait")
+    await begun.wait()
+    closing = asyncio.ensure_future(first.close(drain=LONG_S))
+    await asyncio.sleep(0)
+    second = desk.router()
+
+    @second.method
+    async def name() -> str:
+        return "second"
+
+    go_on.set()
+    assert await running == "first"
+    await closing
+    assert await desk.ask("name") == "second"

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from meshmsg import BodyTooLarge, Cancelled, Node, NoResponders, Overloaded, RemoteError
+from meshmsg import BodyTooLarge, Cancelled, Node, NodeClosed, NoResponders, NoSuchMethod, Overloaded, RemoteError
 from meshmsg.sockets.context import Context
 from meshmsg.sockets.dealer import Dealer
 
@@ -113,6 +113,33 @@ async def test_a_service_is_there_with_its_methods() -> None:
 
 
 @pytest.mark.guarantee("G8")
+@pytest.mark.guarantee("G8")
+async def test_a_node_knows_its_own_services_at_once() -> None:
+    async with two_nodes() as (server, _):
+        router, math = server.router("math"), server.dealer("math", timeout=PATIENCE_S)
+
+        @router.method
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        await server.wait_for(router="math", timeout=0)
+        assert await math.add(2, 3) == 5
+        await router.close()
+        again = server.router("math")
+        again.method(add)
+        assert await math.add(2, 3) == 5  # in the turn of the router's first method, and without wait_for
+        again.serving = False
+        with pytest.raises(NoResponders, match="not serving"):
+            await math.add(2, 3)
+        again.serving = True
+        assert [answer.value async for answer in math.survey("add", 2, 3)] == [5]
+        closing = asyncio.ensure_future(again.close())
+        await asyncio.sleep(0)
+        with pytest.raises(NoResponders):
+            await math.add(2, 3)
+        await closing
+
+
 async def test_arguments_that_wait_are_bounded_in_bytes() -> None:
     async with two_nodes() as (server, client):
         router = server.router("math", concurrency=1, max_queue_bytes=250_000)
@@ -185,3 +212,60 @@ async def test_a_node_that_leaves_finishes_what_runs() -> None:
         go_on.set()
         assert await running == "done"
         await closing
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_method_is_found_at_who_has_it() -> None:
+    async with two_nodes() as (new, old):
+        newer, older = new.router("math"), old.router("math")
+
+        @newer.method
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        @newer.method
+        async def count(to: int) -> AsyncIterator[int]:
+            for number in range(to):
+                yield number
+
+        @older.method
+        async def negate(a: int) -> int:
+            return -a
+
+        await old.wait_for(router="math", count=2, timeout=PATIENCE_S)
+        math = old.dealer("math", timeout=PATIENCE_S)
+        assert [await math.add(number, 1) for number in range(20)] == list(range(1, 21))
+        assert [[number async for number in math.stream("count", 3)] for _ in range(10)] == [[0, 1, 2]] * 10
+        with pytest.raises(NoSuchMethod):
+            await math.divide(1, 2)
+        with pytest.raises(NoSuchMethod):
+            await math.request("add", 1, 2, peer="client")
+
+
+@pytest.mark.guarantee("G5", "G8")
+async def test_one_dealer_alone_is_never_too_much() -> None:
+    async with two_nodes() as (server, client):
+
+        @server.router("math").method
+        async def add(a: int, b: int) -> int:
+            await asyncio.sleep(0)
+            return a + b
+
+        math = await meet(client)
+        assert await asyncio.gather(*(math.add(number, 1) for number in range(5000))) == list(range(1, 5001))
+
+
+async def test_closed_routers_are_forgotten() -> None:
+    async with two_nodes() as (server, client):
+        for number in range(5):
+            router = server.router(f"math{number}")
+            router.method(len)
+            await client.wait_for(router=f"math{number}", timeout=PATIENCE_S)
+            await router.close()
+        last = server.router("last")
+        assert server._services._routers == {last}
+        last.method(len)
+        await client.wait_for(router="last", timeout=PATIENCE_S)
+        assert set(client._engine.calls._clients) == {"last"}
+    with pytest.raises(NodeClosed, match="node 'server' is closed"):
+        last.method(max)

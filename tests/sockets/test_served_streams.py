@@ -250,7 +250,7 @@ async def ask_twice_in_the_loop(context: Context) -> list[list[int]]:
     return [head, [number async for number in context.items()]]
 
 
-@pytest.mark.guarantee("G8", "who stops iterating and comes back misses no item of the caller")
+@pytest.mark.guarantee("G8")
 @pytest.mark.parametrize(
     "method",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import sys
 import uuid
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 
 from meshmsg import ConfigurationError, Message, MissingExtra, Node
-from meshmsg.sockets.typed import make_converter
+from meshmsg.sockets.conversions import make_converter
 
 PATIENCE_S = 10.0
 
@@ -109,18 +110,76 @@ async def test_a_body_that_does_not_fit_is_rejected_at_once_and_costs_no_other(w
         assert push.ledger().processed == 2
 
 
-@pytest.mark.parametrize("wanted", [Picture, dict[str, int]])
-async def test_without_msgspec(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
+@pytest.mark.parametrize("wanted", [Picture, tuple[int, str]])
+def test_without_msgspec(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
     monkeypatch.setitem(sys.modules, "msgspec", None)  # importing it raises ImportError
     with pytest.raises(
-        MissingExtra, match=r'pull\(\'work\', type=\.\.\.\) needs msgspec: pip install "meshmsg\[typed\]"'
+        MissingExtra,
+        match=r"^pull\('work', type=\.\.\.\): the body needs msgspec for .*pip install \"meshmsg\[typed\]\"",
     ):
         make_converter(wanted, "pull('work')")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "fits", "misfit", "why"),
+    [
+        (int, 3, "3", "body takes int, got str '3'"),
+        (int | None, None, 1.5, "body takes int | None, got float 1.5"),
+        (list[int], [1, 2], [1, "x"], "body takes list[int]; body[1] takes int, got str 'x'"),
+        (dict[str, float], {"a": 1.5}, {"a": []}, "body takes dict[str, float]; body['a'] takes float, got list []"),
+    ],
+)
+def test_what_python_has_itself_needs_no_library(
+    monkeypatch: pytest.MonkeyPatch, wanted: Any, fits: Any, misfit: Any, why: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    convert = make_converter(wanted, "pull('work')")
+    assert convert is not None and convert(fits) == fits
+    with pytest.raises(ValueError) as caught:
+        convert(misfit)
+    assert str(caught.value) == why
+
+
+@pytest.mark.parametrize(
+    ("wanted", "misfit", "why"),
+    [
+        (Picture, ["a"], "body takes Picture, got list ['a']"),
+        (Picture, {"path": 7}, "body takes Picture; body.path takes str, got int"),
+        (Picture, {}, "body takes Picture; body: object missing required field 'path'"),
+        (Job, {"name": "a", "parts": [1, "x"]}, "body takes Job; body.parts[1] takes int, got str"),
+        (Model, 7, "body takes Model; body: no dict"),
+    ],
+)
+def test_what_does_not_fit_is_said_as_of_an_argument(wanted: Any, misfit: Any, why: str) -> None:
+    convert = make_converter(wanted, "sub('work')")
+    assert convert is not None
+    with pytest.raises(ValueError) as caught:
+        convert(misfit)
+    assert str(caught.value) == why
+
+
+@dataclasses.dataclass
+class Seen:
+    at: datetime.datetime
+    who: uuid.UUID
+    tags: set[str] = dataclasses.field(default_factory=set)
+
+
+def test_a_body_may_come_from_where_there_are_only_texts() -> None:
+    convert = make_converter(Seen, "pull('work')")
+    assert convert is not None
+    who = uuid.UUID(int=7)
+    seen = convert({"at": "2026-01-02T03:04:05Z", "who": str(who), "tags": ["a"]})
+    assert seen == Seen(datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC), who, {"a"})
+
+
+def test_what_may_be_anything_costs_nothing() -> None:
+    assert make_converter(Any, "pull('work')") is None
+
+
 @pytest.mark.parametrize("wanted", ["Picture", 7, {"a": int}])
 def test_what_is_no_type(wanted: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"pull\('work', type=.*no type to decode into"):
+    with pytest.raises(ConfigurationError, match=r"^pull\('work', type=\.\.\.\): the body is annotated"):
         make_converter(wanted, "pull('work')")
 
 

@@ -9,11 +9,13 @@ import logging
 import threading
 import uuid
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from meshmsg import AlreadySettled, ConfigurationError, Ledger, Message, Node, Reject, Retry
 from meshmsg.blocking import Node as BlockingNode
+from meshmsg.blocking import Pull as BlockingPull
 from meshmsg.sockets.workers import Workers, is_async
 
 PATIENCE_S = 10.0
@@ -145,6 +147,47 @@ async def test_a_generator_function_is_no_handler(handler: Any) -> None:
         make().pull("work")(handler)
     with pytest.raises(ConfigurationError, match="generator function"):
         BlockingNode("node", mdns=False).pull("work")(handler)
+
+
+def two_messages(first: Message, second: Message) -> None: ...
+
+
+class Needy:
+    async def __call__(self, message: Message, *, retries: int) -> None: ...
+
+
+class Fine:
+    def __call__(self, message: Message, retries: int = 3, *more: int, **others: int) -> None: ...
+
+    @classmethod
+    def of_class(cls, message: Message) -> None: ...
+
+    def method(self, message: Unknowable) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (lambda: 1, r"<lambda>\(\) cannot be: too many positional arguments"),
+        (two_messages, r"two_messages\(first: .*, second: .*\) .*cannot be: missing a required argument: 'second'"),
+        (functools.partial(two_messages, ANY, ANY), "cannot be: too many positional arguments"),
+        (Needy(), "Needy.* cannot be: missing a required.*argument: 'retries'"),
+        (Fine.method, "Fine.method.* cannot be"),
+    ],
+)
+async def test_a_handler_that_does_not_take_a_message_is_none(handler: Any, why: str) -> None:
+    for socket in (make().pull("work"), make().sub("news"), BlockingNode("node", mdns=False).pull("work")):
+        if is_async(handler) and isinstance(socket, BlockingPull):
+            continue
+        with pytest.raises(ConfigurationError, match=f"is called with the message alone, and .*(?:{why})"):
+            socket(handler)
+
+
+@pytest.mark.parametrize(
+    "handler", [Fine(), Fine.of_class, Fine().method, functools.partial(two_messages, ANY), [].append, {}.update, print]
+)
+async def test_whatever_takes_a_message_is_a_handler(handler: Any) -> None:
+    assert make().pull("work")(handler) is handler
 
 
 async def forwards(message: Message) -> Any:

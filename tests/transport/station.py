@@ -25,8 +25,10 @@ class Station(Side):
     def turn(self) -> None:
         super().turn()
         self.read()
+        self.broadcast.advance()
         while self.broadcast.more():
             self.read()
+            self.broadcast.advance()
 
     def read(self) -> None:
         self.changes += self.broadcast.subscriptions()
@@ -37,6 +39,13 @@ class Station(Side):
 
     def publish(self, topic: bytes, bodies: bytes = b"", header: bytes = b"header") -> bool:
         return self.broadcast.publish([topic, header, bodies])
+
+    def publish_pieces(self, topic: bytes, *pieces: bytes | memoryview) -> bool:
+        """A message in pieces; each header says which of them it is."""
+        parts: list[bytes | memoryview] = [topic]
+        for index, piece in enumerate(pieces):
+            parts += (b"%d" % index, piece)
+        return self.broadcast.publish(parts)
 
     def bodies(self, number: int | None = None) -> list[bytes]:
         """The bodies so far, of all publishers or one."""

@@ -305,36 +305,6 @@ async def test_who_is_slow_misses_messages_and_the_others_do_not(monkeypatch: py
             assert numbers == sorted(set(numbers))
 
 
-async def test_a_large_message_takes_more_places_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """libzmq counts messages, so 1000 of 64 MiB each would wait for a subscriber that is frozen."""
-    monkeypatch.setattr(publishing_module, "SEND_HIGH_WATER", 20)
-    taken: list[int] = []
-    for size in (90_000, 1_050_000):
-        with Station() as camera, plain_socket(zmq.SUB, camera.broadcast.open_broadcast()[0], RCVHWM=1) as frozen:
-            frozen.setsockopt(zmq.SUBSCRIBE, b"topic")
-            await camera.until_asked(b"topic")
-            monkeypatch.setattr(publishing_module, "PLACE_BYTES", 2**30)
-            assert camera.publish(b"topic", bytes(30 * 2**20))  # what TCP's buffers hold, and more
-            monkeypatch.setattr(publishing_module, "PLACE_BYTES", 100_000)
-            taken.append(0)
-            while camera.publish(b"topic", bytes(size)):
-                taken[-1] += 1
-    assert taken == [19, 2]  # one place each; eleven each
-
-
-async def test_what_only_fills_places_is_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing_module, "PLACE_BYTES", 1000)
-    with Station() as camera, Station() as screen:
-        await screen.follow(1, camera)
-        for number in range(20):
-            assert camera.publish(b"topic", b"%d" % number + b"." * 10_000)
-        await screen.until_published(20)
-        assert [int(body.partition(b".")[0]) for body in screen.bodies()] == list(range(20))
-        assert camera.publish(b"topic", b"small")
-        await screen.until_published(21)
-        assert screen.broadcast.refused == 0
-
-
 async def test_a_burst_does_not_overrun_who_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a millisecond libzmq does not look whether there is room again (and would drop)."""
     monkeypatch.setattr(publishing_module, "SEND_HIGH_WATER", 10)

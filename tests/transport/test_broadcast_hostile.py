@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import zmq
 
-from meshmsg.transport.publishing import MAX_FILTER_BYTES
+from meshmsg.transport.publishing import MAX_FRAME_BYTES
 from meshmsg.transport.zmq import ZmqTransport
 from tests.transport.side import DOWN, UP
 from tests.transport.station import Station
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.guarantee("G11")
 
 PROPERTIES = b"\x0bSocket-Type" + struct.pack(">I", 3) + b"SUB"
 READY = b"\x04" + bytes([6 + len(PROPERTIES)]) + b"\x05READY" + PROPERTIES
-SUBSCRIBE_TOO_LONG = b"\x02" + struct.pack(">Q", MAX_FILTER_BYTES + 1)
+SUBSCRIBE_TOO_LONG = b"\x02" + struct.pack(">Q", MAX_FRAME_BYTES + 1)
 
 
 async def check_that_work_goes_on(camera: Station, screen: Station) -> None:

@@ -24,8 +24,8 @@ PAYLOAD = pack([20.5, 21])
 
 def test_the_bytes_are_what_the_documentation_says() -> None:
     """A test vector: topic, header, bodies."""
-    published = frames.Published("sensors.attic", NODE, 7, 5, 2, {6: {"unit": "C"}}, b"")
-    parts = frames.encode_published(published, [pack(20.5), pack(21)])
+    published = frames.Published("sensors.attic", NODE, 7, 5, 2, {6: {"unit": "C"}}, PAYLOAD)
+    parts = frames.encode_published(published)
     assert [part.hex() for part in parts] == [
         "73656e736f72732e6174746963",
         "9620d9203566306333613965346237643463363161326538643962306331663261336234070502810681a4756e6974a143",
@@ -33,14 +33,96 @@ def test_the_bytes_are_what_the_documentation_says() -> None:
     ]
     assert parts[0] == b"sensors.attic"
     assert msgpack.unpackb(parts[2]) == [20.5, 21]
-    assert frames.decode_published(parts) == published._replace(payload=parts[2])
+    assert frames.decode_published(parts) == published
+
+
+def test_the_bytes_of_pieces_are_what_the_documentation_says() -> None:
+    """A test vector: the topic, and a header and a piece for each message. Pieces have 4 bytes here, else 256 KiB."""
+    published = frames.Published("sensors.attic", NODE, 7, 5, 2, {6: {"unit": "C"}}, PAYLOAD)
+    parts = frames.encode_published(published, 4)
+    assert [part.hex() for part in parts] == [
+        "73656e736f72732e6174746963",
+        "9720d9203566306333613965346237643463363161326538643962306331663261336234070502810681a4756e6974a143920003",
+        "92cb4034",
+        "9720d9203566306333613965346237643463363161326538643962306331663261336234070502c0920103",
+        "80000000",
+        "9720d9203566306333613965346237643463363161326538643962306331663261336234070502c0920203",
+        "000015",
+    ]
+
+
+@given(size=st.integers(0, 100), piece_bytes=st.integers(1, 40), headers=st.sampled_from([None, {5: {"h": [1]}}]))
+def test_pieces_are_the_payload(size: int, piece_bytes: int, headers: dict[int, Any] | None) -> None:
+    payload = bytes(range(size))
+    published = frames.Published("a", NODE, 7, 5, 1, headers, payload)
+    parts = frames.encode_published(published, piece_bytes)
+    read = [decode([parts[0], *parts[place : place + 2]], piece_bytes) for place in range(1, len(parts), 2)]
+    assert b"".join(each.payload for each in read) == payload
+    if size <= piece_bytes:
+        assert read == [published]
+        return
+    assert [each.part for each in read] == [[index, len(read)] for index in range(len(read))]
+    assert {len(each.payload) for each in read[:-1]} == {piece_bytes}
+    assert [each.headers for each in read] == [headers, *[None] * (len(read) - 1)]
+    assert {(each.topic, *each[1:5]) for each in read} == {published[:5]}
+
+
+def decode(parts: list[Any], piece_bytes: int = frames.PIECE_BYTES, max_bytes: int = 1000) -> frames.Published:
+    return frames.decode_published(parts, piece_bytes, max_bytes)
+
+
+def test_pieces_are_not_copied() -> None:
+    payload = bytes(3 * frames.PIECE_BYTES)
+    parts = frames.encode_published(frames.Published("a", NODE, 7, 5, 1, None, payload))
+    for piece in parts[2::2]:
+        assert isinstance(piece, memoryview) and piece.obj is payload
+    (whole,) = frames.encode_published(frames.Published("a", NODE, 7, 5, 1, None, payload[: frames.PIECE_BYTES]))[2:]
+    assert type(whole) is bytes
+
+
+@pytest.mark.parametrize(
+    "part",
+    [[], [0], [0, 3, 3], 0, "", {}, [0, 0], [0, 1], [3, 3], [4, 3], [-1, 3], [0.0, 3], [True, 3], [0, "3"], [0, 2**63]],
+)
+def test_a_part_is_refused_if_it_is_anything_else(part: Any) -> None:
+    for size in (1, 10):
+        with pytest.raises(ProtocolError):
+            decode([b"a", pack([*VALID[:5], None, part]), bytes(size)], 10)
+
+
+@pytest.mark.parametrize(
+    ("part", "size"), [([0, 3], 0), ([0, 3], 9), ([0, 3], 11), ([1, 3], 9), ([2, 3], 0), ([2, 3], 11)]
+)
+def test_a_piece_has_the_length_of_all(part: list[int], size: int) -> None:
+    with pytest.raises(ProtocolError, match="a piece of"):
+        decode([b"a", pack([*VALID[:5], None, part]), bytes(size)], 10)
+
+
+def test_only_the_first_piece_has_headers() -> None:
+    assert decode([b"a", pack([*VALID, [0, 3]]), bytes(10)], 10).headers == VALID[5]
+    with pytest.raises(ProtocolError, match="first piece"):
+        decode([b"a", pack([*VALID, [1, 3]]), bytes(10)], 10)
+
+
+def test_together_pieces_are_no_more_than_what_is_taken() -> None:
+    """``max_bytes``, and what is left of the last piece: sizes are told in whole ones."""
+    for max_bytes, most in ((1000, 101), (999, 100), (991, 100), (990, 100), (989, 99), (5, 1)):
+        for count in range(2, 200):
+            header = pack([*VALID[:5], None, [0, count]])
+            if count <= most:
+                assert decode([b"a", header, bytes(10)], 10, max_bytes).part == [0, count]
+            else:
+                with pytest.raises(ProtocolError, match="are taken"):
+                    decode([b"a", header, bytes(10)], 10, max_bytes)
+    with pytest.raises(ProtocolError, match="are taken"):
+        frames.decode_published([b"a", pack([*VALID[:5], None, [0, 2**62]]), bytes(frames.PIECE_BYTES)])
 
 
 def test_headers_may_hold_what_bodies_may() -> None:
     import datetime
 
     headers = {0: {"when": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)}}
-    parts = frames.encode_published(frames.Published("a", NODE, 1, 0, 1, headers, b""), [b"\x01"])
+    parts = frames.encode_published(frames.Published("a", NODE, 1, 0, 1, headers, b"\x01"))
     assert frames.decode_published(parts).headers == headers
 
 
@@ -49,7 +131,7 @@ def test_the_kind_is_none_on_a_link() -> None:
 
 
 def test_items_from_the_future_are_ignored() -> None:
-    assert frames.decode_published([b"a", pack([*VALID, "more"]), PAYLOAD]).total == 2
+    assert frames.decode_published([b"a", pack([*VALID, None, "more"]), PAYLOAD]).total == 2
 
 
 @pytest.mark.parametrize(

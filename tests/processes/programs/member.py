@@ -1,7 +1,8 @@
 """A node that does what standard input tells it, and tells on standard output what happens: a JSON object a line.
 
-``python member.py SETTINGS``: SETTINGS is a JSON object with the arguments of ``Node``, and ``journal``, the file that
-gets a line for every message whose handling starts, finishes or is cancelled, written before the message is acked.
+Its settings are the arguments of ``Node``; ``journal``, the file that gets a line for every message whose handling
+starts, finishes or is cancelled, written before the message is acked; and perhaps ``namespace``, the network namespace
+that it lives in.
 
 A command is ``{"number": 1, "do": "send", ...}``; what it returns comes back as ``{"answers": 1, ...}``. The node's
 events come as ``{"event": kind, ...}``. When standard input ends, the node leaves at once.
@@ -30,6 +31,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from meshmsg import Context, Gap, Message, Node, RequestError, Retry
 
 LOOK_AGAIN_S = 0.01
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 
 
 def say(**what: Any) -> None:
@@ -491,9 +494,27 @@ async def main(settings: dict[str, Any]) -> None:
     await telling
 
 
-if __name__ == "__main__":
+def run(settings: dict[str, Any], stdin: Connection, stdout: Connection, errors: Path) -> None:
+    """All that a process does which was forked for a member."""
     if sys.platform == "linux":
         # Nobody outlives the test that started it, not even stopped.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with stdin, stdout, errors.open("wb") as stderr:
+        for number, file in enumerate((stdin, stdout, stderr)):
+            os.dup2(file.fileno(), number)
+    # What else it inherited would keep its parent alive, which ends when the last of these pipes is closed.
+    os.closerange(3, 1024)
+    sys.stdin, sys.stdout = open(0), open(1, "w", closefd=False)
+    namespace = settings.pop("namespace", None)
+    if namespace is not None:
+        enter(namespace)
     logging.basicConfig(level=logging.WARNING)
-    asyncio.run(main(json.loads(sys.argv[1])))
+    asyncio.run(main(settings))
+
+
+def enter(namespace: str) -> None:
+    """Moves this process to another network namespace, as ``ip netns exec`` does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{namespace}") as file:
+        if libc.setns(file.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")

@@ -1,0 +1,92 @@
+"""One request, as the caller's table keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meshmsg.engine.providers import Provider
+from meshmsg.engine.streams import InStream, OutStream
+from meshmsg.errors import RequestError
+from meshmsg.options import DealerOptions
+from meshmsg.wire import items
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+class Call:
+    """One request. ``sink`` is the socket's own, ``body`` the encoded arguments; ``peer`` names the only one to ask."""
+
+    __slots__ = (
+        "attempts",
+        "avoid",
+        "body",
+        "came",
+        "deadline",
+        "done",
+        "down",
+        "flags",
+        "headers",
+        "hedges",
+        "key",
+        "lacking",
+        "method",
+        "number",
+        "options",
+        "peer",
+        "provider",
+        "refusal",
+        "repeatable",
+        "sent_at",
+        "service",
+        "sink",
+        "spoke",
+        "timeout",
+        "up",
+    )
+
+    def __init__(
+        self,
+        service: str,
+        method: str,
+        body: bytes,
+        timeout: float | None,
+        options: DealerOptions,
+        sink: Any,
+        *,
+        repeatable: bool = False,
+        headers: dict[str, Any] | None = None,
+        key: str | None = None,
+        peer: str | None = None,
+        down: InStream | None = None,
+        up: OutStream | None = None,
+    ) -> None:
+        self.service = service
+        self.method = method
+        self.body = body
+        self.timeout = timeout
+        self.options = options
+        self.sink = sink
+        self.repeatable = repeatable
+        self.headers = headers
+        self.key = key
+        self.peer = peer
+        self.down = down
+        self.up = up
+        self.flags = (items.WANTS_ITEMS if down is not None else 0) | (items.SENDS_ITEMS if up is not None else 0)
+        self.number = -1  # of the newest attempt
+        self.provider: Provider | None = None
+        self.sent_at = 0.0
+        self.hedges: dict[int, tuple[Provider, float]] | None = None  # other attempts under way, by number
+        self.attempts = 0
+        self.avoid: set[str] = set()  # keys of providers that are asked again only if there is nobody else
+        self.lacking = _NOBODY  # keys of those that had no such method; a later retry may find them upgraded
+        self.refusal: tuple[RequestError, float | None] | None = None  # the last failure that a retry may mend
+        self.deadline: float | None = None
+        self.spoke = False  # the server has items of this side, or their end; nobody else can have them
+        self.came = 0  # items of the server
+        self.done = False
+
+    @property
+    def tries(self) -> int:
+        """How many attempts there were at providers that have the method, as far as one knows."""
+        return self.attempts - len(self.lacking)
