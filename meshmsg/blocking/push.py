@@ -227,8 +227,15 @@ class Push:
         return encoded
 
     def _require(self, encoded: bytes) -> None:
+        require_size(encoded, self.queue, self._require_limit())
+
+    def _require_limit(self) -> int:
+        """The size of the largest body that it takes; raises ``NodeClosed`` once it is closed, or about to be."""
+        limit = self._max_bytes
         self._require_open()
-        require_size(encoded, self.queue, self._max_bytes)
+        if limit < 0:
+            raise NodeClosed(self._describe_closed())
+        return limit
 
     def _make_details(
         self,
@@ -242,8 +249,7 @@ class Push:
         return make_details(self._packer(), key, priority, ttl, delay, headers, 0.0)
 
     def _put_many(self, encoded: list[bytes], ids: MessageIds) -> None:
-        self._require_open()
-        require_size(max(encoded, key=len, default=b""), self.queue, self._max_bytes)
+        require_size(max(encoded, key=len, default=b""), self.queue, self._require_limit())
         start = 0
         while start < len(encoded):
             numbers = self._outbox.put_many(encoded[start : start + PART])
