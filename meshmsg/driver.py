@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
@@ -17,7 +16,6 @@ from typing import Any, Protocol
 from meshmsg.checks import require_number
 from meshmsg.engine.effects import Dial, Effects, Outcome
 from meshmsg.engine.engine import Engine
-from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.engine.peers import SELF_LINK, SELF_ROUTE
 from meshmsg.errors import ForkedProcess, MeshError, NodeClosed, WrongThread
 from meshmsg.message import DeadLetter, Event
@@ -51,6 +49,7 @@ class Broadcast(Protocol):
     def publish(self, parts: Sequence[bytes | memoryview]) -> bool: ...
     def advance(self) -> None: ...
     def subscriptions(self) -> list[tuple[bytes, bool]]: ...
+    def refusals(self) -> list[str]: ...
     def follow(self, number: int, endpoint: str, filters: Collection[bytes], marker: bytes) -> None: ...
     def refilter(self, number: int, filters: Collection[bytes], marker: bytes) -> None: ...
     def unfollow(self, number: int) -> None: ...
@@ -93,10 +92,6 @@ class Driver:
         self._transport: Links | None = None
         self._broadcast: Broadcast | None = None  # opened when this node first publishes or follows
         self._publishes = False
-        self._refusals: Callable[[], list[str]] | None = None  # subscribers that were cut off; a simulated one never is
-        self._refused = 0  # of these, so far
-        self._refused_told_at = -REPEAT_AFTER_S
-        self._thread_id = 0
         self.scheduled = False  # whether a turn is to come
         self._timer: TimerHandle | None = None
         self._timer_at = 0.0
@@ -112,7 +107,7 @@ class Driver:
         """Begins to turn."""
         self._loop = loop
         self._transport = transport
-        self._thread_id = self.owner = threading.get_ident()
+        self.owner = threading.get_ident()
         self.wake()
 
     def now(self) -> float:
@@ -177,28 +172,19 @@ class Driver:
         engine = self.engine
         for text, subscribed in broadcast.subscriptions():
             engine.handle_filter(text, subscribed, now)
-        refusals = self._refusals() if self._refusals is not None else None
+        refusals = broadcast.refusals()
         if refusals:
-            self._tell_refused(refusals, now)
+            engine.handle_refusals(refusals, now)
         for number, event in broadcast.follow_events():
             engine.handle_follow(number, event.value, now)
         for number, published in broadcast.receive_published(RECEIVE_LIMIT):
             engine.handle_published(number, published, now)
-
-    def _tell_refused(self, refusals: list[str], now: float) -> None:
-        self.engine.refused_frames += len(refusals)
-        self._refused += len(refusals)
-        if now - self._refused_told_at >= REPEAT_AFTER_S:
-            self._refused_told_at = now
-            text = f"{refusals[-1]} ({self._refused} so far)"
-            self.on_events([Event("frame.refused", time.time(), text=text)])
 
     def open_broadcast(self) -> tuple[str, ...]:
         """Has this node's publisher listen, and returns where."""
         assert self._transport is not None, "a node that publishes has started"
         self._broadcast = self._transport.broadcast
         self._publishes = True
-        self._refusals = getattr(self._broadcast, "refusals", None)
         return self._broadcast.open_broadcast()
 
     def _send_broadcast(self, transport: Links, effects: Effects) -> None:

@@ -161,7 +161,7 @@ class Channel:
 
     def on_talk(self, talk: Talk) -> bool:
         """A frame arrived; says whether its items are news: the next ones, not seen before."""
-        if (talk.channel != self._theirs or talk.to != self.number or not self._agreed) and not self._belongs(talk):
+        if not self._belongs(talk):
             return False
         self._on_position(talk.heard)
         if talk.seq != self._expected:

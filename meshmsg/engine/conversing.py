@@ -98,7 +98,7 @@ class Conversations:
         at = 0
         for item in talk.items:
             op = item[0]
-            length = total if len(talk.items) == 1 else items.bodies_of(item)
+            length = items.bodies_of(item)
             part = bodies if length == total else bodies[at : at + length]
             at += length
             if op == items.RESULT:

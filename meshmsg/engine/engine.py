@@ -314,6 +314,11 @@ class Engine:
         self._output.now = now
         self.publisher.on_filter(text, subscribed, now)
 
+    def handle_refusals(self, refusals: Sequence[str], now: float) -> None:
+        """The transport cut off subscribers that asked for too much, each for a reason (G11)."""
+        self.refused_frames += len(refusals)
+        self._notes.tell("frame.refused", "", "", f"{refusals[-1]} ({self.refused_frames} refused so far)", now)
+
     def handle_published(self, number: int, parts: Sequence[Any], now: float) -> None:
         """Messages came from a publisher that is followed."""
         self._output.now = now

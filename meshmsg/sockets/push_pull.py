@@ -120,7 +120,8 @@ class Push:
         if not outbox.burst or size > self._small or get_ident() != self._driver.owner:
             has_room = await self._make_room(encoded)
             if not has_room:
-                return f"{self.prefix}{self._turn_away(encoded, key, priority, ttl, delay, headers)}"
+                number = self._push_detailed(encoded, key, priority, ttl, delay, headers, has_room=False)
+                return f"{self.prefix}{number}"
         if headers is None and key is None and ttl is None and delay is None and not priority:
             staged = outbox.staged  # what ``push`` does, without a call
             if not staged:
@@ -150,7 +151,8 @@ class Push:
             if self._blocks:
                 raise OutboxFull(self.describe_full())
             if not outbox.drop_for(len(encoded), self._driver.now()):
-                return f"{self.prefix}{self._turn_away(encoded, key, priority, ttl, delay, headers)}"
+                number = self._push_detailed(encoded, key, priority, ttl, delay, headers, has_room=False)
+                return f"{self.prefix}{number}"
         if headers is None and key is None and ttl is None and delay is None and not priority:
             number = outbox.push(encoded)
             self._driver.wake()
@@ -297,27 +299,15 @@ class Push:
         ttl: float | None,
         delay: float | None,
         headers: Mapping[str, Any] | None,
+        *,
+        has_room: bool = True,
     ) -> int:
+        """Accepts a message with all that it is told; as a dead letter if nothing can be dropped for it (G5)."""
         now = self._driver.now()
         ttl = self.options.ttl if ttl is None else ttl
         details = make_details(self._pack, key, priority, ttl, delay, headers, now)
-        number = self._outbox.push_detailed(encoded, details, now)
-        self._driver.wake()
-        return number
-
-    def _turn_away(
-        self,
-        encoded: bytes,
-        key: str | None,
-        priority: int,
-        ttl: float | None,
-        delay: float | None,
-        headers: Mapping[str, Any] | None,
-    ) -> int:
-        """Accepts a message as a dead letter: the outbox is full of what cannot be dropped for it (G5)."""
-        now = self._driver.now()
-        details = make_details(self._pack, key, priority, ttl, delay, headers, now)
-        number = self._outbox.turn_away(encoded, details, now)
+        accept = self._outbox.push_detailed if has_room else self._outbox.turn_away
+        number = accept(encoded, details, now)
         self._driver.wake()
         return number
 

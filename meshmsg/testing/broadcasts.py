@@ -109,6 +109,10 @@ class SimulatedBroadcast:
         self.changes.clear()
         return changes
 
+    def refusals(self) -> list[str]:
+        """Nobody is cut off here."""
+        return []
+
     def follow(self, number: int, endpoint: str, filters: Collection[bytes], marker: bytes) -> None:
         """Follows a publisher until ``unfollow``."""
         if self.transport.closed:

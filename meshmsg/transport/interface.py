@@ -112,6 +112,10 @@ class Broadcast(Protocol):
         """
         ...
 
+    def refusals(self) -> list[str]:
+        """Subscribers that lost their connections since the last call as they asked for too much, in words."""
+        ...
+
     def follow(self, number: int, endpoint: str, filters: Collection[bytes], marker: bytes) -> None:
         """Receive what a publisher publishes to topics that begin with one of the filters. Never waits.
 

@@ -48,7 +48,7 @@ def bodies_of(item: list[Any]) -> int:
 
 def count_bodies(items: list[list[Any]]) -> int:
     """How many bodies a frame with these items has."""
-    return bodies_of(items[0]) if len(items) == 1 else sum(map(bodies_of, items))
+    return sum(map(bodies_of, items))
 
 
 def split(item: list[Any], count: int) -> tuple[list[Any], list[Any]]:
@@ -67,9 +67,7 @@ def check_items(items: Any) -> int:
 
     Raises ``ProtocolError`` for a known op with wrong fields (G11). Unknown ops have no bodies and are left alone.
     """
-    if type(items) is not list:
-        fields.array(items, "items")
-    if len(items) > MAX_ITEMS:
+    if len(fields.array(items, "items")) > MAX_ITEMS:
         raise ProtocolError(f"{len(items)} items in one frame; at most {MAX_ITEMS}")
     total = 0
     for item in items:

@@ -28,10 +28,11 @@ def test_one_publisher_reaches_fifty_processes_though_some_are_killed(crew: Crew
     for hearer in hearers:
         hearer.tell("open_sub", pattern=TOPIC)
     out.ask("wait_for", sub=TOPIC, count=MANY)
-    load = out.tell("publish_numbers", pattern=TOPIC, count=2000, pause=0)
+    load = out.tell("publish_numbers", pattern=TOPIC, count=2000, pause=0.005)
     for hearer in hearers[:5]:
         hearer.ask("heard", pattern=TOPIC, count=1)
         hearer.kill()
+    assert out.answered(load) is None, "they were killed while it published"
     out.answer(load)
     asked = {hearer: hearer.tell("heard", pattern=TOPIC, count=2000) for hearer in hearers[5:]}
     for hearer, number in asked.items():
@@ -49,10 +50,11 @@ def test_one_process_hears_fifty_publishers_though_some_are_killed(crew: Crew) -
     ready = {each: each.tell("wait_for", sub=TOPIC) for each in publishers}
     for each, number in ready.items():
         each.answer(number)
-        each.tell("publish_numbers", pattern=TOPIC, count=100, pause=0)
+    loads = {each: each.tell("publish_numbers", pattern=TOPIC, count=100, pause=0.05) for each in publishers}
+    hearer.ask("heard", pattern=TOPIC, count=1)
     for each in publishers[:5]:
-        hearer.event("peer.up", peer=each.name)
         each.kill()
+        assert each.answered(loads[each]) is None, "it was killed while it published"
     heard = hearer.ask("heard", pattern=TOPIC, count=100 * (MANY - 5))
     for each in publishers[5:]:
         while not any(key == each.started()["id"][:12] and runs[-1][1] == 100 for key, _, runs in heard["runs"]):
