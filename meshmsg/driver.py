@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+from meshmsg.busy_poll import BusyPoll
 from meshmsg.checks import require_number
 from meshmsg.engine.effects import Dial, Effects, Outcome
 from meshmsg.engine.engine import Engine
@@ -90,6 +91,7 @@ class Driver:
         self._topology = 0
         self._loop: Loop | None = None
         self._transport: Links | None = None
+        self._busy_poll: BusyPoll | None = None
         self._broadcast: Broadcast | None = None  # opened when this node first publishes or follows
         self._publishes = False
         self.scheduled = False  # whether a turn is to come
@@ -103,9 +105,10 @@ class Driver:
         engine.wake = self.wake
         _drivers.add(self)
 
-    def start(self, loop: Loop, transport: Links) -> None:
+    def start(self, loop: Loop, transport: Links, busy_poll: BusyPoll | None = None) -> None:
         """Begins to turn."""
         self._loop = loop
+        self._busy_poll = busy_poll
         self._transport = transport
         self.owner = threading.get_ident()
         self.wake()
@@ -152,12 +155,14 @@ class Driver:
             engine.handle_parts(SELF_ROUTE, parts, now)
         # Asked for before the frames and handled after them: a goodbye explains why a link went down.
         link_events = transport.link_events()
-        for route, parts in transport.receive(RECEIVE_LIMIT):
+        arrived = transport.receive(RECEIVE_LIMIT)
+        for route, parts in arrived:
             engine.handle_parts(route, parts, now)
+        has_arrivals = bool(arrived)
         for link, event in link_events:
             engine.handle_link(link, event.value, now)
         if self._broadcast is not None:
-            self._collect_broadcast(self._broadcast, now)
+            has_arrivals |= self._collect_broadcast(self._broadcast, now)
         if self._time_is_due:
             self._time_is_due = False
             engine.handle_time(now)
@@ -165,10 +170,12 @@ class Driver:
         self._send(engine, transport, effects)
         if self._publishes and self._broadcast is not None:
             self._broadcast.advance()  # behind the small messages of this turn
+        if self._busy_poll is not None:
+            self._busy_poll.note(has_arrivals, bool(effects.send or effects.publish))
         self._tell(engine, effects)
         return effects.wake_at
 
-    def _collect_broadcast(self, broadcast: Broadcast, now: float) -> None:
+    def _collect_broadcast(self, broadcast: Broadcast, now: float) -> bool:
         engine = self.engine
         for text, subscribed in broadcast.subscriptions():
             engine.handle_filter(text, subscribed, now)
@@ -177,8 +184,10 @@ class Driver:
             engine.handle_refusals(refusals, now)
         for number, event in broadcast.follow_events():
             engine.handle_follow(number, event.value, now)
-        for number, published in broadcast.receive_published(RECEIVE_LIMIT):
+        arrived = broadcast.receive_published(RECEIVE_LIMIT)
+        for number, published in arrived:
             engine.handle_published(number, published, now)
+        return bool(arrived)
 
     def open_broadcast(self) -> tuple[str, ...]:
         """Has this node's publisher listen, and returns where."""
@@ -359,6 +368,8 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._busy_poll is not None:
+            self._busy_poll.stop()
         self._check_conditions()
 
 

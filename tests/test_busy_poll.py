@@ -1,0 +1,175 @@
+"""When a loop stays awake: after short waits, for a moment, and not otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import meshmsg
+from meshmsg import busy_poll
+from meshmsg.busy_poll import BusyPoll
+
+LIMIT_S = 0.5
+SHORT_S, LONG_S = 0.1, 2.0
+
+
+class FakeLoop:
+    """Runs what was asked for when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.ready: list[Callable[[], Any]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, callback: Callable[[], Any], /) -> None:
+        self.ready.append(callback)
+
+    def pass_once(self) -> None:
+        """One pass, in which time goes on a little."""
+        self.now += LIMIT_S / 10
+        ready, self.ready = self.ready, []
+        for callback in ready:
+            callback()
+
+    def passes_until_asleep(self) -> int:
+        passes = 0
+        while self.ready:
+            self.pass_once()
+            passes += 1
+        return passes
+
+
+class Bench:
+    """A loop and its busy poll, and turns to note."""
+
+    def __init__(self) -> None:
+        self.loop = FakeLoop()
+        self.poll = BusyPoll(self.loop, LIMIT_S, self.loop.time)
+
+    def turn(self, *, after: float = 0.0, received: bool = False, sent: bool = False) -> None:
+        self.loop.now += after
+        self.poll.note(received, sent)
+
+    @property
+    def awake(self) -> bool:
+        return bool(self.loop.ready)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_loop_sleeps_until_a_wait_was_short(bench: Bench) -> None:
+    bench.turn(sent=True)
+    assert not bench.awake, "nothing is known yet"
+    bench.turn(after=SHORT_S, received=True)
+    assert not bench.awake, "of waits after a message came nothing is known yet"
+    bench.turn(after=LONG_S, sent=True)
+    assert bench.awake, "the last answer came soon"
+
+
+def test_it_sleeps_when_the_limit_is_over(bench: Bench) -> None:
+    bench.turn(received=True)
+    bench.turn(after=SHORT_S, received=True)
+    assert bench.awake
+    assert 9 <= bench.loop.passes_until_asleep() <= 11
+
+
+def test_it_sleeps_at_once_after_a_wait_that_was_long(bench: Bench) -> None:
+    bench.turn(received=True)
+    bench.turn(after=SHORT_S, received=True)
+    bench.loop.passes_until_asleep()
+    bench.turn(after=LONG_S, received=True)
+    assert not bench.awake
+    bench.turn(after=SHORT_S, received=True)
+    assert bench.awake, "and stays awake again when messages come sooner"
+
+
+def test_each_message_begins_the_limit_anew(bench: Bench) -> None:
+    bench.turn(received=True)
+    for _ in range(5):
+        bench.turn(received=True)
+        bench.loop.pass_once()
+    assert len(bench.loop.ready) == 1, "polls once a pass, however many messages came"
+    assert 9 <= bench.loop.passes_until_asleep() <= 11
+
+
+def test_waits_for_an_answer_and_for_the_next_message_are_told_apart(bench: Bench) -> None:
+    for _ in range(3):  # who sends now and then, and gets an answer soon
+        bench.turn(after=LONG_S, sent=True)
+        bench.turn(after=SHORT_S, received=True)
+        bench.loop.passes_until_asleep()
+    bench.turn(after=LONG_S, sent=True)
+    assert bench.awake
+    bench.loop.passes_until_asleep()
+    bench.turn(after=LONG_S, received=True)
+    assert not bench.awake, "that answer took long, and no message ever came soon after another"
+
+
+def test_a_turn_without_messages_is_none(bench: Bench) -> None:
+    bench.turn(received=True)
+    bench.turn(after=LIMIT_S - SHORT_S)
+    bench.turn(after=LIMIT_S - SHORT_S, received=True)
+    assert not bench.awake, "a timer's turn does not make a wait shorter"
+
+
+def test_who_sends_and_hears_nothing_lets_the_loop_sleep(bench: Bench) -> None:
+    for _ in range(3):
+        bench.turn(after=SHORT_S, sent=True)
+        assert not bench.awake
+
+
+def test_one_that_was_stopped_lets_the_loop_sleep(bench: Bench) -> None:
+    bench.turn(received=True)
+    bench.turn(after=SHORT_S, received=True)
+    bench.poll.stop()
+    assert bench.loop.passes_until_asleep() == 1
+
+
+@pytest.fixture
+def polls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[None]]:
+    """Gets longer with each look for news."""
+    seen: list[None] = []
+    let_go_first = busy_poll._let_others_go_first
+
+    def count() -> None:
+        seen.append(None)
+        let_go_first()
+
+    monkeypatch.setattr(busy_poll, "_let_others_go_first", count)
+    yield seen
+
+
+async def test_nodes_that_answer_each_other_stay_awake(polls: list[None]) -> None:
+    async with (
+        meshmsg.Node("server", mdns=False) as server,
+        meshmsg.Node("client", mdns=False, seeds=server.endpoints, busy_poll=0.1) as client,
+    ):
+        server.pull("work")(lambda message: None)
+        push = client.push("work")
+        for number in range(5):
+            await push.deliver(number, timeout=10)
+    assert polls
+
+
+async def test_nodes_that_are_told_to_sleep_do(polls: list[None]) -> None:
+    async with (
+        meshmsg.Node("server", mdns=False, busy_poll=0) as server,
+        meshmsg.Node("client", mdns=False, seeds=server.endpoints, busy_poll=0) as client,
+    ):
+        server.pull("work")(lambda message: None)
+        push = client.push("work")
+        for number in range(5):
+            await push.deliver(number, timeout=10)
+    assert not polls
+
+
+@pytest.mark.parametrize("wrong", [-1, 200, "soon", None, float("nan")])
+def test_seconds_that_make_no_sense_are_refused(wrong: Any) -> None:
+    with pytest.raises(meshmsg.ConfigurationError, match=r"Node\(busy_poll=\)"):
+        meshmsg.Node("client", busy_poll=wrong)
