@@ -3,6 +3,8 @@
 libzmq keeps every filter byte by byte in a tree and has no bound for it. Nor can it refuse one: with
 ``ZMQ_XPUB_MANUAL`` too it first stores the filter, in a second tree. What ends a filter is the end of its connection,
 and libzmq tells over which descriptor a filter came.
+
+An XPUB is bounded when it is set up by ``limit_filters`` and read by ``Filters.read``.
 """
 
 from __future__ import annotations
@@ -13,8 +15,19 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-# A filter is a topic or the beginning of one (200 bytes), or a marker.
-MAX_FILTER_BYTES = 256
+import zmq
+
+from meshmsg.transport.tuning import Socket
+
+# A filter is a topic or the beginning of one (200 bytes), or a marker; the longest has a node's id (64) and a pattern.
+MAX_FILTER_BYTES = 272
+# The most that a stranger can have us read in one frame. Filters between a filter's limit and this one are told of;
+# beyond it libzmq ends the connection without a word.
+MAX_FRAME_BYTES = 2 * MAX_FILTER_BYTES
+# libzmq stores filters, without giving control back, as long as there are more. With room for one frame on the way
+# a flood has pauses, in which it can be stopped; with room for 100 one stranger held a loop for 40 s, and took 4 GB.
+# The price is 30 us a filter. And what waits in the kernel is still read when its connection is cut off.
+RECEIVE_HIGH_WATER, RECEIVE_BYTES = 1, 32 * 1024
 # Measured: a byte of a filter that no other begins with takes 47 bytes there; here an entry takes up to 400.
 BYTE_COST, FILTER_COST = 48, 400
 # By this estimate, which ignores that filters begin alike: 20,000 filters of 25 bytes for one connection.
@@ -47,7 +60,7 @@ class Asker:
 
 
 class Filters:
-    """All filters of one XPUB that is bound to these ports.
+    """All filters of one XPUB that is bound to these endpoints.
 
     Removals are told only when the last connection that had a filter is gone or done with it. So a connection may
     count for filters that it has no more and others have, until it comes to be judged.
@@ -56,20 +69,54 @@ class Filters:
     ----------
     refused:
         How many connections were ended.
+    strays:
+        How many frames were no subscriptions; they are dropped.
     cost:
         The estimate of what all filters take, in bytes.
     """
 
-    __slots__ = ("cost", "refused", "_allowed", "_askers", "_live", "_ports", "_refusals")
+    __slots__ = ("cost", "refused", "strays", "_allowed", "_askers", "_live", "_ports", "_refusals")
 
-    def __init__(self, ports: Collection[int]) -> None:
+    def __init__(self, endpoints: Collection[str]) -> None:
         self.refused = 0
+        self.strays = 0
         self.cost = 0
-        self._ports = frozenset(ports)
+        self._ports = frozenset(int(endpoint.rpartition(":")[2]) for endpoint in endpoints)
         self._allowed = MAX_COST_IN_ALL
         self._live: dict[bytes, bytes] = {}
         self._askers: dict[int, Asker] = {}
         self._refusals: list[str] = []
+
+    def read(self, xpub: Socket, limit: int) -> tuple[list[tuple[bytes, bool]], bool]:
+        """Up to ``limit`` filters with whether they were added, in order per subscriber; and whether that was all.
+
+        Added is told for every subscriber, removed only when the last one that had the filter is gone.
+        """
+        changes: list[tuple[bytes, bool]] = []
+        receive = xpub.recv
+        has_ended = False
+        complete = False
+        for _ in range(limit):
+            try:
+                frame = receive(zmq.DONTWAIT, False)
+            except zmq.Again:
+                complete = True
+                break
+            change = frame.bytes
+            # libzmq takes every frame that begins like this for a subscription, also inside a message.
+            if change[:1] == b"\x01":
+                if self.add(change[1:], _source_of(frame)):
+                    changes.append((change[1:], True))
+            elif change[:1] == b"\x00":
+                descriptor = _source_of(frame)
+                has_ended = has_ended or descriptor == NUMBERLESS
+                self.remove(change[1:], descriptor)
+                changes.append((change[1:], False))
+            else:
+                self.strays += 1
+        if has_ended:
+            self.sweep()
+        return changes, complete
 
     def add(self, text: bytes, descriptor: int) -> bool:
         """Counts a filter that a connection set; false for one that is none, being too long."""
@@ -85,7 +132,7 @@ class Filters:
         if len(text) > MAX_FILTER_BYTES:
             self._refuse(descriptor, asker, f"a filter of {len(text)} bytes (at most {MAX_FILTER_BYTES})")
             return False
-        if asker.cost > MAX_COST_EACH:
+        if asker.cost > MAX_COST_EACH and not asker.is_cut:
             self._judge(descriptor, asker)
         if self.cost > self._allowed:
             self._judge_all()
@@ -143,18 +190,18 @@ class Filters:
             self._refuse(descriptor, asker, f"{len(asker.filters)} filters, about {asker.cost >> 20} MiB")
 
     def _judge_all(self) -> None:
-        """All together have too many. Who has most of them goes; the others' may stay."""
+        """All together have too many. Who has most of them goes, and the next, until the others' may stay."""
         self.sweep()
         self._allowed = self.cost + MARGIN
-        ending = [asker for asker in self._askers.values() if asker.is_cut]
-        for asker in ending:
+        for asker in self._askers.values():
             self._recount(asker)
-        if self.cost - sum(asker.cost for asker in ending) <= MAX_COST_IN_ALL:
-            return  # what is too much is going already
+        staying = self.cost - sum(asker.cost for asker in self._askers.values() if asker.is_cut)
         for descriptor, asker in sorted(self._askers.items(), key=lambda item: -item[1].cost):
-            why = f"the most filters, {len(asker.filters)}, where all together take about {self.cost >> 20} MiB"
-            if not asker.is_cut and self._refuse(descriptor, asker, why):
+            if staying <= MAX_COST_IN_ALL:
                 return
+            why = f"the most filters, {len(asker.filters)}, where all together take about {self.cost >> 20} MiB"
+            if self._refuse(descriptor, asker, why):
+                staying -= asker.cost
 
     def _recount(self, asker: Asker) -> None:
         asker.filters &= self._live.keys()
@@ -229,6 +276,24 @@ class Filters:
             pass
         connection.close()
         return None
+
+
+def limit_filters(xpub: Socket) -> None:
+    """Has an XPUB tell of every filter, and take in little at once; to be called before it is bound."""
+    # Who comes back asks for what somebody else may have asked for already, and must be heard.
+    xpub.setsockopt(zmq.XPUB_VERBOSE, 1)
+    xpub.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    xpub.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
+    xpub.setsockopt(zmq.RCVBUF, RECEIVE_BYTES)
+
+
+def _source_of(frame: zmq.Frame) -> int:
+    """The descriptor of the connection that a frame came over, if libzmq says."""
+    try:
+        descriptor = frame.get(zmq.SRCFD)
+    except zmq.ZMQError:
+        return NUMBERLESS
+    return descriptor if isinstance(descriptor, int) else NUMBERLESS
 
 
 def _open_descriptors() -> Collection[int]:

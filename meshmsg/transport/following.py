@@ -13,6 +13,7 @@ from meshmsg.transport.interface import LinkEvent, Published
 from meshmsg.transport.publishing import watch_connection
 from meshmsg.transport.tuning import (
     ENDED,
+    NO_COPY_BYTES,
     POLLIN,
     WATCHED,
     Context,
@@ -27,8 +28,6 @@ PARTS = 3  # topic, header, bodies
 # Per publisher and in messages. Small: beyond it TCP holds the publisher back, which keeps the rest for all
 # subscribers together where every subscriber would keep its own.
 RECEIVE_HIGH_WATER = 100
-# From this size on a copy costs more than a frame that lives as long as what was read from it.
-VIEW_BYTES = 64 * 1024
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 2.0
 NEVER_MS = 2**30  # twelve days
 
@@ -136,7 +135,7 @@ class Connection:
         if len(parts) != PARTS or size > limit_bytes:
             return None, size
         topic, header, bodies = parts
-        return (topic.bytes, header.bytes, bodies.bytes if len(bodies) < VIEW_BYTES else bodies.buffer), size
+        return (topic.bytes, header.bytes, bodies.bytes if len(bodies) < NO_COPY_BYTES else bodies.buffer), size
 
     def read_events(self) -> list[LinkEvent]:
         """UP, and DOWN or FAILED once it has ended; then nothing more."""

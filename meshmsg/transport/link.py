@@ -15,6 +15,7 @@ from meshmsg.transport.tuning import (
     ENDED,
     LAST,
     MORE,
+    NO_COPY_BYTES,
     POLLOUT,
     WATCHED,
     Context,
@@ -129,9 +130,6 @@ class DialledLink:
         self._dealer.close(linger=linger_ms)
 
     def _try_send(self, frames: Sequence[bytes]) -> bool:
-        # Always copied. pyzmq's zero-copy is a little cheaper for large frames, but it crashes the process
-        # when libzmq lets go of one after pyzmq's atexit handler has run: at the end of a program whose last
-        # message lingers.
         send = self._dealer.send
         left = len(frames)
         try:
@@ -139,12 +137,12 @@ class DialledLink:
                 left -= 1
                 flags = MORE if left else LAST
                 if len(frame) < SEGMENT_BYTES:
-                    send(frame, flags)
+                    send(frame, flags, len(frame) < NO_COPY_BYTES)
                     continue
                 *segments, last = split_frame(frame)
                 for segment in segments:
-                    send(segment, MORE)
-                send(last, flags)
+                    send(segment, MORE, False)
+                send(last, flags, len(last) < NO_COPY_BYTES)
         except zmq.Again:
             return False
         return True

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import zmq
 
 from meshmsg.transport.endpoints import bind_all
-from meshmsg.transport.filters import MAX_FILTER_BYTES, NUMBERLESS, Filters
+from meshmsg.transport.filters import Filters, limit_filters
 from meshmsg.transport.pacing import Part
 from meshmsg.transport.tuning import (
     LAST,
     MORE,
+    NO_COPY_BYTES,
     POLLIN,
     Context,
     Socket,
@@ -28,13 +29,6 @@ SEND_HIGH_WATER = 1000
 # When a queue is full, it may be that libzmq's I/O thread had no turn, on a busy machine, and no subscriber is slow. So
 # it gets this long, this often, before anybody misses anything.
 NAP_S, NAPS = 0.0005, 2
-# The most that a stranger can have us read in one frame. Filters between a filter's limit and this one are told of;
-# beyond it libzmq ends the connection without a word.
-MAX_FRAME_BYTES = 2 * MAX_FILTER_BYTES
-# libzmq stores filters, without giving control back, as long as there are more. With room for one frame on the way
-# a flood has pauses, in which it can be stopped; with room for 100 one stranger held a loop for 40 s, and took 4 GB.
-# The price is 30 us a filter. And what waits in the kernel is still read when its connection is cut off.
-RECEIVE_HIGH_WATER, RECEIVE_BYTES = 1, 32 * 1024
 # Nodes that start together all follow at once; the default is 100.
 BACKLOG = 1024
 # A subscriber that has taken nothing for this long, although something waits for it, loses its connection, and what
@@ -52,8 +46,7 @@ class PublishingSocket:
     publisher must not wait for its slowest subscriber unless it chose to, and gaps are repaired above. So the second
     is tried first, because it makes libzmq look and tells that somebody is full, and then the first.
 
-    **Messages are copied**, once for all subscribers. pyzmq's sending without copy can crash or leak memory at the end
-    of the process (see ``link.py``). A copy of 10 MB takes 1.5 ms where its way over loopback takes 5 ms.
+    **Large bodies are not copied.** libzmq sends the memory that the publisher keeps for repairs, to all subscribers.
 
     Attributes
     ----------
@@ -63,15 +56,12 @@ class PublishingSocket:
         How often a subscriber began to miss messages because its queue was full.
     filters:
         What subscribers asked for, which is bounded.
-    refused:
-        How many frames from subscribers were no subscriptions.
     """
 
-    __slots__ = ("endpoints", "crowded", "filters", "refused", "_socket")
+    __slots__ = ("endpoints", "crowded", "filters", "_socket")
 
     def __init__(self, context: Context, addresses: Sequence[str], tuning: Tuning) -> None:
         self.crowded = 0
-        self.refused = 0
         self._socket = context.socket(zmq.XPUB)
         try:
             self._tune(tuning)
@@ -79,17 +69,13 @@ class PublishingSocket:
         except BaseException:
             self._socket.close(linger=0)
             raise
-        self.filters = Filters([int(endpoint.rpartition(":")[2]) for endpoint in self.endpoints])
+        self.filters = Filters(self.endpoints)
 
     def _tune(self, tuning: Tuning) -> None:
         socket = self._socket
-        # Who comes back asks for what somebody else may have asked for already, and must be heard.
-        socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        limit_filters(socket)
         socket.setsockopt(zmq.XPUB_NODROP, 1)
         socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
-        socket.setsockopt(zmq.RCVBUF, RECEIVE_BYTES)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.BACKLOG, BACKLOG)
         watch_connection(socket)
@@ -128,36 +114,8 @@ class PublishingSocket:
         return bool(events_of(self._socket) & POLLIN)
 
     def read(self, limit: int) -> tuple[list[tuple[bytes, bool]], bool]:
-        """Up to ``limit`` filters with whether they were added, in order per subscriber; and whether that was all.
-
-        Added is told for every subscriber, removed only when the last one that had the filter is gone.
-        """
-        changes: list[tuple[bytes, bool]] = []
-        filters = self.filters
-        receive = self._socket.recv
-        has_ended = False
-        complete = False
-        for _ in range(limit):
-            try:
-                frame = receive(zmq.DONTWAIT, False)
-            except zmq.Again:
-                complete = True
-                break
-            change = frame.bytes
-            # libzmq takes every frame that begins like this for a subscription, also inside a message.
-            if change[:1] == b"\x01":
-                if filters.add(change[1:], _source_of(frame)):
-                    changes.append((change[1:], True))
-            elif change[:1] == b"\x00":
-                descriptor = _source_of(frame)
-                has_ended = has_ended or descriptor == NUMBERLESS
-                filters.remove(change[1:], descriptor)
-                changes.append((change[1:], False))
-            else:
-                self.refused += 1
-        if has_ended:
-            filters.sweep()
-        return changes, complete
+        """Up to ``limit`` changes of filters, as ``Filters.read`` says, and whether that was all."""
+        return self.filters.read(self._socket, limit)
 
     def close(self, linger_ms: int = 0) -> None:
         """Close; what was sent has ``linger_ms`` to leave."""
@@ -168,19 +126,10 @@ class PublishingSocket:
         try:
             for part in parts[:-1]:
                 send(part, MORE)
-            send(parts[-1], LAST)
+            send(parts[-1], LAST, len(parts[-1]) < NO_COPY_BYTES)
         except zmq.Again:
             return False
         return True
-
-
-def _source_of(frame: zmq.Frame) -> int:
-    """The descriptor of the connection that a frame came over, if libzmq says."""
-    try:
-        descriptor = frame.get(zmq.SRCFD)
-    except zmq.ZMQError:
-        return NUMBERLESS
-    return descriptor if isinstance(descriptor, int) else NUMBERLESS
 
 
 def watch_connection(socket: Socket) -> None:

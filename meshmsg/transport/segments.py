@@ -9,9 +9,11 @@ message.
 
 from __future__ import annotations
 
+from typing import Any
+
 import zmq
 
-from meshmsg.transport.tuning import LAST, Socket
+from meshmsg.transport.tuning import LAST, NO_COPY_BYTES, Socket
 
 SEGMENT_BYTES = 256 * 1024
 
@@ -26,15 +28,15 @@ def split_frame(frame: bytes) -> list[memoryview]:
     return [view[start : start + SEGMENT_BYTES] for start in range(0, len(view) + 1, SEGMENT_BYTES)]
 
 
-def read_frames(socket: Socket, limit_bytes: int) -> tuple[list[bytes], int]:
+def read_frames(socket: Socket, limit_bytes: int) -> tuple[list[Any], int]:
     """Read the frames that are left of one message, and put them together again.
 
-    Returns them and their size. It is no frames if they have more than ``limit_bytes`` together, or if the last
-    one is not complete.
+    Returns them and their size; a large one may be a view. It is no frames if they have more than ``limit_bytes``
+    together, or if the last one is not complete.
     """
     # Without copy, as a Frame knows whether more follow: asking the socket costs as much as a receive.
     receive = socket.recv
-    frames: list[bytes] = []
+    frames: list[Any] = []
     segments: list[zmq.Frame] = []
     size = 0
     while True:
@@ -49,6 +51,7 @@ def read_frames(socket: Socket, limit_bytes: int) -> tuple[list[bytes], int]:
             frames.append(b"".join([segment.buffer for segment in segments]))
             segments = []
         else:
-            frames.append(part.bytes)
+            # A large one is not copied: a view of libzmq's message.
+            frames.append(part.bytes if len(part) < NO_COPY_BYTES else part.buffer)
         if not part.more:
             return (frames, size) if size <= limit_bytes and not segments else ([], size)

@@ -26,6 +26,9 @@ WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | ENDED
 LAST, MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
 _EVENTS = int(zmq.EVENTS)
+# From this size on messages are not copied, neither into libzmq nor out of it. For smaller ones a copy costs less than
+# pyzmq's thread that hears when libzmq needs the memory no longer, or the frame that lives as long as a view of it.
+NO_COPY_BYTES = zmq.COPY_THRESHOLD
 MAX_SOCKETS = 8192  # a link takes three; libzmq's own default is 1023
 
 

@@ -19,7 +19,7 @@ import zmq
 from meshmsg.errors import ConfigurationError, ForkedProcess, NodeClosed, TooManyLinks
 from meshmsg.transport import forks
 from meshmsg.transport.broadcast import ZmqBroadcast
-from meshmsg.transport.closing import terminate
+from meshmsg.transport.closing import remember, terminate
 from meshmsg.transport.descriptors import require_room
 from meshmsg.transport.endpoints import bind_all, is_diallable, is_loopback, stays_here
 from meshmsg.transport.interface import LinkEvent
@@ -293,6 +293,11 @@ class ZmqTransport:
 
     # --- closing --------------------------------------------------------------------------------------------
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Where this is used and has to be closed, once it has started."""
+        return self._loop
+
     def close(self, linger_ms: int = 0) -> None:
         """Close everything, without waiting. Does nothing in a forked child: the sockets are its parent's."""
         if self._closed or os.getpid() != self._process:
@@ -377,6 +382,7 @@ class ZmqTransport:
         require_room(len(self._links))
         if self._context is None:
             self._context = make_context()
+            remember(self)
         return self._context
 
     def _require_open(self) -> None:

@@ -14,11 +14,11 @@ import zmq
 
 from meshmsg.errors import ConfigurationError, ForkedProcess, NodeClosed
 from meshmsg.transport import broadcast as broadcast_module
-from meshmsg.transport import following as following_module
 from meshmsg.transport import publishing as publishing_module
 from meshmsg.transport.broadcast import RECEIVE_BYTES, SHARE_BYTES, SUBSCRIPTIONS_LIMIT
 from meshmsg.transport.descriptors import count_open
 from meshmsg.transport.interface import Broadcast
+from meshmsg.transport.tuning import NO_COPY_BYTES
 from meshmsg.transport.zmq import ZmqTransport
 from tests.transport.side import DOWN, FAILED, UP
 from tests.transport.station import Station
@@ -523,4 +523,4 @@ def try_everything(station: Station) -> int:
 
 
 def test_the_numbers_go_together() -> None:
-    assert following_module.VIEW_BYTES <= SHARE_BYTES <= RECEIVE_BYTES
+    assert NO_COPY_BYTES <= SHARE_BYTES <= RECEIVE_BYTES

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import zmq
 
-from meshmsg.transport.publishing import MAX_FRAME_BYTES
+from meshmsg.transport.filters import MAX_FRAME_BYTES
 from meshmsg.transport.zmq import ZmqTransport
 from tests.transport.side import DOWN, UP
 from tests.transport.station import Station
@@ -78,7 +78,7 @@ async def test_what_is_no_subscription_is_counted_and_dropped() -> None:
             publishing = camera.broadcast._publishing
             assert publishing is not None
             assert camera.changes == [(b"a", True), (b"b", True), (b"proper", True)]
-            assert publishing.refused == 5
+            assert publishing.filters.strays == 5
             await check_that_work_goes_on(camera, screen)
 
 

@@ -5,15 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
 from meshmsg.transport import filters as filters_module
-from meshmsg.transport.filters import MAX_COST_EACH, MAX_COST_IN_ALL, MAX_FILTER_BYTES, Filters
+from meshmsg.transport.filters import (
+    BYTE_COST,
+    ENDING_S,
+    FILTER_COST,
+    FLOOD_CHANGES,
+    FLOOD_S,
+    MAX_COST_EACH,
+    MAX_COST_IN_ALL,
+    MAX_FILTER_BYTES,
+    MAX_REFUSALS,
+    NUMBERLESS,
+    Filters,
+)
 from tests.transport.station import Station
 from tests.transport.test_broadcast import plain_socket, read_plain
 from tests.transport.test_broadcast_hostile import READY, check_that_work_goes_on
@@ -40,10 +53,13 @@ def ask(texts: Iterable[bytes]) -> bytes:
     return b"".join(b"\x00" + bytes([len(text) + 1]) + b"\x01" + text for text in texts)
 
 
+def port_of(station: Station) -> int:
+    return int(station.broadcast.open_broadcast()[0].rpartition(":")[2])
+
+
 @contextlib.asynccontextmanager
-async def blast(station: Station, data: bytes, greeting: bytes = GREETING + READY) -> AsyncIterator[None]:
+async def blast(port: int, data: bytes, greeting: bytes = GREETING + READY) -> AsyncIterator[None]:
     """A subscriber says that again and again; if it loses its connection, over another one."""
-    port = int(station.broadcast.open_broadcast()[0].rpartition(":")[2])
 
     async def speak() -> None:
         while True:
@@ -84,7 +100,7 @@ async def test_an_abuser_costs_less_than_50_mb(size: int) -> None:
         await screen.follow(1, camera)
         before = resident_bytes()
         for attempt in range(1, 4):
-            async with blast(camera, data):
+            async with blast(port_of(camera), data):
                 await until_refused(camera, attempt)
             assert resident_bytes() - before < 50_000_000
             await check_that_work_goes_on_again(camera, screen, attempt)
@@ -150,7 +166,7 @@ async def test_an_old_zeromq_is_bounded_though_its_connections_have_no_numbers(
     monkeypatch.setattr(filters_module, "MAX_COST_EACH", MIB)
     with Station() as camera, Station() as screen:
         await screen.follow(1, camera)
-        async with blast(camera, ask(many(10_000, 180)), GREETING_2):
+        async with blast(port_of(camera), ask(many(10_000, 180)), GREETING_2):
             await until_refused(camera, 1)
         await camera.until(lambda: filters_of(camera).cost < MIB)
         assert "before 4.0" in camera.broadcast.refusals()[0]
@@ -161,7 +177,7 @@ async def test_changing_filters_without_end_costs_the_connection(monkeypatch: py
     monkeypatch.setattr(filters_module, "FLOOD_CHANGES", 10_000)
     with Station() as camera, Station() as screen:
         await screen.follow(1, camera)
-        async with blast(camera, ask([b"again"] * 10_000)):
+        async with blast(port_of(camera), ask([b"again"] * 10_000)):
             await until_refused(camera, 1)
         assert "10000 changes" in camera.broadcast.refusals()[0]
         await check_that_work_goes_on(camera, screen)
@@ -197,3 +213,298 @@ async def test_filters_that_others_have_too_do_not_add_up(monkeypatch: pytest.Mo
 
 def test_the_bounds_leave_room_for_one_another() -> None:
     assert 2 * MAX_COST_EACH <= MAX_COST_IN_ALL
+
+
+# --- the rules, with connections of which only the descriptors matter ---------------------------------------
+
+
+class Guest:
+    """A connection to a port, whose filters a test makes up."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.client = socket.create_connection(listener.getsockname())
+        self.server, _ = listener.accept()
+        self.descriptor = self.server.fileno()
+        self.client.setblocking(False)
+
+    def is_cut(self) -> bool:
+        """Whether the other side has ended the connection."""
+        try:
+            return self.client.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+
+
+class Desk:
+    """Filters of a port to which guests come, and a clock."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.filters = Filters([f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"])
+        self.guests: list[Guest] = []
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def guest(self) -> Guest:
+        self.guests.append(Guest(self.listener))
+        return self.guests[-1]
+
+    def add(self, guest: Guest, texts: Iterable[bytes]) -> None:
+        for text in texts:
+            self.filters.add(text, guest.descriptor)
+
+    def end(self, texts: Iterable[bytes]) -> None:
+        """As libzmq tells of filters of a connection that is gone."""
+        for text in texts:
+            self.filters.remove(text, NUMBERLESS)
+
+    def known(self, guest: Guest) -> bool:
+        return guest.descriptor in self.filters._askers
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    desk = Desk()
+    monkeypatch.setattr(filters_module, "time", desk)
+    yield desk
+    desk.listener.close()
+    for guest in desk.guests:
+        guest.close()
+
+
+def cost_of(texts: Iterable[bytes]) -> int:
+    return sum(FILTER_COST + BYTE_COST * len(text) for text in texts)
+
+
+def test_a_filter_costs_what_libzmq_keeps_of_it(desk: Desk) -> None:
+    guest, other = desk.guest(), desk.guest()
+    desk.add(guest, [b"a", b"bb", b"a"])
+    desk.add(other, [b"bb"])
+    assert desk.filters.cost == cost_of([b"a", b"bb"])
+    desk.filters.remove(b"a", guest.descriptor)
+    desk.filters.remove(b"a", guest.descriptor)
+    assert desk.filters.cost == cost_of([b"bb"])
+    desk.end([b"bb"])
+    assert desk.filters.cost == 0
+
+
+def test_the_longest_filter_is_one_and_a_longer_one_costs_the_connection(desk: Desk) -> None:
+    guest = desk.guest()
+    longest = b"\0" + b"i" * 64 + b" " + b"p" * 200  # a node's id, a pattern
+    assert len(longest) <= MAX_FILTER_BYTES and desk.filters.add(longest, guest.descriptor)
+    assert desk.filters.add(bytes(MAX_FILTER_BYTES), guest.descriptor) and not guest.is_cut()
+    assert not desk.filters.add(bytes(MAX_FILTER_BYTES + 1), guest.descriptor) and guest.is_cut()
+    (told,) = desk.filters.take_refusals()
+    assert told.startswith("a subscriber at 127.0.0.1 asked for too much") and f"at most {MAX_FILTER_BYTES}" in told
+    assert not desk.filters.take_refusals()
+
+
+def test_a_connection_ends_with_the_filter_that_is_one_too_many(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = many(100, 10)
+    monkeypatch.setattr(filters_module, "MAX_COST_EACH", cost_of(texts[:-1]))
+    guest, other = desk.guest(), desk.guest()
+    desk.add(other, texts[:10])
+    desk.add(guest, texts[:-1])
+    assert not guest.is_cut()
+    desk.add(guest, texts[-1:])
+    assert guest.is_cut() and not other.is_cut()
+    assert "100 filters" in desk.filters.take_refusals()[0]
+
+
+def test_filters_that_are_gone_are_not_held_against_a_connection(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = many(100, 10)
+    monkeypatch.setattr(filters_module, "MAX_COST_EACH", cost_of(texts[:60]))
+    guest = desk.guest()
+    desk.add(guest, texts[:60])
+    for text in texts[:50]:
+        desk.filters.remove(text, guest.descriptor)
+    desk.add(guest, texts[50:])
+    assert not guest.is_cut()
+    desk.end(texts[50:90])
+    desk.add(guest, texts[:50])
+    assert not guest.is_cut()
+    desk.add(guest, texts[50:51])
+    assert guest.is_cut()
+
+
+def test_what_a_connection_says_after_its_end_is_neither_judged_nor_told(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting all its filters again for each of them once held a loop for 4 s."""
+    monkeypatch.setattr(filters_module, "MAX_COST_EACH", 0)
+    monkeypatch.setattr(filters_module, "FLOOD_CHANGES", 10)
+    guest = desk.guest()
+    desk.add(guest, [b"one"])
+    assert guest.is_cut()
+
+    def recount(*_: object) -> None:
+        raise AssertionError("counted again")
+
+    monkeypatch.setattr(Filters, "_recount", recount)
+    desk.add(guest, [*many(20, 10), bytes(MAX_FILTER_BYTES + 1)])
+    assert desk.filters.refused == 1 and len(desk.filters.take_refusals()) == 1
+
+
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_this_many_changes_in_a_short_time_are_a_flood(desk: Desk, change: str) -> None:
+    guest = desk.guest()
+    desk.add(guest, [b"again"] * (FLOOD_CHANGES - 2 if change == "add" else 1))
+    if change == "remove":
+        for _ in range(FLOOD_CHANGES // 2 - 1):
+            desk.filters.remove(b"again", guest.descriptor)
+            desk.add(guest, [b"again"])
+    else:
+        desk.add(guest, [b"again"])
+    assert not guest.is_cut()
+    desk.now += FLOOD_S - 0.1
+    if change == "remove":
+        desk.filters.remove(b"again", guest.descriptor)
+    else:
+        desk.add(guest, [b"again"])
+    assert guest.is_cut()
+    assert f"{FLOOD_CHANGES} changes of its filters in 9.9 s" in desk.filters.take_refusals()[0]
+
+
+def test_the_same_changes_in_a_longer_time_are_none(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters_module, "FLOOD_CHANGES", 10)
+    guest = desk.guest()
+    desk.add(guest, [b"again"] * 9)
+    desk.now += FLOOD_S
+    desk.add(guest, [b"again"] * 10)  # the first of them ends the count, which begins anew
+    assert not guest.is_cut()
+    desk.now += FLOOD_S - 0.1
+    desk.add(guest, [b"again"])
+    assert guest.is_cut()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, desk: Desk) -> list[bytes]:
+    """A hundred filters; as many are the most in all, ten more the margin."""
+    texts = many(300, 10)
+    monkeypatch.setattr(filters_module, "MAX_COST_IN_ALL", cost_of(texts[:100]))
+    monkeypatch.setattr(filters_module, "MARGIN", cost_of(texts[:10]))
+    desk.filters._allowed = cost_of(texts[:100])
+    return texts
+
+
+def test_in_all_those_with_the_most_go_until_the_others_may_stay(desk: Desk, small: list[bytes]) -> None:
+    guests = [desk.guest() for _ in range(4)]
+    for guest, texts in zip(guests, (small[:10], small[10:40], small[40:75], small[75:100]), strict=True):
+        desk.add(guest, texts)
+    assert not any(guest.is_cut() for guest in guests)
+    desk.add(guests[0], small[100:101])
+    assert [guest.is_cut() for guest in guests] == [False, False, True, False]
+    # Its filters take a while to go. Meanwhile nobody else is cut for them ...
+    desk.add(guests[0], small[101:111])
+    assert desk.filters.refused == 1
+    # ... even beyond the margin, as long as the others' may stay.
+    desk.add(guests[0], small[111:112])
+    assert desk.filters.refused == 1
+    # But who goes on has to go, and as many as it takes at once.
+    desk.add(guests[3], small[112:200])
+    assert [guest.is_cut() for guest in guests] == [False, False, True, True]
+    told = desk.filters.take_refusals()
+    assert len(told) == 2 and "the most filters, 35, where all together take about 0 MiB" in told[0]
+
+
+def test_as_many_go_at_once_as_it_takes(desk: Desk, small: list[bytes]) -> None:
+    guests = [desk.guest() for _ in range(3)]
+    desk.filters._allowed = cost_of(small[:249])
+    for index, guest in enumerate(guests):
+        desk.add(guest, small[index * 80 : index * 80 + 80])
+    assert desk.filters.refused == 0
+    desk.add(guests[1], small[240:250])
+    assert sorted(guest.is_cut() for guest in guests) == [False, True, True] and guests[1].is_cut()
+
+
+def test_the_bound_in_all_is_back_once_what_was_too_much_is_gone(desk: Desk, small: list[bytes]) -> None:
+    guests = [desk.guest() for _ in range(3)]
+    desk.add(guests[0], small[:60])
+    desk.add(guests[1], small[60:101])
+    assert guests[0].is_cut() and not guests[1].is_cut()
+    desk.end(small[:60])
+    desk.add(guests[2], small[101:160])
+    assert desk.filters.refused == 1
+    desk.add(guests[2], small[160:161])
+    assert guests[2].is_cut() and not guests[1].is_cut()
+
+
+def test_in_all_only_what_is_certain_is_held_against_a_connection(desk: Desk, small: list[bytes]) -> None:
+    visitor, hoarder = desk.guest(), desk.guest()
+    desk.add(visitor, small[200:280])
+    desk.end(small[200:280])  # nobody has them any more, and nobody said that it had not either
+    desk.add(hoarder, small[:70])
+    desk.add(visitor, small[70:101])
+    assert hoarder.is_cut() and not visitor.is_cut()
+
+
+def test_a_connection_that_ended_is_forgotten(desk: Desk) -> None:
+    stays, leaves, cut = (desk.guest() for _ in range(3))
+    for guest in (stays, leaves, cut):
+        desk.add(guest, [b"a"])
+    desk.add(cut, [bytes(MAX_FILTER_BYTES + 1)])
+    leaves.close()
+    desk.now += ENDING_S - 0.1
+    desk.filters.sweep()
+    assert desk.known(stays) and not desk.known(leaves)
+    assert desk.known(cut), "its filters may still be there"
+    desk.now += 0.1
+    desk.filters.sweep()
+    assert desk.known(stays) and not desk.known(cut)
+
+
+def test_a_descriptor_that_is_used_again_is_another_connection(desk: Desk) -> None:
+    guest = desk.guest()
+    descriptor = guest.descriptor
+    desk.add(guest, [bytes(MAX_FILTER_BYTES + 1)])
+    guest.close()
+    later = desk.guest()
+    assert later.descriptor == descriptor, "the lowest that is free"
+    desk.add(later, [b"a"])
+    assert not later.is_cut()
+    desk.add(later, [bytes(MAX_FILTER_BYTES + 1)])
+    assert later.is_cut() and desk.filters.refused == 2
+
+
+def test_who_took_the_descriptor_of_one_who_left_is_not_cut_for_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters_module, "MAX_COST_EACH", cost_of([b"a"]))
+    guest = desk.guest()
+    desk.add(guest, [b"a"])
+    guest.close()
+    later = desk.guest()
+    assert later.descriptor == guest.descriptor
+    desk.add(later, [b"b"])  # still what the first one said, as far as anybody can tell
+    assert not later.is_cut() and desk.filters.refused == 0
+
+
+def test_only_connections_to_these_ports_are_ever_cut(desk: Desk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        stranger = Guest(elsewhere)
+        desk.guests.append(stranger)
+        for descriptor in (stranger.descriptor, stranger.client.fileno(), desk.listener.fileno(), 2**40, -7):
+            assert not desk.filters.add(bytes(MAX_FILTER_BYTES + 1), descriptor)
+        guest = desk.guest()
+        assert not desk.filters.add(bytes(MAX_FILTER_BYTES + 1), guest.client.fileno())
+        assert not stranger.is_cut() and not guest.is_cut() and desk.filters.refused == 0
+
+
+def test_those_without_a_number_are_all_that_are_not_known_to_be_others(desk: Desk) -> None:
+    known, old, older = (desk.guest() for _ in range(3))
+    desk.add(known, [b"a"])
+    desk.filters.add(bytes(MAX_FILTER_BYTES + 1), NUMBERLESS)
+    assert [guest.is_cut() for guest in (known, old, older)] == [False, True, True]
+    assert desk.filters.take_refusals()[0].startswith("subscribers of ZeroMQ before 4.0 asked for too much")
+
+
+def test_what_waits_to_be_told_is_bounded(desk: Desk) -> None:
+    for _ in range(MAX_REFUSALS + 1):
+        guest = desk.guest()
+        desk.add(guest, [bytes(MAX_FILTER_BYTES + 1)])
+        guest.close()
+    assert desk.filters.refused == MAX_REFUSALS + 1 and len(desk.filters.take_refusals()) == MAX_REFUSALS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -112,6 +113,24 @@ async def test_a_goodbye_leaves_although_the_process_ends() -> None:
             assert await side.until_received(1) == [[b"goodbye", bytes(20_000_000)]]
             assert process.wait(20) == 0
         await line.close()
+
+
+@pytest.mark.parametrize("where", ["in the main thread", "in another thread"])
+async def test_a_process_that_closes_nothing_ends_well_in_the_middle_of_a_message(where: str) -> None:
+    # libzmq sends the program's own memory, and tells pyzmq when it lets go of it: at no time may there be nobody to
+    # tell, or the process crashes. Whether it would is a matter of luck; so it gets several chances.
+    program = LEAVING_PEER.replace("transport.close(linger_ms=20_000)", "globals()['kept'] = transport")
+    if where == "in another thread":
+        program = program.replace("    globals()", "    done.set(); await asyncio.Event().wait(); globals()")
+        main = "import threading; done = threading.Event()\n"
+        main += "threading.Thread(target=asyncio.run, args=[main()], daemon=True).start(); done.wait()"
+        program = program.replace("asyncio.run(main())", main)
+    for _ in range(3):
+        with Side(ZmqTransport(heartbeat_interval_s=600, heartbeat_timeout_s=600)) as side:
+            line = SlowLine(side.endpoint, bytes_per_second=200_000_000)
+            with started(program, await line.open()) as process:
+                assert await asyncio.to_thread(process.wait, 20) == 0
+            await line.close()
 
 
 @pytest.mark.parametrize("state", ["frozen", "gone"])
