@@ -18,7 +18,7 @@ hello Ada
 
 # The rooms, from top to bottom; imports point down only:
 # cli, blocking, testing → node → sockets → driver → transport, discovery, observe → engine (pure state machines)
-# → wire → message, options, checks, errors. Above sockets, beside node: reach (addresses), loops (event loops),
+# → wire → message, options, checks, errors, addresses. Above sockets, beside node: reach, loops (event loops),
 # unclosed (nodes that nobody closed).
 
 import logging

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -95,8 +96,8 @@ class Message:
         self.body = body
         self.settled = False
 
-    def closed(self) -> Arrival:
-        """Back to how it came, alone."""
+    def _alone(self) -> Arrival:
+        """Back to how it came, without those that came with it."""
         arrival = self._arrival
         return Arrival(arrival.lane, self._seq, self._number, [self.body], arrival.details, arrival.expires_at)
 
@@ -213,7 +214,8 @@ class Message:
         return _is_all(error, Reject)
 
     def __repr__(self) -> str:
-        return f"<Message {self.id} attempt={self.attempt} from {self.sender}>"
+        settled = ", settled" if self.settled else ""
+        return f"<Message {self.id!r} from {self.sender!r}: attempt {self.attempt}{settled}>"
 
 
 class Batch(Sequence[Message]):
@@ -228,11 +230,6 @@ class Batch(Sequence[Message]):
         self._messages = messages
         self._arrivals = arrivals
         self._acked = False
-
-    @property
-    def arrivals(self) -> Sequence[Arrival]:
-        """What the batch is made of; empty if it is made of messages."""
-        return self._arrivals
 
     @property
     def messages(self) -> list[Message]:
@@ -299,6 +296,10 @@ class Batch(Sequence[Message]):
     def __getitem__(self, index: Any) -> Any:
         return self.messages[index]
 
+    def __repr__(self) -> str:
+        queues = {arrival.lane.queue for arrival in self._arrivals} or {each.queue for each in self._messages or ()}
+        return f"<Batch of {len(self)} from {', '.join(map(repr, sorted(queues))) or 'nowhere'}>"
+
 
 class Gap(NamedTuple):
     """Messages that a subscriber will never get: ``missed`` of a topic, from ``start`` to before ``stop`` (G6)."""
@@ -334,6 +335,11 @@ class DeadLetter:
     accepted_at: float
     died_at: float
     topic: str | None = None  # if it was published, and went to a group
+
+    def __repr__(self) -> str:
+        tried = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
+        said = f", {reprlib.repr(self.error)}" if self.error else ""
+        return f"<DeadLetter {self.id!r}: {self.reason}{said}, {tried}, body {reprlib.repr(self.body)}>"
 
 
 class Ledger(NamedTuple):
@@ -399,6 +405,10 @@ class Peer:
     offers: Mapping[str, Any]
     silent_for: float
 
+    def __repr__(self) -> str:
+        where = ", ".join(self.endpoints) or "nowhere"
+        return f"<Peer {self.name!r} ({self.id[:12]}) at {where}: {self.state}, silent for {self.silent_for:.1f} s>"
+
     @property
     def pulls(self) -> tuple[str, ...]:
         """Queues it consumes."""
@@ -424,12 +434,12 @@ def judge_by_error(message: Message, error: BaseException) -> None:
 
 def describe_error(error: BaseException) -> str:
     """An exception as one line of at most 1,000 characters, for verdicts and dead letters."""
-    said = _say(error)
+    said = say(error)
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return text if len(text) <= 1000 else text[:997] + "..."
 
 
-def _say(error: BaseException) -> str:
+def say(error: BaseException) -> str:
     """An exception's own words; one that cannot even say them must not cost a message its verdict."""
     try:
         return str(error)
@@ -448,7 +458,7 @@ def _explain(error: BaseException) -> str:
     """What those who rejected a message said about it."""
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(filter(None, map(_explain, error.exceptions)))
-    return _say(error) if isinstance(error, Reject) else describe_error(error)
+    return say(error) if isinstance(error, Reject) else describe_error(error)
 
 
 def _judge_in_passing(message: Message, error: BaseException) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
+from meshmsg.addresses import is_loopback
 from meshmsg.busy_poll import BusyPoll
 from meshmsg.checks import (
     refuse_unbuilt,
@@ -23,7 +24,6 @@ from meshmsg.checks import (
     require_strings,
 )
 from meshmsg.discovery import Candidate, Discovery, MdnsDiscovery, StaticDiscovery
-from meshmsg.discovery.interfaces import is_loopback
 from meshmsg.driver import Driver
 from meshmsg.engine.broadcasting import WILL
 from meshmsg.engine.conversing import ROUTER
@@ -57,6 +57,7 @@ from meshmsg.sockets.queues import Queues
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.sockets.router import Router
 from meshmsg.sockets.services import Services
+from meshmsg.sockets.shown import Shown, counted, describe_life
 from meshmsg.sockets.topics import Topics
 from meshmsg.transport.zmq import ZmqTransport
 from meshmsg.unclosed import forget, remember, warn_of_loss
@@ -75,7 +76,7 @@ RETURN_S, GOODBYE_S = 0.3, 0.7
 LINGER_MS = 200
 
 
-class Node:
+class Node(Shown):
     """One process's place in a mesh.
 
     Parameters
@@ -329,7 +330,7 @@ class Node:
             left,
         )
 
-    def hurry(self) -> None:
+    def _hurry(self) -> None:
         """Ends the drain of a ``close`` that is under way: what is pending stays so."""
         require_here(self._driver)
         if self._draining is not None:
@@ -341,7 +342,7 @@ class Node:
         ``uvloop=True`` insists on uvloop (extra ``speed``), False on asyncio; None takes uvloop if it is installed.
         A second signal closes at once.
         """
-        return serve(self.start, self.hurry, self.close, choose_loop(uvloop))
+        return serve(self.start, self._hurry, self.close, choose_loop(uvloop))
 
     # -- sockets ---------------------------------------------------------------------------------------------
 
@@ -532,12 +533,9 @@ class Node:
         return moved
 
     def counters(self) -> dict[str, int]:
-        """What happened since the start that is no event each time.
+        """How often what is seldom an event happened since the start, by name; ``docs/guarantees.md`` lists them.
 
-        ``refused_frames`` broke the protocol (G11), ``unknown_kinds`` are of a newer version, ``unsent_frames`` met a
-        full link and are said again, ``lane_losses`` are lanes that a consumer had forgotten; ``request_retries`` and
-        ``request_hedges`` are further attempts of idempotent requests, ``late_replies`` and ``late_items`` came for
-        requests that had their outcome, and were dropped (G8).
+        Such as ``refused_frames`` (G11), ``repaired_messages`` (G6), ``late_replies`` (G8), ``dropped_dead_letters``.
         """
         require_here(self._driver)
         return {**self._engine.counters(), "unsent_frames": self._driver.unsent_frames}
@@ -549,7 +547,13 @@ class Node:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def warn_if_open(self) -> None:
+    def _title(self) -> str:
+        return f"{self.name!r} in mesh {self.mesh!r}"
+
+    def _state(self) -> str:
+        return describe_life(self._driver) or counted(len(self._engine.peers.by_id) - 1, "peer")
+
+    def _warn_if_open(self) -> None:
         """The process ends, and nobody closed it: says so, and what is lost."""
         if not self._driver.is_foreign_process:
             books = self._engine.ledger() if self._books is None else self._books

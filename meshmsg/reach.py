@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from meshmsg.addresses import is_address, is_loopback
 from meshmsg.checks import require_strings
 from meshmsg.discovery import local_addresses
-from meshmsg.discovery.endpoint import is_address, split_endpoint
-from meshmsg.discovery.interfaces import is_loopback
+from meshmsg.discovery.endpoint import split_endpoint
 from meshmsg.errors import ConfigurationError
 
 logger = logging.getLogger("meshmsg.node")

@@ -13,7 +13,7 @@ from meshmsg.message import Ledger
 class Closable(Protocol):
     """What is remembered until then."""
 
-    def warn_if_open(self) -> None: ...
+    def _warn_if_open(self) -> None: ...
 
 
 def warn_of_loss(name: str, books: Mapping[str, Ledger], remedy: str) -> None:
@@ -42,4 +42,4 @@ _started: set[Closable] = set()
 @atexit.register
 def _ask_all() -> None:
     for node in list(_started):
-        node.warn_if_open()
+        node._warn_if_open()

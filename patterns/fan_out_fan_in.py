@@ -39,14 +39,20 @@ def count_points(radius: int, first: int, stop: int) -> int:
 def work(mesh: str, name: str, crash: bool) -> None:
     """A worker: does parts for whoever asks, until it is told to stop (SIGTERM)."""
     node = Node(name, mesh=mesh)
+    answering: list[str] = []  # the queues that handlers answer to now: those of one asker have the same socket
 
     @node.pull("parts", prefetch=4, concurrency=4)  # while one waits for its answer to be taken, others go on
     async def handle(part: Message) -> None:
         points = await asyncio.to_thread(count_points, *part.body)
-        # The same queue is the same socket, so this opens it once. When the asker has gone nobody pulls it: five
-        # seconds later the answer is a dead letter, and this worker free.
-        answers = node.push(part.headers["reply_to"], unroutable_after=5)
-        await answers.deliver(points, headers=part.headers)  # before the ack, so that no crash can lose it
+        reply_to = part.headers["reply_to"]
+        answers = node.push(reply_to, unroutable_after=5)  # seconds; then its asker has gone, and this goes on
+        answering.append(reply_to)
+        try:
+            await answers.deliver(points, headers=part.headers)  # before the ack, so that no crash can lose it
+        finally:
+            answering.remove(reply_to)
+            if reply_to not in answering:  # the last one closes it, or a socket would stay for every asker there was
+                await answers.close()
         if crash:
             print(f"{name} crashes between an answer and its ack", flush=True)
             os._exit(1)
@@ -69,22 +75,18 @@ class Circles:
         request = uuid.uuid4().hex
         answers = self.answers[request] = {}
         bounds = [-radius + (2 * radius + 1) * part // parts for part in range(parts + 1)]
-
-        async def deliver(part: int) -> None:
-            headers = {"reply_to": self.reply_to, "request": request, "part": part}
-            await self.parts.deliver([radius, bounds[part], bounds[part + 1]], headers=headers)
-
+        common = {"reply_to": self.reply_to, "request": request}
+        jobs = [([radius, bounds[part], bounds[part + 1]], {**common, "part": part}) for part in range(parts)]
         try:
             # A worker acks a part after its answer was collected: all parts processed means all answers are here.
-            await asyncio.gather(*map(deliver, range(parts)))
+            await asyncio.gather(*(self.parts.deliver(body, headers=headers) for body, headers in jobs))
             return sum(answers.values())
         finally:
             del self.answers[request]  # also when it failed, or the caller gave up
 
     async def collect(self, answer: Message) -> None:
         """Fan-in: stores each answer in its place, so that one which comes twice counts once."""
-        if answer.headers["request"] in self.answers:  # otherwise nobody waits for it any more
-            self.answers[answer.headers["request"]][answer.headers["part"]] = answer.body
+        self.answers.get(answer.headers["request"], {})[answer.headers["part"]] = answer.body  # {}: nobody waits for it
 
 
 async def ask(mesh: str, radii: list[int]) -> None:
@@ -112,7 +114,6 @@ def main(fail: bool) -> None:
     finally:
         for worker in workers:
             worker.terminate()
-        for worker in workers:
             worker.wait()
 
 

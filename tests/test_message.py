@@ -63,7 +63,7 @@ def test_a_plain_message() -> None:
     assert (message.id, message.sender, message.queue, message.body) == ("node/work/20", "somebody", "work", "body 0")
     assert (message.attempt, message.redelivered, message.key, message.priority) == (1, False, None, 0)
     assert message.headers == {}
-    assert repr(message) == "<Message node/work/20 attempt=1 from somebody>"
+    assert repr(message) == "<Message 'node/work/20' from 'somebody': attempt 1>"
 
 
 def test_a_message_with_details() -> None:
@@ -278,4 +278,4 @@ def test_a_message_in_hand_does_not_keep_its_neighbours_in_memory() -> None:
     arrival = Arrival(Notes(), 0, 0, ["a", "b"])
     first, _ = arrival.open()
     assert arrival.bodies == [] and first.body == "a"
-    assert first.closed().bodies == ["a"]
+    assert first._alone().bodies == ["a"]

@@ -124,7 +124,7 @@ async def test_a_close_that_is_cancelled_goes_on() -> None:
         await closing
     while node._draining is None:
         await asyncio.sleep(0)
-    node.hurry()
+    node._hurry()
     assert (await node.close())["nobody"].pending == 1
 
 
@@ -306,7 +306,7 @@ async def test_another_thread_is_told_so() -> None:
             node.events,
             node.dead_letters,
             node.redrive,
-            node.hurry,
+            node._hurry,
             node.close,
             jobs.ledger,
             pull.close,

@@ -14,6 +14,7 @@ from types import EllipsisType
 from typing import Any
 
 from meshmsg.blocking.loop import LoopThread
+from meshmsg.blocking.packing import ThreadPacker
 from meshmsg.engine.calls import Call
 from meshmsg.engine.streams import InStream, OutStream
 from meshmsg.errors import Cancelled, ConfigurationError, MeshError, NodeClosed, WrongThread
@@ -24,20 +25,6 @@ from meshmsg.sockets.context import Context, current
 from meshmsg.sockets.dealer import Dealer
 from meshmsg.sockets.handoff import Bell, acquire
 from meshmsg.sockets.item_stream import ItemStream
-from meshmsg.wire.codec import make_packer
-
-
-class ThreadPacker:
-    """Encodes with a packer of the calling thread: one packer must not be used by two."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def __call__(self, body: Any) -> bytes:
-        pack: Callable[[Any], bytes] | None = getattr(self._local, "pack", None)
-        if pack is None:
-            pack = self._local.pack = make_packer()
-        return pack(body)
 
 
 class Ticket:
@@ -115,7 +102,7 @@ class FedItems:
                     yield body
                 if ended:
                     break
-                feed.allow(self._up.room)
+                feed.allow(self._up.room, self._up.room_bytes)
                 await stir.wait()
         finally:
             feed.cut()

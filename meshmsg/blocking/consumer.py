@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from meshmsg.blocking.loop import LoopThread
+from meshmsg.blocking.face import DrainingFace
 from meshmsg.checks import require_int, require_number
 from meshmsg.driver import Driver
 from meshmsg.errors import ConfigurationError, NodeClosed, WaitTimeout
@@ -15,21 +15,16 @@ from meshmsg.sockets import consumer
 from meshmsg.sockets.handoff import Handoff
 from meshmsg.sockets.workers import is_async
 
+ConsumerT = TypeVar("ConsumerT", bound=consumer.Consumer)
 
-class Consumer:
+
+class Consumer(DrainingFace[ConsumerT]):
     """What ``Pull`` and ``Sub`` have in common."""
 
-    def __init__(self, asynchronous: consumer.Consumer, driver: Driver) -> None:
-        self.name = asynchronous.name
-        self.label = asynchronous.label
-        self._async = asynchronous
-        self._driver = driver
-        self._loop: LoopThread | None = None
+    def __init__(self, asynchronous: ConsumerT, driver: Driver) -> None:
+        super().__init__(asynchronous, driver)
+        self._label = asynchronous._label
         self._handoff: Handoff | None = None
-
-    def connect(self, loop: LoopThread) -> None:
-        """The node has started."""
-        self._loop = loop
 
     def __call__(self, handler: Callable[[Message], Any]) -> Callable[[Message], Any]:
         """Registers the handler: acked when it returns, nacked when it raises, rejected on ``Reject``.
@@ -37,9 +32,9 @@ class Consumer:
         It runs in ``concurrency`` threads.
         """
         if is_async(handler):
-            raise ConfigurationError(f"{self.label} takes a plain function here; meshmsg.Node runs coroutines")
-        self._driver.require_process()
-        return self._async(handler) if self._loop is None else self._loop.call(self._async, handler)
+            raise ConfigurationError(f"{self._label} takes a plain function here; meshmsg.Node runs coroutines")
+        handle: Callable[[Callable[[Message], Any]], Callable[[Message], Any]] = self._async
+        return self._call(handle, handler)
 
     def __iter__(self) -> Iterator[Message]:
         """Messages one by one; each wants its verdict (``with message:``)."""
@@ -58,10 +53,10 @@ class Consumer:
             return message
         if handoff.closed:
             self._driver.require_running()
-            raise NodeClosed(f"{self.label} was closed: open another one")
+            raise NodeClosed(f"{self._label} was closed: open another one")
         # Whether credit is left is known here; why not, in the loop.
-        why = "" if handoff.room or self._loop is None else self._loop.call(self._async.explain_wait)
-        raise WaitTimeout(f"no message of {self.name!r} came within {timeout} s{why}")
+        why = "" if handoff.room or self._loop is None else self._loop.call(self._async._explain_wait)
+        raise WaitTimeout(f"no message of {self._async._name!r} came within {timeout} s{why}")
 
     def batches(self, max_size: int = 500, max_wait: float = 0.01) -> Iterator[Batch]:
         """Messages in batches of up to ``max_size``; waits up to ``max_wait`` seconds for a batch to fill.
@@ -83,8 +78,7 @@ class Consumer:
     @property
     def unsettled(self) -> int:
         """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5)."""
-        self._driver.require_process()
-        return self._async.unsettled if self._loop is None else self._loop.call(lambda: self._async.unsettled)
+        return self._call(lambda: self._async.unsettled)
 
     def close(self, drain: float = 0.0) -> None:
         """Stops consuming; handlers, and whoever iterates, get ``drain`` seconds for what they have taken (G10).
@@ -92,17 +86,13 @@ class Consumer:
         What was taken without a handler and has no verdict then is nacked, and a later verdict is ignored; but an
         iteration may settle what it is at.
         """
-        self._driver.require_process()
-        if self._loop is None:
-            raise NodeClosed(f"the node of {self.label} is not started, so there is nothing to close")
-        if not self._loop.ended.is_set():
-            self._loop.wait(self._async.close(drain))
+        self._close(drain)
 
     def _open(self) -> Handoff:
         if self._handoff is None or not self._driver.owner:
             self._driver.require_running()
             assert self._loop is not None, "a running node has a loop"
-            self._handoff = self._loop.call(self._async.open_handoff)
+            self._handoff = self._loop.call(self._async._open_handoff)
         return self._handoff
 
     def _require_no_failure(self) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import EllipsisType, TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from meshmsg.blocking.calls import SharedDealer
 from meshmsg.blocking.files import fetch, send_file
@@ -15,10 +15,11 @@ from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.errors import Cancelled, ConfigurationError
 from meshmsg.sockets.context import current
-from meshmsg.sockets.dealer import require_headers
+from meshmsg.sockets.dealer import require_method_name
 from meshmsg.sockets.files import FileInfo, fit_chunk
-from meshmsg.sockets.interceptors import OPTIONS, Outgoing
+from meshmsg.sockets.interceptors import Outgoing, make_outgoing
 from meshmsg.sockets.item_stream import Answer, Called, ItemStream
+from meshmsg.sockets.shown import Shown
 from meshmsg.sockets.transfers import Progress, Target, Upload
 from meshmsg.sockets.workers import is_async
 
@@ -94,21 +95,27 @@ class Fetched(Incoming[T]):
 
     async def _take(self) -> list[T]:
         source = self._source
+        down = source._down if isinstance(source, ItemStream) else None
+        if isinstance(source, ItemStream) and source._down.lent:
+            source._down.lent = 0  # the thread has got what came before
+            source.grant()
         try:
             items = [await anext(source)]
         except StopAsyncIteration:
             return []
         # Not all of a stream's window at once: then the producer would wait whenever a slow thread works on it.
-        limit = max(1, source._down.window // 2) if isinstance(source, ItemStream) else BURST
+        limit = max(1, down.window // 2) if down is not None else BURST
         try:
             while source._waiting and len(items) < limit:
+                if down is not None:
+                    down.lent = len(items)
                 items.append(source._take())
         except Exception as error:
             self._error = error
         return items
 
 
-class Dealer:
+class Dealer(Shown):
     """The client's end of a service. ``node.dealer(service, ...)`` makes it; any number of threads may use it.
 
     ``math.add(2, 3)`` is short for ``math.request("add", 2, 3)``, for methods that have no underscore in front and
@@ -134,10 +141,13 @@ class Dealer:
         self._inner = inner
         self._driver = driver
 
-    def __repr__(self) -> str:
-        return repr(self._inner)
+    def _title(self) -> str:
+        return self._inner._title()
 
-    def connect(self, loop: LoopThread) -> None:
+    def _state(self) -> str:
+        return self._inner._state()
+
+    def _connect(self, loop: LoopThread) -> None:
         """The node has started."""
         self._inner.connect(loop)
 
@@ -228,9 +238,7 @@ class Dealer:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""
-        if name.startswith("_") or "service" not in self.__dict__:  # a copy that is being made has nothing yet
-            label = f"dealer({self.__dict__.get('service')!r})"
-            raise AttributeError(f"{label} has no attribute {name!r}; request({name!r}) calls a method")
+        require_method_name(self, name)
         return partial(self.request, name)
 
     def close(self) -> None:
@@ -256,27 +264,19 @@ class InterceptedDealer(Dealer):
 
     def request(self, method: str, /, *args: Any, **given: Any) -> Any:
         """As ``Dealer.request``, through the interceptors."""
-        return self._go(self._describe("request", method, args, given), super().request, 0)
+        return self._go(make_outgoing("request", self.service, method, args, given), super().request, 0)
 
     def stream(self, method: str, /, *args: Any, **given: Any) -> Incoming[Any]:
         """As ``Dealer.stream``; the interceptors run when the first item is asked for."""
         self._inner.require_thread()
-        outgoing = self._describe("stream", method, args, given)
+        outgoing = make_outgoing("stream", self.service, method, args, given)
         return InterceptedIncoming(partial(self._go, outgoing, super().stream, 0), f"{self.service}.{method}")
 
     def survey(self, method: str, /, *args: Any, **given: Any) -> Incoming[Answer]:
         """As ``Dealer.survey``; the interceptors run once for all, when the first answer is asked for."""
         self._inner.require_thread()
-        outgoing = self._describe("survey", method, args, given)
+        outgoing = make_outgoing("survey", self.service, method, args, given)
         return InterceptedIncoming(partial(self._go, outgoing, super().survey, 0), f"{self.service}.{method}")
-
-    def _describe(
-        self, kind: Literal["request", "stream", "survey"], method: str, args: tuple[Any, ...], given: dict[str, Any]
-    ) -> Outgoing:
-        options = {name: given.pop(name) for name in OPTIONS if name in given}
-        headers = given.pop("headers", None) or {}
-        require_headers(headers)
-        return Outgoing(kind, self.service, method, args, given, dict(headers), options)
 
     def _go(self, outgoing: Outgoing, perform: Callable[..., Any], position: int) -> Any:
         """Goes on from the interceptor at this position; behind the last one is the request itself."""

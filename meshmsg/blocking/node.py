@@ -46,6 +46,7 @@ from meshmsg.sockets.call_threads import PlainInterceptor
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import STEP_S
 from meshmsg.sockets.pub_sub import require_on_gap
+from meshmsg.sockets.shown import Shown
 from meshmsg.unclosed import forget, warn_of_loss
 
 ParametersT = ParamSpec("ParametersT")
@@ -59,7 +60,7 @@ EXIT_S = 1.5  # what a node that nobody closed gets at the end of the process
 class Socket(Protocol):
     """What a node opens: it gets to know the loop's thread at the start."""
 
-    def connect(self, loop: LoopThread) -> None: ...
+    def _connect(self, loop: LoopThread) -> None: ...
 
 
 class Events(Iterator[Event]):
@@ -89,8 +90,11 @@ class Events(Iterator[Event]):
         """Ends the iteration after what still waits."""
         self._loop.call(self._stream.close)
 
+    def __repr__(self) -> str:
+        return repr(self._stream).replace(type(self._stream).__name__, type(self).__name__, 1)
 
-class Node:
+
+class Node(Shown):
     """One process's place in a mesh, for programs without an event loop; any thread may use it.
 
     Takes the parameters of ``meshmsg.Node``, and ``uvloop``: True insists on uvloop for the loop's thread (extra
@@ -167,7 +171,7 @@ class Node:
     def _connect(self, loop: LoopThread) -> None:
         loop.on_failure = self._fail
         for socket in self._sockets:
-            socket.connect(loop)
+            socket._connect(loop)
         self._sockets.clear()
 
     def __enter__(self) -> Self:
@@ -216,7 +220,7 @@ class Node:
         if self._node.driver.usable:
             for pub in self._pubs.values():
                 if isinstance(pub, Pub):
-                    pub.hand_over()
+                    pub._hand_over()
 
     def _seal(self, why: str) -> None:
         for box in self._node.outboxes.values():
@@ -248,7 +252,7 @@ class Node:
             _wait_for(news)
             loop.submit(self._node.close(), lambda: news.put(0))
             if _wait_for(news):
-                loop.call(self._node.hurry)
+                loop.call(self._node._hurry)
                 _wait_for(news)
             self._finish(loop)
         finally:
@@ -273,7 +277,7 @@ class Node:
         with self._lock:
             inner, box = self._call(self._node.open_push, queue, options)
             push = self._pushes.get(queue)
-            if push is None or not push.is_of(inner):
+            if push is None or not push._is_of(inner):
                 if isinstance(inner, BarePush):
                     push = UnreliablePush(inner, self._node.driver)
                 else:
@@ -314,7 +318,7 @@ class Node:
         with self._lock:
             inner: pub_sub.Pub | BarePub = self._call(self._node.pub, pattern, **options)  # type: ignore[arg-type]  # overloaded
             pub = self._pubs.get(pattern)
-            if pub is None or not pub.is_of(inner):
+            if pub is None or not pub._is_of(inner):
                 driver = self._node.driver
                 pub = UnreliablePub(inner, driver) if isinstance(inner, BarePub) else Pub(inner, driver)
                 self._pubs[pattern] = pub
@@ -390,7 +394,7 @@ class Node:
         if self._loop is None:
             self._sockets.append(socket)  # until the start
         else:
-            socket.connect(self._loop)
+            socket._connect(self._loop)
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -456,6 +460,12 @@ class Node:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
+    def _title(self) -> str:
+        return self._node._title()
+
+    def _state(self) -> str:
+        return self._node._state()
+
     def _call(
         self, function: Callable[ParametersT, ResultT], *arguments: ParametersT.args, **keywords: ParametersT.kwargs
     ) -> ResultT:
@@ -476,7 +486,7 @@ class Node:
         if loop is None or self._node.driver.is_foreign_process:
             return
         try:
-            loop.call(self._node.hurry)
+            loop.call(self._node._hurry)
             loop.wait(self._node.close(0.0), EXIT_S)
             self._finish(loop)
         except Exception as error:
@@ -518,12 +528,12 @@ class _SharedNode(asynchronous.Node):
         self._driver.closed = True
         self._driver.owner = 0
         for consumer in (*self._queues.consumers, *self._topics.subs):
-            consumer.abandon()
+            consumer._abandon()
         if self._transport is not None:
             self._transport.close(linger_ms=0)
         forget(self)
 
-    def warn_if_open(self) -> None:
+    def _warn_if_open(self) -> None:
         """The node around it closes it at the end of the process, and says what is lost."""
 
 

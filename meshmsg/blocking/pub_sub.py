@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from meshmsg.blocking.consumer import Consumer
+from meshmsg.blocking.face import Face
 from meshmsg.blocking.loop import LoopThread
+from meshmsg.blocking.packing import ThreadPacker
 from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.engine.run import Details
@@ -19,8 +21,8 @@ from meshmsg.sockets import pub_sub
 from meshmsg.sockets.bare_pub_sub import BarePub, BareSub
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import Bell
-from meshmsg.sockets.sending import Pack, encode, encode_parts, make_details, require_size
-from meshmsg.wire.codec import make_packer
+from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
+from meshmsg.sockets.shown import of_node
 
 PART = 1024  # messages encoded and put down at a time
 # What threads may have put down that the loop has not published yet.
@@ -31,7 +33,7 @@ ResultT = TypeVar("ResultT")
 Put = tuple[str, list[bytes], Details | None]  # a topic and what goes there; with details, one body
 
 
-class Pub:
+class Pub(Face[pub_sub.Pub]):
     """A topic, or a pattern of topics, to publish to. ``node.pub(pattern, ...)`` makes it; any thread may use it.
 
     ``send`` encodes in the caller's thread and puts the message down for the loop, which takes along whatever has
@@ -50,28 +52,21 @@ class Pub:
     """
 
     def __init__(self, asynchronous: pub_sub.Pub, driver: Driver) -> None:
+        super().__init__(asynchronous, driver)
         self.pattern = asynchronous.pattern
         self.options = asynchronous.options
-        self._async = asynchronous
-        self._driver = driver
-        self._local = threading.local()  # a packer each thread
+        self._packer = ThreadPacker()
         self._lock = threading.Lock()  # of what is put down and its counts
         self._put: deque[Put] = deque()
         self._count = 0
         self._bytes = 0
         self._limit = min(MAX_PUT, self.options.window) if self.options.block else MAX_PUT
-        self._loop: LoopThread | None = None
         self._waiting: asyncio.Future[None] | None = None  # for a slow subscriber, with what was put down
         self._bell: Bell
 
-    def connect(self, loop: LoopThread) -> None:
-        """The node has started."""
+    def _connect(self, loop: LoopThread) -> None:
         self._bell = Bell(loop.loop, self._take_in)
-        self._loop = loop
-
-    def is_of(self, asynchronous: object) -> bool:
-        """Whether this is the face of that one, which may be a new one of the same name."""
-        return self._async is asynchronous
+        super()._connect(loop)
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -111,8 +106,8 @@ class Pub:
         """
         self._require_open()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
-        name = self._async.require_fitting(topic)
-        for part in encode_parts(self._packer(), bodies, PART):
+        name = self._async._require_fitting(topic)
+        for part in encode_parts(self._packer.pack, bodies, PART):
             self._put_many(name, part)
 
     def delete_retained(self, topic: str | None = None) -> bool:
@@ -126,40 +121,26 @@ class Pub:
 
     def close(self) -> None:
         """Publishes no more to these topics. What was published can still be repaired while the node is open."""
-        self._driver.require_process()
-        if self._loop is None or self._loop.ended.is_set():
-            self._async.end()
-        else:
-            self._loop.call(self._close)
-
-    def hand_over(self) -> None:
-        """In the loop: publishes whatever was put down, whoever is slow."""
-        self._publish(heedless=True)
+        self._call(self._close)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _prepare(
         self, body: Any, topic: str | None, headers: Mapping[str, Any] | None, key: str | None, priority: int
     ) -> tuple[str, bytes, Details | None]:
-        pack = self._packer()
+        pack = self._packer.pack
         encoded = encode(pack, body)
-        name = self._async.require_fitting(topic)
+        name = self._async._require_fitting(topic)
         self._require_open()
-        require_size(encoded, self.pattern, self._async.max_bytes)
+        require_size(encoded, self.pattern, self._async._max_bytes)
         if headers is None and key is None and not priority:
             return name, encoded, None
         return name, encoded, make_details(pack, key, priority, None, None, headers, 0.0)
 
-    def _packer(self) -> Pack:
-        pack: Pack | None = getattr(self._local, "pack", None)
-        if pack is None:
-            pack = self._local.pack = make_packer()
-        return pack
-
     def _require_open(self) -> None:
         if not self._driver.owner:
             self._driver.require_running()
-        if self._async.closed:
+        if self._async._closed:
             raise NodeClosed(f"pub({self.pattern!r}) is closed: open another one")
 
     def _put_down(self, name: str, bodies: list[bytes], size: int, details: Details | None) -> bool:
@@ -175,7 +156,7 @@ class Pub:
         return True
 
     def _put_many(self, name: str, encoded: list[bytes]) -> None:
-        require_size(max(encoded, key=len, default=b""), self.pattern, self._async.max_bytes)
+        require_size(max(encoded, key=len, default=b""), self.pattern, self._async._max_bytes)
         step = min(PART, self._limit)
         for start in range(0, len(encoded), step):
             part = encoded[start : start + step]
@@ -189,17 +170,12 @@ class Pub:
 
     async def _until_room(self) -> None:
         # Half of it: what is gained by waiting is fewer and larger bursts.
-        await self._driver.until(lambda: self._async.closed or self._count * 2 <= self._limit)
-
-    def _running_loop(self) -> LoopThread:
-        self._driver.require_running()
-        assert self._loop is not None, "a running node has a loop"
-        return self._loop
+        await self._driver.until(lambda: self._async._closed or self._count * 2 <= self._limit)
 
     # -- in the loop -----------------------------------------------------------------------------------------
 
     def _take_in(self) -> None:
-        if not self._async.closed:
+        if not self._async._closed:
             self._publish()
             self._driver.turn()
 
@@ -209,14 +185,19 @@ class Pub:
         return function()
 
     def _close(self) -> None:
-        self.hand_over()
-        self._async.end()
+        if self._driver.usable:
+            self._hand_over()
+        self._async._end()
+
+    def _hand_over(self) -> None:
+        """Publishes whatever was put down, whoever is slow."""
+        self._publish(heedless=True)
 
     def _send_now(self, name: str, encoded: bytes, details: Details | None) -> None:
         self._publish()
-        if self._put or not self._async.pass_on(name, [encoded], details):
+        if self._put or not self._async._pass_on(name, [encoded], details):
             held_up = self._put[0][0] if self._put else name
-            raise OutboxFull(self._async.describe_no_room(held_up))
+            raise OutboxFull(self._async._describe_no_room(held_up))
 
     def _publish(self, *, heedless: bool = False) -> None:
         """Passes on what threads put down; what a slow subscriber or group holds up waits, and all behind it."""
@@ -224,7 +205,7 @@ class Pub:
         try:
             while self._put:
                 name, bodies, details = self._put[0]
-                count = self._async.pass_on(name, bodies, details, heedless=heedless)
+                count = self._async._pass_on(name, bodies, details, heedless=heedless)
                 taken += count
                 size += sum(map(len, bodies[:count]))
                 if count < len(bodies):
@@ -240,7 +221,7 @@ class Pub:
     def _wait_for_subscribers(self, name: str, size: int, details: Details | None) -> None:
         if self._waiting is None or self._waiting.done():
             headers = details.headers if details is not None else None
-            self._waiting = asyncio.ensure_future(self._async.wait_for_room(name, size, headers))
+            self._waiting = asyncio.ensure_future(self._async._wait_for_room(name, size, headers))
             self._waiting.add_done_callback(self._go_on)
 
     def _go_on(self, waiting: asyncio.Future[None]) -> None:
@@ -249,22 +230,12 @@ class Pub:
             self._take_in()
 
 
-class UnreliablePub:
+class UnreliablePub(Face[BarePub]):
     """``node.pub(pattern, reliable=False)``: hands topics and bodies to ZeroMQ, and that is all; any thread may."""
 
     def __init__(self, asynchronous: BarePub, driver: Driver) -> None:
+        super().__init__(asynchronous, driver)
         self.pattern = asynchronous.pattern
-        self._async = asynchronous
-        self._driver = driver
-        self._loop: LoopThread | None = None
-
-    def connect(self, loop: LoopThread) -> None:
-        """The node has started."""
-        self._loop = loop
-
-    def is_of(self, asynchronous: object) -> bool:
-        """Whether this is the face of that one, which may be a new one of the same name."""
-        return self._async is asynchronous
 
     def send(self, body: Any, topic: str | None = None) -> None:
         """Hands one message to ZeroMQ, which drops it for whoever has no room."""
@@ -281,19 +252,16 @@ class UnreliablePub:
 
     def close(self) -> None:
         """Publishes no more."""
-        self._driver.require_process()
-        if self._loop is None or self._loop.ended.is_set():
-            self._async.end()
-        else:
-            self._loop.call(self._async.end)
+        self._call(self._async.end)
 
-    def _running_loop(self) -> LoopThread:
-        self._driver.require_running()
-        assert self._loop is not None, "a running node has a loop"
-        return self._loop
+    def _title(self) -> str:
+        return of_node(self.pattern, self._driver)
+
+    def _state(self) -> str:
+        return "closed" if self._async._closed else ""
 
 
-class Sub(Consumer):
+class Sub(Consumer[pub_sub.Sub]):
     """The messages of a topic, or of a pattern of topics. ``node.sub(pattern, ...)`` makes it.
 
     Iterate it, take ``batches()``, or decorate a handler with it; any number of threads may, and each message goes to
@@ -304,30 +272,29 @@ class Sub(Consumer):
         super().__init__(asynchronous, driver)
         self.pattern = asynchronous.pattern
         self.options = asynchronous.options
-        self._sub = asynchronous
 
     @property
     def gaps(self) -> int:
         """Messages that were lost, each told by a ``Gap``."""
-        return self._sub.gaps
+        return self._async.gaps
 
     @property
     def conflated(self) -> int:
         """Messages that a newer value of their topic made needless (``latest=True``)."""
-        return self._sub.conflated
+        return self._async.conflated
 
     @property
     def dropped(self) -> int:
         """Messages that had no room, with ``reliable=False``; 0 without."""
-        return self._sub.dropped if isinstance(self._sub, BareSub) else 0
+        return self._async.dropped if isinstance(self._async, BareSub) else 0
 
     @property
     def discarded(self) -> int:
         """Messages that had come, and that nobody took before the close."""
-        return self._sub.discarded
+        return self._async.discarded
 
 
-class GroupMember(Consumer):
+class GroupMember(Consumer[GroupSub]):
     """A member of a group. ``node.sub(pattern, group=...)`` makes it; use it as a ``Pull`` (G7).
 
     Any number of threads may iterate it, each message goes to one of them. Closing gives unstarted messages back.

@@ -7,7 +7,7 @@ from meshmsg.driver import Driver
 from meshmsg.sockets import push_pull
 
 
-class Pull(Consumer):
+class Pull(Consumer[push_pull.Pull]):
     """The consumer's end of a queue. ``node.pull(queue, ...)`` makes it; iterate it, or decorate a handler with it.
 
     Any number of threads may iterate it, each message goes to one of them. The iteration ends when the pull or its

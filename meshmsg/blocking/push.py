@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, Unpack
 
+from meshmsg.blocking.face import Face
 from meshmsg.blocking.hooks import Hooks
 from meshmsg.blocking.loop import LoopThread
 from meshmsg.blocking.outbox import NO_ROOM, SharedOutbox
+from meshmsg.blocking.packing import ThreadPacker
 from meshmsg.checks import require_items, require_known
 from meshmsg.driver import Driver
 from meshmsg.engine.run import Details
@@ -21,15 +22,15 @@ from meshmsg.options import SendKeywords
 from meshmsg.sockets import push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.handoff import Bell
-from meshmsg.sockets.sending import MessageIds, Pack, encode, encode_all, make_details, require_size
-from meshmsg.wire.codec import make_packer
+from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, require_size
+from meshmsg.wire.codec import explain_encode_error
 
 BURST = 256  # bodies of an iterator encoded at a time
 GATHER_S = 0.001  # what a sender that waited for room waits on, for more of it
 PART = 4096  # bodies put down at a time
 
 
-class Push:
+class Push(Face[push_pull.Push]):
     """The producer's end of a queue. ``node.push(queue, ...)`` makes it; any number of threads may use it.
 
     ``send`` encodes in the caller's thread and puts the message down for the loop, which takes along whatever has
@@ -54,28 +55,21 @@ class Push:
         hooks: Hooks,
         forget: Callable[[Push], object] = lambda push: None,
     ) -> None:
+        super().__init__(asynchronous, driver)
         self.queue = asynchronous.queue
         self.options = asynchronous.options
-        self._async = asynchronous
         self._outbox = outbox
-        self._driver = driver
         self._hooks = hooks
         self._callbacks: list[Callable[[DeadLetter], Any]] = []
-        self._local = threading.local()  # a packer each thread
+        self._packer = ThreadPacker()
         self._forget = forget  # called at the close
-        self._max_bytes = asynchronous.max_bytes  # negative once it is closed: so nothing passes unlooked at
-        self._prefix = asynchronous.prefix
-        self._loop: LoopThread | None = None
+        self._max_bytes = asynchronous._max_bytes  # negative once it is closed: so nothing passes unlooked at
+        self._prefix = asynchronous._prefix
         self._bell: Bell
 
-    def connect(self, loop: LoopThread) -> None:
-        """The node has started."""
+    def _connect(self, loop: LoopThread) -> None:
         self._bell = Bell(loop.loop, self._take_in)
-        self._loop = loop
-
-    def is_of(self, asynchronous: object) -> bool:
-        """Whether this is the face of that one, which may be a new one of the same queue."""
-        return self._async is asynchronous
+        super()._connect(loop)
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -94,9 +88,9 @@ class Push:
         The parameters and what it raises are those of ``meshmsg.Push.send``.
         """
         try:
-            encoded: bytes = self._local.pack(body)
-        except Exception:  # this thread has no packer yet, or the body is to be refused
-            encoded = encode(self._packer(), body)
+            encoded = self._packer.pack(body)
+        except Exception as error:
+            raise explain_encode_error(body, error) from None
         if not self._driver.owner or len(encoded) > self._max_bytes:
             self._require(encoded)
         details = None
@@ -125,7 +119,7 @@ class Push:
             details = self._make_details(key, priority, ttl, delay, headers)
         while (number := self._outbox.put(encoded, details)) == NO_ROOM:
             if self.options.overflow == "wait":
-                raise OutboxFull(self._running_loop().call(self._async.describe_full))
+                raise OutboxFull(self._running_loop().call(self._async._describe_full))
             self._wait_for_room(len(encoded))  # that drops the oldest, and no more
         if not self._bell.rung:
             self._bell.ring()
@@ -140,11 +134,11 @@ class Push:
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         ids = MessageIds(self._prefix, [])
         if isinstance(bodies, (list, tuple)):
-            self._put_many(encode_all(self._packer(), bodies, 0), ids)
+            self._put_many(encode_all(self._packer.pack, bodies, 0), ids)
             return ids
         source = iter(bodies)
         while part := list(islice(source, BURST)):
-            self._put_many(encode_all(self._packer(), part, len(ids)), ids)
+            self._put_many(encode_all(self._packer.pack, part, len(ids)), ids)
         return ids
 
     def deliver(self, body: Any, *, timeout: float | None = None, **options: Unpack[SendKeywords]) -> str:
@@ -157,7 +151,7 @@ class Push:
         encoded = self._encode(body)
         details = self._make_details(**options) if options else None
         put = functools.partial(self._put_from_loop, encoded, details)
-        return self._running_loop().wait(self._async.track(put, timeout))
+        return self._running_loop().wait(self._async._track(put, timeout))
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until nothing is pending: every message is processed or dead. Raises ``WaitTimeout``."""
@@ -165,45 +159,36 @@ class Push:
 
     def close(self) -> None:
         """Sends no more; see ``meshmsg.Push.close``. What any thread was given an id for goes on to be processed."""
-        self._driver.require_process()
-        if self._loop is None or self._loop.ended.is_set():
-            self._end()
-        else:
-            self._loop.call(self._end)
+        self._call(self._end)
         self._forget(self)
 
     # -- looking ---------------------------------------------------------------------------------------------
 
     def ledger(self) -> Ledger:
         """Where this queue's messages are: ``accepted = processed + dead + pending`` (G1)."""
-        self._driver.require_process()
-        return self._outbox.ledger() if self._loop is None else self._loop.call(self._outbox.ledger)
+        return self._call(self._outbox.ledger)
 
     def on_dead_letter(self, callback: Callable[[DeadLetter], Any]) -> Callable[[DeadLetter], Any]:
         """Registers a function that is called with each dead letter of this queue, once, in a thread of its own."""
         if not callable(callback) or inspect.iscoroutinefunction(callback):
             raise ConfigurationError(f"on_dead_letter of {self.queue!r} takes a plain function, not {callback!r}")
-        self._driver.require_process()
-        if self._loop is None:
-            self._register(callback)
-        else:
-            self._loop.call(self._register, callback)
+        self._call(self._register, callback)
         return callback
 
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        if not self._async.closed:
+        if not self._async._closed:
             self._max_bytes = -1
             self._outbox.seal(self._describe_closed())  # no thread is between a look at this and its message now
-            self._async.end()
+            self._async._end()
 
     def _describe_closed(self) -> str:
         return f"push({self.queue!r}) was closed: open another one"
 
     def _require_open(self) -> None:
         self._driver.require_running()
-        if self._async.closed:
+        if self._async._closed:
             raise NodeClosed(self._describe_closed())
 
     def _register(self, callback: Callable[[DeadLetter], Any]) -> None:
@@ -215,14 +200,8 @@ class Push:
         for callback in self._callbacks:
             self._hooks.put(callback, letter)
 
-    def _packer(self) -> Pack:
-        pack: Pack | None = getattr(self._local, "pack", None)
-        if pack is None:
-            pack = self._local.pack = make_packer()
-        return pack
-
     def _encode(self, body: Any) -> bytes:
-        encoded = encode(self._packer(), body)
+        encoded = encode(self._packer.pack, body)
         self._require(encoded)
         return encoded
 
@@ -246,7 +225,7 @@ class Push:
         headers: Mapping[str, Any] | None = None,
     ) -> Details:
         ttl = self.options.ttl if ttl is None else ttl
-        return make_details(self._packer(), key, priority, ttl, delay, headers, 0.0)
+        return make_details(self._packer.pack, key, priority, ttl, delay, headers, 0.0)
 
     def _put_many(self, encoded: list[bytes], ids: MessageIds) -> None:
         require_size(max(encoded, key=len, default=b""), self.queue, self._require_limit())
@@ -272,38 +251,23 @@ class Push:
         self._running_loop().wait(self._make_room(size))
 
     async def _make_room(self, size: int) -> None:
-        await self._async.wait_for_room(size)
+        await self._async._wait_for_room(size)
         # Room for a few only: what is gained by waiting is fewer and larger bursts.
         enough = self.options.max_pending // 4
         if self._outbox.room < enough and self.options.overflow == "wait":
             await self._driver.until(lambda: self._outbox.room >= enough, GATHER_S)
-
-    def _running_loop(self) -> LoopThread:
-        self._driver.require_running()
-        assert self._loop is not None, "a running node has a loop"
-        return self._loop
 
     def _take_in(self) -> None:
         self._outbox.absorb(self._driver.now())
         self._driver.turn()
 
 
-class UnreliablePush:
+class UnreliablePush(Face[BarePush]):
     """``node.push(queue, reliable=False)``: hands bodies to ZeroMQ, and that is all; any thread may."""
 
     def __init__(self, asynchronous: BarePush, driver: Driver) -> None:
+        super().__init__(asynchronous, driver)
         self.queue = asynchronous.queue
-        self._async = asynchronous
-        self._driver = driver
-        self._loop: LoopThread | None = None
-
-    def connect(self, loop: LoopThread) -> None:
-        """The node has started."""
-        self._loop = loop
-
-    def is_of(self, asynchronous: object) -> bool:
-        """Whether this is the face of that one, which may be a new one of the same queue."""
-        return self._async is asynchronous
 
     def send(self, body: Any) -> None:
         """Hands one body to ZeroMQ; waits while no consumer is connected or all of them are at their limit."""
@@ -318,7 +282,6 @@ class UnreliablePush:
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         return self._running_loop().wait(self._async.send_many(list(bodies)))
 
-    def _running_loop(self) -> LoopThread:
-        self._driver.require_running()
-        assert self._loop is not None, "a running node has a loop"
-        return self._loop
+    def close(self) -> None:
+        """Sends no more; ZeroMQ gets a moment for what it holds."""
+        self._call(self._async._end)

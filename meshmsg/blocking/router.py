@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from meshmsg.blocking.loop import LoopThread
+from meshmsg.blocking.face import DrainingFace
 from meshmsg.driver import Driver
-from meshmsg.errors import ConfigurationError, NodeClosed
+from meshmsg.errors import ConfigurationError
 from meshmsg.sockets import router
 from meshmsg.sockets.methods import find_kind, list_public
 
@@ -17,7 +17,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 OfferedT = TypeVar("OfferedT")
 
 
-class Router:
+class Router(DrainingFace[router.Router]):
     """A service of this node. ``node.router(service, ...)`` makes it; ``docs/requests.md`` is about it.
 
     Its methods are plain functions and generators, and run in up to ``concurrency`` threads. Other nodes hear of it
@@ -36,16 +36,9 @@ class Router:
     """
 
     def __init__(self, asynchronous: router.Router, driver: Driver) -> None:
+        super().__init__(asynchronous, driver)
         self.service = asynchronous.service
         self.options = asynchronous.options
-        self.label = asynchronous.label
-        self._async = asynchronous
-        self._driver = driver
-        self._loop: LoopThread | None = None
-
-    def connect(self, loop: LoopThread) -> None:
-        """The node has started."""
-        self._loop = loop
 
     @overload
     def method(self, function: FunctionT, *, name: str | None = None, endless: bool = False) -> FunctionT: ...
@@ -71,7 +64,7 @@ class Router:
 
         ``endless`` has the names of those that are (see ``method``).
         """
-        made = router.make_offered(self.label, offered)  # here, where it may take its time
+        made = router.make_offered(self._async._label, offered)  # here, where it may take its time
         for function in list_public(made).values():
             self._require_plain(function)
         self._call(lambda: self._async.offer(made, endless=endless))
@@ -100,11 +93,7 @@ class Router:
 
         A plain function cannot be stopped: its caller gets ``Unavailable``, and its thread goes on.
         """
-        self._driver.require_process()
-        if self._loop is None:
-            raise NodeClosed(f"the node of {self.label} is not started, so there is nothing to close")
-        if not self._loop.ended.is_set():
-            self._loop.wait(self._async.close(drain))
+        self._close(drain)
 
     def __enter__(self) -> Self:
         return self
@@ -116,11 +105,4 @@ class Router:
 
     def _require_plain(self, function: object) -> None:
         if callable(function) and find_kind(function) in ("coroutine", "async generator"):
-            raise ConfigurationError(f"{self.label} takes plain functions here; meshmsg.Node runs coroutines")
-
-    def _call(self, function: Callable[[], Any]) -> None:
-        self._driver.require_process()
-        if self._loop is None:
-            function()
-        else:
-            self._loop.call(function)
+            raise ConfigurationError(f"{self._async._label} takes plain functions here; meshmsg.Node runs coroutines")

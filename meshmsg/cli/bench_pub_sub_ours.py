@@ -53,8 +53,7 @@ async def publish(options: Options) -> None:
                 await publish_all(pub, body, topics, command["count"], options)
                 say(began=began)
             else:
-                # No public counter tells it yet.
-                say(cpu_s=time.process_time(), repaired=pub._publisher.repaired)
+                say(cpu_s=time.process_time(), repaired=node.counters()["repaired_messages"])
 
 
 async def wait_for_subscribers(node: meshmsg.Node, topics: Sequence[str], count: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 
+from meshmsg.addresses import is_address
 from meshmsg.errors import ConfigurationError
 
 EXAMPLE = "tcp://192.168.1.20:41001"
@@ -44,26 +44,17 @@ def join_endpoint(host: str, port: int) -> str:
     return f"{_SCHEME}[{host}]:{port}" if ":" in host else f"{_SCHEME}{host}:{port}"
 
 
-def is_address(host: str) -> bool:
-    """Whether a host is an IP address, not a name that has to be looked up.
-
-    >>> is_address("::1"), is_address("localhost")
-    (True, False)
-    """
-    return _is_address(host, version=4) or _is_address(host, version=6)
-
-
 def _read_host(text: str, host: str) -> str:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        if not _is_address(host, version=6):
+        if not is_address(host, 6):
             raise _refusal(text, f"has a bad IPv6 address, {host!r}")
     elif ":" in host:
         raise _refusal(text, "looks like an IPv6 address, which needs brackets: tcp://[::1]:41001")
     elif not host:
         raise _refusal(text, "has no host")
     elif _LOOKS_LIKE_IPV4.fullmatch(host):
-        if not _is_address(host, version=4):
+        if not is_address(host, 4):
             raise _refusal(text, f"has a bad IPv4 address, {host!r}")
     elif not _HOST_NAME.fullmatch(host):
         raise _refusal(text, f"has a bad host name, {host!r}")
@@ -76,13 +67,6 @@ def _read_port(text: str, port_text: str) -> int:
     if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 1 <= int(port_text) <= 65535):
         raise _refusal(text, f"has the port {port_text!r}, which is no number from 1 to 65535")
     return int(port_text)
-
-
-def _is_address(text: str, *, version: int) -> bool:
-    try:
-        return ipaddress.ip_address(text).version == version
-    except ValueError:
-        return False
 
 
 def _refusal(text: object, problem: str) -> ConfigurationError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Sequence
 
 import netifaces
 
+from meshmsg.addresses import is_loopback
 from meshmsg.errors import ConfigurationError
 
 POLL_S = 5.0
@@ -65,14 +65,6 @@ def interface_of(address: str) -> str | None:
 def describe_interfaces() -> str:
     """The interfaces and their addresses in one line, for error messages."""
     return ", ".join(f"{name} ({' '.join(found)})" for name, found in _addresses_by_interface().items() if found)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an IP address is one of loopback; False for anything that is no IP address."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 class Damper:

@@ -6,9 +6,10 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from meshmsg.addresses import is_loopback
 from meshmsg.discovery.announcement import MAX_ADDRESSES, Reach, check_mesh, check_node_id
 from meshmsg.discovery.endpoint import split_endpoint
-from meshmsg.discovery.interfaces import describe_interfaces, is_loopback
+from meshmsg.discovery.interfaces import describe_interfaces
 from meshmsg.errors import ConfigurationError
 
 

@@ -7,8 +7,9 @@ import logging
 import socket
 from collections.abc import Sequence
 
+from meshmsg.addresses import is_address
 from meshmsg.discovery.candidate import Candidate, Found, Lost
-from meshmsg.discovery.endpoint import is_address, join_endpoint, split_endpoint
+from meshmsg.discovery.endpoint import join_endpoint, split_endpoint
 from meshmsg.discovery.known import KnownNodes
 from meshmsg.errors import ConfigurationError, MeshError
 

@@ -59,7 +59,7 @@ class Buffer:
     def _close_opened(self) -> None:
         """What was opened to be taken one by one waits like the rest again."""
         while self.opened:
-            self.arrivals.appendleft(self.opened.pop().closed())
+            self.arrivals.appendleft(self.opened.pop()._alone())
 
     def take_back(self) -> deque[Arrival]:
         """Everything that waits, which waits no more."""

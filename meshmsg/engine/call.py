@@ -6,7 +6,7 @@ from typing import Any
 
 from meshmsg.engine.providers import Provider
 from meshmsg.engine.streams import InStream, OutStream
-from meshmsg.errors import RequestError
+from meshmsg.errors import DeadlineExceeded, RequestError
 from meshmsg.options import DealerOptions
 from meshmsg.wire import items
 
@@ -90,3 +90,19 @@ class Call:
     def tries(self) -> int:
         """How many attempts there were at providers that have the method, as far as one knows."""
         return self.attempts - len(self.lacking)
+
+    def is_from(self, number: int, peer: str) -> bool:
+        """Whether an attempt is under way at the peer with this key."""
+        if number == self.number:
+            return self.provider is not None and self.provider.key == peer
+        return self.hedges is not None and number in self.hedges and self.hedges[number][0].key == peer
+
+    def make_late(self, *, waited: bool = False) -> DeadlineExceeded:
+        """The error of a call whose time is over; ``waited``: before anybody who serves could be asked."""
+        name = f"{self.service}.{self.method}"
+        if waited:
+            return DeadlineExceeded(f"{name} was not sent within {self.timeout:g} s: nobody to ask was heard of")
+        came = f"{self.came} item{'s' * (self.came != 1)} and no end" if self.came else "no answer"
+        error = DeadlineExceeded(f"{name} brought {came} within {self.timeout:g} s")
+        error.peer = self.provider.name if self.provider is not None else None
+        return error

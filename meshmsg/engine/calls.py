@@ -7,7 +7,7 @@ Commands are ``start``, ``cancel``, ``send_items`` and ``end_items``, inputs the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
@@ -16,10 +16,10 @@ from meshmsg.engine.call import Call as Call
 from meshmsg.engine.faults import RETRYABLE, is_answer, make_error
 from meshmsg.engine.providers import BUILT_IN, Clients, Provider
 from meshmsg.engine.retry import backoff
+from meshmsg.engine.streams import BYTES_UNDER_WAY
 from meshmsg.errors import (
     BodyTooLarge,
     Cancelled,
-    DeadlineExceeded,
     MeshError,
     NoResponders,
     NoSuchMethod,
@@ -35,7 +35,7 @@ from meshmsg.wire.codec import Undecodable
 # (peer's key, items, bodies)
 Send = Callable[[str, list[list[Any]], Sequence[bytes]], None]
 
-_RETRY = -1  # in the place of an attempt's number
+_RETRY, _WAIT = -1, -2  # in the place of an attempt's number; _WAIT and below each for one time of waiting
 MAX_STALE = 64  # deadlines and timers that lead nowhere, before it is worth taking them out
 _OVER = "the request is over"
 
@@ -58,10 +58,11 @@ class Calls:
         self._table: dict[int, Call] = {}
         self._next_number = 0
         self._deadlines: list[tuple[float, int, int]] = []  # (when, first number, count): one a run
-        # Retries, and hedges of an attempt: (when, tie, the attempt's number or _RETRY, call).
+        # Hedges, retries, ends of waiting: (when, tie, the attempt's number, _RETRY or that in _waiting, call).
         self._timers: list[tuple[float, int, int, Call]] = []
         self._tie = count()
         self._resting: set[Call] = set()  # those whose retry is to come
+        self._waiting: dict[Call, int] = {}  # for what becomes of a provider that is suspect
         self._most = (MAX_STALE, MAX_STALE)  # deadlines and timers that were allowed after the last turn
 
     # -- commands --------------------------------------------------------------------------------------------
@@ -69,7 +70,8 @@ class Calls:
     @property
     def pending(self) -> int:
         """Attempts that have no answer yet, and calls that wait to be sent or for their retry."""
-        return sum(not call.done for calls in (self._table.values(), self.staged, self._resting) for call in calls)
+        kept = (self._table.values(), self.staged, self._resting, self._waiting)
+        return sum(not call.done for calls in kept for call in calls)
 
     def clients(self, service: str) -> Clients:
         """What is known of a service."""
@@ -84,13 +86,9 @@ class Calls:
         return self._clients[service].providers.listed() if service in self._clients else []
 
     def whom_to_survey(self, service: str, method: str) -> list[Provider]:
-        """Who serves it now; for what is asked about the providers themselves, also those who do not serve."""
+        """Who serves it, suspect or not; for what is asked about the providers themselves, also who does not serve."""
         self.before_looking()
-        return self._askable(self.clients(service), method)
-
-    @staticmethod
-    def _askable(known: Clients, method: str) -> list[Provider]:
-        return known.providers.reachable() if method in BUILT_IN else known.providers.listed()
+        return self.clients(service).providers.there(anyway=method in BUILT_IN)
 
     def start(self, call: Call) -> None:
         """Makes a request: it leaves with this turn, together with all others of it."""
@@ -105,24 +103,30 @@ class Calls:
                 call.up.cut = _OVER
 
     def send_items(self, call: Call, bodies: Sequence[bytes]) -> None:
-        """Items of the caller's stream; not more than ``call.up.room``."""
+        """Items of the caller's stream; not more than ``call.up.room``, and none behind its ``mark_bytes``."""
         if not call.done and call.provider is not None and call.up is not None:
-            call.up.take(len(bodies))
+            marked = call.up.take(len(bodies), sum(map(len, bodies)))
             call.spoke = True
-            self._send(call.provider.key, [[items.UP_ITEMS, call.number, len(bodies)]], bodies)
+            item = [items.UP_ITEMS, call.number, len(bodies), *([items.MARKED] if marked else ())]
+            self._send(call.provider.key, [item], bodies)
 
     def end_items(self, call: Call) -> None:
-        """The caller's stream is complete."""
-        if not call.done and call.provider is not None:
+        """The caller's stream is complete. If nobody has the call just now, it is said to whom it goes next."""
+        if call.done or call.up is None:
+            return
+        if call.number in self._table:
+            assert call.provider is not None
             call.spoke = True
             self._send(call.provider.key, [[items.UP_END, call.number]], ())
+        else:
+            call.up.ended = True
 
-    def grant(self, call: Call) -> None:
-        """The application took items: the server may send more, once that is worth a word."""
-        if not call.done and call.down is not None and call.provider is not None:
-            upto = call.down.credit_due()
-            if upto is not None:
-                self._send(call.provider.key, [[items.CREDIT, call.number, upto]], ())
+    def grant(self, call: Call) -> bool:
+        """The application took items: tells the server, if that is worth a word; says whether it is."""
+        if call.done or call.down is None or call.provider is None or (upto := call.down.credit_due()) is None:
+            return False
+        self._send(call.provider.key, [[items.CREDIT, call.number, upto, call.down.taken]], ())
+        return True
 
     # -- out -------------------------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class Calls:
                 each for each in self._deadlines if any(number in table for number in range(each[1], each[1] + each[2]))
             ]
             heapify(self._deadlines)
-        most_timers = most + 2 * len(self._resting)
+        most_timers = most + 2 * (len(self._resting) + len(self._waiting))
         if len(self._timers) > most_timers:
             self._timers = [each for each in self._timers if self._is_awaited(each[2], each[3])]
             heapify(self._timers)
@@ -186,26 +190,30 @@ class Calls:
         """Whether a timer still has something to do."""
         if number == _RETRY:
             return call in self._resting
+        if number <= _WAIT:
+            return not call.done and self._waiting.get(call) == number
         return not call.done and number == call.number and number in self._table
 
     def _choose(self, call: Call, now: float) -> Provider | None:
-        """Takes a provider for the next attempt; without one, the call has its outcome."""
+        """Takes a provider for the next attempt; without one, the call has its outcome, or waits."""
         known = self.clients(call.service)
         if call.deadline is not None and now >= call.deadline:
-            self._report(call, None, self._late(call))
+            self._report(call, None, call.make_late())
             return None
         if call.peer is not None:
-            askable = self._askable(known, call.method)
-            provider = next((each for each in askable if each.is_called(call.peer)), None)
+            provider = known.providers.find(call.peer, anyway=call.method in BUILT_IN)
         else:
             provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, call.lacking)
-        if call.number in self._table and (provider is None or provider.key in call.avoid):
+        if call.number in self._table and (provider is None or provider.suspect or provider.key in call.avoid):
             return None  # a hedge without another provider; the first attempt goes on
         if provider is None and call.lacking:  # a retry that finds only those: perhaps they have the method by now
             provider = known.providers.pick(call.options.balance, now, call.key, call.avoid)
         if provider is None:
             call.attempts += call.attempts > 0  # a retry that finds nobody is one, too
             self._fail(call, NoResponders(known.providers.explain_nobody(call.service, call.peer)), now)
+            return None
+        if provider.suspect:
+            self._wait(call, now)
             return None
         limit = self._limit_of(provider.key)
         if limit is not None and len(call.body) > limit:
@@ -224,6 +232,21 @@ class Calls:
         call.provider = provider
         known.providers.started(provider, now)
         return provider
+
+    def _wait(self, call: Call, now: float) -> None:
+        """Who is to be asked is suspect. Soon it is back or gone; until then nobody has the call."""
+        if call.deadline is None and call.timeout is not None:
+            call.deadline = now + call.timeout
+        mark = self._waiting[call] = _WAIT - next(self._tie)
+        if call.deadline is not None:
+            heappush(self._timers, (call.deadline, next(self._tie), mark, call))
+
+    def _decide(self, services: Collection[str]) -> None:
+        """Who offers these has changed: what waits for one of them looks again whom it can ask."""
+        again = [call for call in self._waiting if call.service in services]
+        for call in again:
+            del self._waiting[call]
+        self.staged += again
 
     def _send_run(self, provider: Provider, run: list[Call], now: float) -> None:
         first = run[0]
@@ -245,7 +268,13 @@ class Calls:
         window = first.down.limit if first.down is not None else 0
         method = (first.service, first.method)
         item = [items.CALL, number, len(run), *method, remaining, first.flags, window, first.headers]
+        if first.down is not None:
+            item.append(BYTES_UNDER_WAY)
         self._send(provider.key, [item], [call.body for call in run])
+        if first.flags & items.SENDS_ITEMS:
+            for call in run:
+                if call.up is not None and call.up.ended:
+                    self.end_items(call)
         if first.options.hedge_after is not None:
             for call in run:
                 self._plan_hedge(call, now)
@@ -268,7 +297,7 @@ class Calls:
         table = self._table
         for number, value in zip(numbers, values, strict=True):
             call = table.get(number)
-            if call is None or call.done or not self._is_from(call, number, peer):
+            if call is None or call.done or not call.is_from(number, peer):
                 self.late_replies += 1
                 continue
             if type(value) is Undecodable:
@@ -280,7 +309,7 @@ class Calls:
         """A request failed there: ``[op, number, code, type, message, traceback, retry_after, flags]``."""
         number, code, type_name, message, remote_traceback, retry_after, flags = fault[1:8]
         call = self._table.get(number)
-        if call is None or call.done or not self._is_from(call, number, peer):
+        if call is None or call.done or not call.is_from(number, peer):
             self.late_replies += 1
             return
         error = make_error(code, type_name, message, remote_traceback, retry_after)
@@ -288,39 +317,46 @@ class Calls:
         answer = is_answer(type_name, never_ran)
         self._attempt_failed(call, number, error, now, never_ran=never_ran, answer=answer, pause=retry_after)
 
-    def on_items(self, peer: str, number: int, values: list[Any], size_bytes: int) -> None:
+    def on_items(self, peer: str, number: int, values: list[Any], size_bytes: int, flags: int = 0) -> None:
         """Items of a stream came, of so many bytes together."""
         call = self._table.get(number)
-        if call is None or call.done or call.down is None or not self._is_from(call, number, peer):
+        if call is None or call.done or call.down is None or not call.is_from(number, peer):
             self.late_replies += 1
             return
         call.came += len(values)
-        call.down.put(values, size_bytes)
+        call.down.put(values, size_bytes, marked=bool(flags & items.MARKED))
 
     def on_end(self, peer: str, number: int, now: float) -> None:
         """A stream ended well."""
         call = self._table.get(number)
-        if call is None or call.done or not self._is_from(call, number, peer):
+        if call is None or call.done or not call.is_from(number, peer):
             self.late_replies += 1
             return
         self._finish(call, None, None, number, now)
 
-    def on_up_credit(self, peer: str, number: int, upto: int) -> None:
-        """The server takes more of the caller's items."""
+    def on_up_credit(self, peer: str, number: int, upto: int, taken: int = 0, limit_bytes: int | None = None) -> None:
+        """The server takes more of the caller's items, and took some."""
         call = self._table.get(number)
-        if call is not None and call.up is not None and self._is_from(call, number, peer):
-            call.up.grant(upto)
+        if call is not None and call.up is not None and call.is_from(number, peer):
+            call.up.grant(upto, taken, limit_bytes)
 
-    def on_peer(self, key: str, name: str, services: dict[str, dict[str, Any]], *, alive: bool) -> None:
-        """What a peer offers, and whether it can be asked."""
+    def on_peer(
+        self, key: str, name: str, services: dict[str, dict[str, Any]], *, alive: bool, suspect: bool = False
+    ) -> None:
+        """What a peer offers, and whether it can be asked; ``suspect``: not now, and that is soon decided."""
         for service in services:
             self.clients(service)
+        changed: set[str] = set()
         for service, known in self._clients.items():
             offer = services.get(service)
             if offer is None:
-                known.providers.remove(key)
+                news = known.providers.remove(key)
             else:
-                known.providers.update(key, name, serving=offer.get("serving", True) is not False, alive=alive)
+                serving = offer.get("serving", True) is not False
+                news = known.providers.update(key, name, serving=serving, alive=alive, suspect=suspect)
+            if news:
+                changed.add(service)
+        self._decide(changed)
         self._forget_unused()
 
     def _forget_unused(self) -> None:
@@ -330,20 +366,13 @@ class Calls:
 
     def on_peer_gone(self, key: str, name: str, why: str, now: float) -> None:
         """A peer's life ended: whatever it had to answer is lost."""
-        for known in self._clients.values():
-            known.providers.remove(key)
+        self._decide({service for service, known in self._clients.items() if known.providers.remove(key)})
         self._forget_unused()
-        lost = [(number, call) for number, call in self._table.items() if self._is_from(call, number, key)]
+        lost = [(number, call) for number, call in self._table.items() if call.is_from(number, key)]
         for number, call in lost:
             if not call.done:
                 text = f"{call.service}.{call.method}: {name!r} is gone ({why}) and may have run it or not"
                 self._attempt_failed(call, number, PeerLost(text), now)
-
-    @staticmethod
-    def _is_from(call: Call, number: int, peer: str) -> bool:
-        if number == call.number:
-            return call.provider is not None and call.provider.key == peer
-        return call.hedges is not None and number in call.hedges and call.hedges[number][0].key == peer
 
     # -- outcomes --------------------------------------------------------------------------------------------
 
@@ -398,7 +427,7 @@ class Calls:
     def _stage_again(self, call: Call) -> None:
         """Asks somebody else at once."""
         if call.up is not None:
-            call.up.allowed = 0  # what another server takes, it says itself
+            call.up.forget_credit()
         self.staged.append(call)
 
     def _ask_who_has_it(self, call: Call, error: RequestError, now: float) -> None:
@@ -406,7 +435,7 @@ class Calls:
 
         Where those that may have it refused, what they said is the outcome, or they are asked again later.
         """
-        others = [each for each in self.clients(call.service).providers.listed() if each.key not in call.lacking]
+        others = self.clients(call.service).providers.others(call.lacking)
         if call.peer is not None or call.spoke or not others:
             self._report(call, None, error)
         elif call.refusal is None or any(each.key not in call.avoid for each in others):
@@ -473,6 +502,7 @@ class Calls:
         """Every attempt of it is called off."""
         call.done = True
         self._resting.discard(call)
+        self._waiting.pop(call, None)
         attempts = call.hedges or {}
         call.hedges = None
         if call.number in self._table:
@@ -483,12 +513,6 @@ class Calls:
             del self._table[number]
             providers.dropped(provider, now, 0.0 if call.flags else now - sent_at)
             self._send(provider.key, [[items.CANCEL, [number]]], ())
-
-    def _late(self, call: Call) -> DeadlineExceeded:
-        came = f"{call.came} item{'s' * (call.came != 1)} and no end" if call.came else "no answer"
-        error = DeadlineExceeded(f"{call.service}.{call.method} brought {came} within {call.timeout:g} s")
-        error.peer = call.provider.name if call.provider is not None else None
-        return error
 
     # -- time ------------------------------------------------------------------------------------------------
 
@@ -507,6 +531,9 @@ class Calls:
             if number == _RETRY:
                 self._resting.discard(call)
                 self.staged.append(call)
+            elif number <= _WAIT:
+                del self._waiting[call]
+                self._report(call, None, call.make_late(waited=True))
             else:
                 self._hedge(call, now)
 
@@ -516,7 +543,7 @@ class Calls:
         slowest, sent_at = next(iter(call.hedges.values())) if call.hedges else (call.provider, call.sent_at)
         self.clients(call.service).providers.blame(slowest, now, 0.0 if call.flags else now - sent_at)
         self._end(call, now)
-        self._report(call, None, self._late(call))
+        self._report(call, None, call.make_late())
 
     def _hedge(self, call: Call, now: float) -> None:
         known = self.clients(call.service)
@@ -542,7 +569,7 @@ class Calls:
 
     def close(self, now: float) -> None:
         """The node closes: whatever is under way is given up."""
-        waiting = [*self.staged, *dict.fromkeys(self._table.values()), *(call for *_, call in self._timers)]
+        waiting = [*self.staged, *self._table.values(), *self._waiting, *(call for *_, call in self._timers)]
         self.staged, self._timers = [], []
         for call in waiting:
             if not call.done:
@@ -560,10 +587,12 @@ class Calls:
             asked[id(provider)] = asked.get(id(provider), 0) + 1
         retries = [call for _, _, number, call in self._timers if number == _RETRY and call in self._resting]
         assert len(retries) == len(self._resting), f"{len(self._resting)} calls wait for {len(retries)} retries"
-        for call in self._resting:
-            assert not call.done or call in self.given_up, "a call has its outcome and waits for a retry"
+        for call in (*self._resting, *self._waiting):
+            assert not call.done or call in self.given_up, "a call has its outcome and waits for a retry or a provider"
+            assert call.number not in self._table, "a call waits to be sent, and was"
         assert len(self._deadlines) <= self._most[0], f"{len(self._deadlines)} deadlines of {len(self._table)} calls"
-        assert len(self._timers) <= self._most[1] + len(retries), f"{len(self._timers)} timers"
+        most = self._most[1] + len(retries) + len(self._waiting)
+        assert len(self._timers) <= most, f"{len(self._timers)} timers"
         for service, clients in self._clients.items():
             clients.providers.check()
             for each in clients.providers.everybody():

@@ -39,7 +39,8 @@ class Conversations:
         identity = self._peers.identity
         # Its own offers reach a node as all others do, a turn late: what it offers now is known here.
         offers = identity.offers if peer.node_id == identity.node_id else peer.offers
-        self.calls.on_peer(peer.key, peer.name, offers.get(ROUTER, {}), alive=alive)
+        suspect = peer.state == "suspect"
+        self.calls.on_peer(peer.key, peer.name, offers.get(ROUTER, {}), alive=alive, suspect=suspect)
 
     def _sync_own(self) -> None:
         """This node's services are known to itself at once."""
@@ -56,7 +57,7 @@ class Conversations:
             self._tell(peer, self._open(peer.key).resume())
 
     def pause(self, node_id: str) -> None:
-        """A peer is suspect: it gets no new requests."""
+        """A peer is suspect: it gets no new requests until that is decided."""
         peer = self._peers.by_id.get(node_id)
         if peer is not None:
             self.sync(peer)
@@ -110,17 +111,17 @@ class Conversations:
             elif op == items.CANCEL:
                 serving.on_cancel(key, item[1])
             elif op == items.ITEMS:
-                calls.on_items(key, item[1], part, len(talk.payload) * length // total)
+                calls.on_items(key, item[1], part, len(talk.payload) * length // total, *item[3:4])
             elif op == items.END:
                 calls.on_end(key, item[1], now)
             elif op == items.CREDIT:
-                serving.on_credit(key, item[1], item[2])
+                serving.on_credit(key, *item[1:4])
             elif op == items.UP_ITEMS:
-                serving.on_up_items(key, item[1], part, len(talk.payload) * length // total)
+                serving.on_up_items(key, item[1], part, len(talk.payload) * length // total, *item[3:4])
             elif op == items.UP_END:
                 serving.on_up_end(key, item[1])
             elif op == items.UP_CREDIT:
-                calls.on_up_credit(key, item[1], item[2])
+                calls.on_up_credit(key, *item[1:5])
 
     # -- out -------------------------------------------------------------------------------------------------
 

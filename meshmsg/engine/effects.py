@@ -1,7 +1,6 @@
 """What the engine wants done: one batch of effects a drain, in the order of the fields.
 
-The driver commits ``persist`` before it sends ``send`` (G9), sends before it hands out ``deliver``, and arms one
-timer for ``wake_at``.
+The driver sends before it hands out ``deliver``, and arms one timer for ``wake_at``.
 """
 
 from __future__ import annotations
@@ -51,7 +50,6 @@ class Effects:
         "events",
         "follow",
         "hang_up",
-        "persist",
         "publish",
         "send",
         "settled",
@@ -60,7 +58,6 @@ class Effects:
     )
 
     def __init__(self) -> None:
-        self.persist: list[Any] = []
         self.dial: list[Dial] = []
         self.send: list[tuple[int, list[bytes]]] = []  # (link, parts)
         self.hang_up: list[int] = []

@@ -549,6 +549,12 @@ class Engine:
             "request_hedges": calls.hedged,
             "late_replies": calls.late_replies,
             "late_items": serving.late_items,
+            "published_messages": self.publisher.published,
+            "repaired_messages": self.publisher.repaired,
+            "late_repairs": self.publisher.forgotten,
+            "repeated_messages": self.subscriptions.repeated,
+            "unwanted_messages": self.subscriptions.unwanted,
+            "dropped_dead_letters": self.dead_letters.overflowed,
         }
 
     def ledger(self) -> dict[str, Ledger]:

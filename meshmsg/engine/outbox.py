@@ -458,7 +458,7 @@ class Outbox:
             return []
         out: list[tuple[OutLane, list[Run]]] = []
         if self._suspects:
-            out += self._dispatch_suspects(open_lanes, now)
+            out += self._dispatch_suspects(open_lanes)
         # What was just handed out is not in the lanes' own counts yet, so their credit must not be spent again.
         given = {lane.number for lane, _ in out}
         lanes = [lane for lane in open_lanes if not lane.trial.suspects and lane.number not in given]
@@ -478,11 +478,11 @@ class Outbox:
                 if runs:
                     out.append((lane, runs))
         if any(lane.max_body_bytes is not None for lane in lanes):
-            out += self._dispatch_passed_over(lanes, out, now)
+            out += self._dispatch_passed_over(lanes, out)
         return out
 
     def _dispatch_passed_over(
-        self, lanes: list[OutLane], out: list[tuple[OutLane, list[Run]]], now: float
+        self, lanes: list[OutLane], out: list[tuple[OutLane, list[Run]]]
     ) -> Iterator[tuple[OutLane, list[Run]]]:
         """What was too large for the consumer whose share it was goes to whoever takes it and has credit left."""
         given = {lane.number: sum(map(len, runs)) for lane, runs in out}
@@ -493,7 +493,7 @@ class Outbox:
                 if runs:
                     yield lane, runs
 
-    def _dispatch_suspects(self, lanes: list[OutLane], now: float) -> list[tuple[OutLane, list[Run]]]:
+    def _dispatch_suspects(self, lanes: list[OutLane]) -> list[tuple[OutLane, list[Run]]]:
         out: list[tuple[OutLane, list[Run]]] = []
         for lane in sorted(lanes, key=lambda lane: lane.in_flight):
             runs: list[Run] = []

@@ -49,6 +49,7 @@ class Provider:
         "pending",
         "seed",
         "serving",
+        "suspect",
     )
 
     def __init__(self, key: str, name: str) -> None:
@@ -57,6 +58,7 @@ class Provider:
         self.seed = _seed(name)
         self.serving = False
         self.alive = False
+        self.suspect = False  # not alive, and that may be for a moment only
         self.pending = 0
         self.cost = 0.0  # recent seconds an answer, as of answered_at; 0 until the first
         self.answered_at = 0.0
@@ -103,25 +105,33 @@ class Providers:
         self._usable: list[Provider] = []
         self._sort_at = inf  # when _usable is to be made anew: somebody comes back, or (-inf) something changed
         self._next = 0  # whose turn it is in round_robin
-        self._keepers: dict[str, Provider] = {}  # of keys, among _usable
+        self._there: list[Provider] = []  # who serves, suspect or not
+        self._keepers: dict[str, Provider] = {}  # of keys, among _there
 
     # -- who there is ----------------------------------------------------------------------------------------
 
-    def update(self, key: str, name: str, *, serving: bool, alive: bool) -> None:
-        """A peer offers the service, serves it now or not, and can be reached or not. Repeating it changes nothing."""
+    def update(self, key: str, name: str, *, serving: bool, alive: bool, suspect: bool = False) -> bool:
+        """A peer offers the service, serves it now or not, and can be reached, or perhaps soon again (``suspect``).
+
+        Says whether that is news.
+        """
         provider = self._by_key.get(key)
         if provider is None:
             provider = self._by_key[key] = Provider(key, name)
-        elif provider.serving == serving and provider.alive == alive:
-            return
+        elif provider.serving == serving and provider.alive == alive and provider.suspect == suspect:
+            return False
         provider.serving = serving
         provider.alive = alive
+        provider.suspect = suspect
         self._changed()
+        return True
 
-    def remove(self, key: str) -> None:
-        """It is gone, or offers this service no longer. What it has to answer may still end."""
-        if self._by_key.pop(key, None) is not None:
-            self._changed()
+    def remove(self, key: str) -> bool:
+        """It is gone, or offers this service no longer; says whether it did. What it has to answer may still end."""
+        if self._by_key.pop(key, None) is None:
+            return False
+        self._changed()
+        return True
 
     def listed(self) -> list[Provider]:
         """Who is alive and serves, whether ejected or not. A list that never changes; change it not."""
@@ -133,20 +143,37 @@ class Providers:
         """All who offer it, also those who are not serving or not heard of just now."""
         return list(self._by_key.values())
 
-    def reachable(self) -> list[Provider]:
-        """Who is alive, also those who are not serving."""
-        return [each for each in self._by_key.values() if each.alive]
+    def there(self, *, anyway: bool = False) -> list[Provider]:
+        """Who serves and is alive or suspect; ``anyway`` also who does not serve."""
+        everybody = self._by_key.values()
+        return [each for each in everybody if (each.alive or each.suspect) and (anyway or each.serving)]
+
+    def others(self, without: Collection[str]) -> list[Provider]:
+        """Who serves, without those who have these keys; the suspect ones only if there is nobody else."""
+        there = [each for each in self.there() if each.key not in without]
+        return [each for each in there if each.alive] or there
+
+    def find(self, peer: str, *, anyway: bool = False) -> Provider | None:
+        """The one that ``peer=`` means, of those who are ``there``; of several rather one that is alive."""
+        found = None
+        for each in self._by_key.values():
+            if (each.alive or (each.suspect and found is None)) and (anyway or each.serving) and each.is_called(peer):
+                found = each
+                if each.alive:
+                    break
+        return found
 
     def explain_nobody(self, service: str, peer: str | None) -> str:
         """Why nobody can be asked, or not this peer."""
         everybody = self.everybody()
         if peer is not None:
             if any(each.is_called(peer) for each in everybody):
-                return f"{peer!r} offers {service!r}, and says that it is not serving, or is stuck"
+                return f"{peer!r} offers {service!r}, and says that it is not serving, or cannot be reached yet"
             names = ", ".join(sorted({repr(each.name) for each in everybody})) or "nobody"
             return f"{peer!r} does not offer {service!r}; {names} does: give peer= a node's name or id"
         if everybody:
-            return f"all {len(everybody)} nodes that offer {service!r} say that they are not serving, or are stuck"
+            told = "say that they are not serving, or cannot be reached yet"
+            return f"all {len(everybody)} nodes that offer {service!r} {told}"
         return (
             f"nobody offers {service!r}: start a node with router({service!r}), "
             f"or wait for one with wait_for(router={service!r})"
@@ -158,7 +185,8 @@ class Providers:
 
     def _sort(self, now: float) -> None:
         listed = self.listed()
-        self._usable = [each for each in listed if each.out_until <= now] or listed
+        self._there = self.there()
+        self._usable = [each for each in listed if each.out_until <= now] or listed or self._there
         self._sort_at = min((each.out_until for each in listed if each.out_until > now), default=inf)
         self._keepers.clear()
 
@@ -172,7 +200,7 @@ class Providers:
         avoid: Collection[str] = (),
         without: Collection[str] = (),
     ) -> Provider | None:
-        """Who gets the next call; None if nobody serves.
+        """Who gets the next call; None if nobody serves. If it is suspect, the call has to wait for what becomes of it.
 
         Parameters
         ----------
@@ -180,8 +208,8 @@ class Providers:
             ``"fastest"``, ``"least_outstanding"``, ``"round_robin"`` or ``"random"``.
         key:
             Calls of one key go to one provider as long as it serves, whatever the balance. All callers agree on
-            which, so it is asked also when it is ejected here; if it leaves, its keys are spread over the others, and
-            no other key moves.
+            which, so it keeps them also when it is ejected or suspect here; if it leaves, its keys are spread over the
+            others, and no other key moves.
         avoid:
             Keys of providers that are asked only if there is nobody else.
         without:
@@ -189,11 +217,9 @@ class Providers:
         """
         if now >= self._sort_at:
             self._sort(now)
-        usable = self._usable if key is None else self.listed()
+        usable = self._usable if key is None else self._there
         if without:
-            usable = [each for each in usable if each.key not in without] or [
-                each for each in self.listed() if each.key not in without
-            ]
+            usable = [each for each in usable if each.key not in without] or self.others(without)
         if avoid:
             usable = [each for each in usable if each.key not in avoid] or usable
         if len(usable) < 2:
@@ -213,7 +239,7 @@ class Providers:
         """Whether ``pick`` would find somebody who is not to be avoided; a hedge needs one."""
         if now >= self._sort_at:
             self._sort(now)
-        return any(each.key not in avoid for each in self._usable)
+        return any(each.alive and each.key not in avoid for each in self._usable)
 
     def _fastest(self, usable: list[Provider], now: float) -> Provider:
         """The better of two at random: nearly as good as the best of all, and callers don't flock (Mitzenmacher)."""
@@ -239,7 +265,7 @@ class Providers:
         return best
 
     def _keeper(self, key: str, usable: list[Provider]) -> Provider:
-        if usable is not self._listed:
+        if usable is not self._there:
             return rendezvous(key, usable)
         keeper = self._keepers.get(key)
         if keeper is None:
@@ -299,8 +325,9 @@ class Providers:
             assert provider.key == key
             assert provider.pending >= 0, f"{provider.name}: {provider.pending} calls pending"
             assert provider.cost >= 0, f"{provider.name}: a cost of {provider.cost}"
+            assert not (provider.alive and provider.suspect), f"{provider.name} is alive, and suspect"
         if self._sort_at > -inf:
-            assert bool(self._usable) == bool(self.listed()), "somebody serves, and nobody is asked"
+            assert bool(self._usable) == bool(self.there()), "somebody serves, and nobody is asked"
             for each in self._usable:
                 assert self._by_key.get(each.key) is each, f"{each.name} is gone, and is asked"
 

@@ -297,7 +297,7 @@ class Sender:
             for part in cut_frames(runs):
                 self._send_data(peer.link, lane, part, want, now)
         if want:
-            self._ask_for_credit(outbox, want)
+            self._ask_for_credit(outbox)
         if outbox.outcomes:
             self._output.effects.settled += [Outcome(outbox.queue, number, None) for number in outbox.outcomes]
             outbox.outcomes = []
@@ -312,7 +312,7 @@ class Sender:
         bodies = runs[0].bodies if len(runs) == 1 else [body for run in runs for body in run.bodies]
         self._output.effects.send.append((link, frames.encode(data, bodies)))
 
-    def _ask_for_credit(self, outbox: Outbox, want: int) -> None:
+    def _ask_for_credit(self, outbox: Outbox) -> None:
         for lane in outbox.lanes.values():
             if lane.stated_want == 0 and lane.credit <= 0 and lane.open:
                 peer = self._peers.find(lane.peer)

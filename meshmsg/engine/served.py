@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from meshmsg.engine.service import Caller, CallRun, Served, Service
-from meshmsg.engine.streams import InStream, OutStream
+from meshmsg.engine.streams import BYTES_UNDER_WAY, InStream, OutStream
 from meshmsg.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -85,7 +85,7 @@ class Serving:
     def on_call(
         self, peer: str, peer_name: str, item: list[Any], bodies: list[Any], now: float, size_bytes: int = 0
     ) -> None:
-        """Calls came: ``[op, first, count, service, method, remaining, flags, window, headers]``, a body each.
+        """Calls came: ``[op, first, count, service, method, remaining, flags, window, headers, bytes]``, a body each.
 
         ``size_bytes`` have these bodies together, encoded (0: unknown).
         """
@@ -110,7 +110,9 @@ class Serving:
         run = CallRun(caller, service, method, first, taken, deadline, headers, flags, now)
         run.size_bytes = size_bytes // length
         run.counted_from = first + at_once
-        calls = self._read_run(run, bodies if taken == length else bodies[:taken], window)
+        calls = self._read_run(run, bodies if taken == length else bodies[:taken])
+        if flags:
+            self._open_streams(run, calls, window, *item[9:10])
         if calls:
             run.open = len(calls)
             service.enqueue(calls, now)
@@ -120,7 +122,7 @@ class Serving:
         if taken < length:
             self._refuse(caller, service, range(first + taken, first + length), now)
 
-    def _read_run(self, run: CallRun, bodies: list[Any], window: int) -> list[Served]:
+    def _read_run(self, run: CallRun, bodies: list[Any]) -> list[Served]:
         calls: list[Served] = []
         table = run.caller.calls
         for number, body in enumerate(bodies, run.first):
@@ -135,18 +137,17 @@ class Serving:
                 served = Served(run, number, list(body[0]), body[1])
             table[number] = served
             calls.append(served)
-        if run.flags:
-            self._open_streams(run, calls, window)
         return calls
 
-    def _open_streams(self, run: CallRun, calls: list[Served], window: int) -> None:
+    def _open_streams(self, run: CallRun, calls: list[Served], window: int, limit_bytes: int | None = None) -> None:
         for served in calls:
             if run.flags & items.WANTS_ITEMS:
-                served.out = OutStream(window)
+                served.out = OutStream()
+                served.out.grant(window, 0, limit_bytes)
             if run.flags & items.SENDS_ITEMS:
                 # At once, not when the method starts: the first items come while it waits for a worker.
                 served.up = InStream()
-                self._tell(run.caller, [items.UP_CREDIT, served.number, served.up.limit])
+                self._tell(run.caller, [items.UP_CREDIT, served.number, served.up.limit, 0, BYTES_UNDER_WAY])
 
     def _refuse(self, caller: Caller, service: Service, numbers: range, now: float) -> None:
         """No room for these: they did not run, and may elsewhere."""
@@ -174,21 +175,21 @@ class Serving:
                 self._remove(served)
                 self._cancel(served, BY_CALLER)
 
-    def on_credit(self, peer: str, number: int, upto: int) -> None:
-        """The caller takes more items."""
+    def on_credit(self, peer: str, number: int, upto: int, taken: int = 0) -> None:
+        """The caller takes more items, and took some."""
         served = self._find(peer, number)
         if served is not None:
             if served.out is None:
                 raise ProtocolError(f"credit for call {number}, which wants no items")
-            served.out.grant(upto)
+            served.out.grant(upto, taken)
 
-    def on_up_items(self, peer: str, number: int, bodies: Sequence[Any], size_bytes: int = 0) -> None:
+    def on_up_items(self, peer: str, number: int, bodies: Sequence[Any], size_bytes: int = 0, flags: int = 0) -> None:
         """Items of the caller's stream, of so many encoded bytes together (0: unknown)."""
         served = self._find(peer, number)
         if served is None:
             self.late_items += len(bodies)
         else:
-            _require_up(served).put(bodies, size_bytes)
+            _require_up(served).put(bodies, size_bytes, marked=bool(flags & items.MARKED))
 
     def on_up_end(self, peer: str, number: int) -> None:
         """The caller's stream is complete."""
@@ -226,17 +227,23 @@ class Serving:
                 _cut(served, _OVER)
 
     def send_items(self, served: Served, bodies: Sequence[bytes]) -> None:
-        """Sends items, encoded, not more than ``served.out.room``; nothing when nobody wants them any more."""
+        """Sends items, encoded, not more than ``served.out.room``, and none behind its ``mark_bytes``.
+
+        Nothing when nobody wants them any more.
+        """
         if served.state == "done" or not bodies:
             return
-        assert served.out is not None, f"{served.service}.{served.method} sends items, and its caller wants none"
-        served.out.take(len(bodies))
+        out, count = served.out, len(bodies)
+        assert out is not None, f"{served.service}.{served.method} sends items, and its caller wants none"
+        marked = out.take(count, len(bodies[0]) if count == 1 else sum(map(len, bodies)))
         caller = served.run.caller
         last = caller.items[-1] if caller.items else None
-        if last is not None and last[0] == items.ITEMS and last[1] == served.number:
-            last[2] += len(bodies)
-        else:
-            self._tell(caller, [items.ITEMS, served.number, len(bodies)])
+        if last is None or last[0] != items.ITEMS or last[1] != served.number or len(last) > 3:
+            last = [items.ITEMS, served.number, 0]
+            self._tell(caller, last)
+        last[2] += count
+        if marked:
+            last.append(items.MARKED)
         caller.bodies += bodies
 
     def end(self, served: Served) -> None:
@@ -263,10 +270,9 @@ class Serving:
 
     def grant(self, served: Served) -> bool:
         """Tells the caller that it may send more, if after what was taken that is worth a word; says whether it is."""
-        upto = served.up.credit_due() if served.up is not None else None  # none after the answer, which ends it
-        if upto is None:
+        if served.up is None or (upto := served.up.credit_due()) is None:  # as after the answer, which ends it
             return False
-        self._tell(served.run.caller, [items.UP_CREDIT, served.number, upto])
+        self._tell(served.run.caller, [items.UP_CREDIT, served.number, upto, served.up.taken])
         return True
 
     # -- the end of a call -----------------------------------------------------------------------------------

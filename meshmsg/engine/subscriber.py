@@ -36,6 +36,8 @@ class Subscriptions:
         self.version = 0  # of the offers that hold these subscriptions
         self.generation = 0  # changes with every change: topics look up anew whom they go to
         self.receptions: dict[str, Reception] = {}
+        self.unwanted = 0  # messages that only a filter matched
+        self.repeated = 0  # messages that had come before
         self.room_made = False
         self.wake: Callable[[], None] = lambda: None  # asks for a ``collect``: an application took something
         self.spare = Spare()  # for messages in pieces
@@ -207,9 +209,6 @@ class Reception:
         self._marked_before = 0  # the highest one that was ever set
         self.report_every: int | None = None  # messages, where the publisher waits for the slowest
         self.report_due = False
-        self.unwanted = 0  # messages that only a filter matched
-        self.foreign = 0  # batches of somebody else: the port has a new owner
-        self.duplicates = 0
         self._subscriptions = subscriptions
         self._started: dict[Subscription, None] = {}
         self._topics_of: dict[Subscription, dict[FollowedTopic, None]] = {}
@@ -288,14 +287,13 @@ class Reception:
     def on_published(self, published: frames.Published, now: float) -> None:
         """Messages through the SUB socket, in order except for those that were dropped."""
         if published.node_id != self.node_id or published.incarnation != self.incarnation:
-            self.foreign += 1
-            return
+            return  # somebody else's: the port has a new owner
         topic = self._follow(published.topic)
         _, _, _, first_seq, total, headers, payload, part = published
         if part is not None:
             self._take_piece(topic, published, now)
         elif topic is None:
-            self.unwanted += total
+            self._subscriptions.unwanted += total
         else:
             if self._assembly.topic == topic.name:  # a topic's messages come in order: the rest was lost
                 self._assembly.drop()
@@ -307,9 +305,9 @@ class Reception:
             self._assembly.drop()
             if piece.part is not None and not piece.part[0]:  # counted once
                 if topic is None:
-                    self.unwanted += piece.total
+                    self._subscriptions.unwanted += piece.total
                 else:
-                    self.duplicates += piece.total
+                    self._subscriptions.repeated += piece.total
             return
         whole = self._assembly.add(piece, now)
         if whole is not None:
@@ -432,7 +430,7 @@ class Reception:
                 stream.accept(first_seq, decode_batch(payload, total), headers, len(payload))
             complete = complete and stream.complete
         if not needed:
-            self.duplicates += total
+            self._subscriptions.repeated += total
             return
         self._moved[topic] = None
         self._unreported += total

@@ -131,7 +131,7 @@ class TopicBuffer(Buffer):
             if not part:
                 break
             limit -= len(part)
-            taken += part.arrivals
+            taken += part._arrivals
         return Batch(arrivals=taken)
 
     def lend(self, limit: int) -> deque[Arrival]:

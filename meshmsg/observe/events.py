@@ -41,7 +41,7 @@ class EventStream:
         self._changed = asyncio.Event()
         self._closed = False
 
-    def offer(self, event: Event) -> None:
+    def _offer(self, event: Event) -> None:
         """Adds an event; when too many wait, the oldest goes and is counted."""
         if len(self._waiting) >= MAX_WAITING:
             self._waiting.popleft()
@@ -62,6 +62,10 @@ class EventStream:
         self._closed = True
         self._hub.streams.discard(self)
         self._changed.set()
+
+    def __repr__(self) -> str:
+        closed = "closed, " if self._closed else ""
+        return f"<EventStream of node {self._hub.node!r}: {closed}{len(self._waiting)} waiting>"
 
     def __aiter__(self) -> EventStream:
         return self
@@ -114,7 +118,7 @@ class EventHub:
                 words = " ".join(filter(None, (event.queue and f"queue {event.queue!r}", event.peer, event.text)))
                 logger.log(level, "node %r: %s: %s", self.node, event.kind, words, extra={"event": event})
             for stream in tuple(self.streams):
-                stream.offer(event)
+                stream._offer(event)
 
     def close(self) -> None:
         """Ends every stream, and those that are yet to be opened."""

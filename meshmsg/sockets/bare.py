@@ -23,6 +23,7 @@ from meshmsg.options import PullOptions
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.push_pull import Pull
 from meshmsg.sockets.raw import RawSockets
+from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import PULL, PUSH, RawSocket
@@ -34,7 +35,7 @@ BURST = 256
 logger = logging.getLogger("meshmsg.sockets")
 
 
-class BarePush:
+class BarePush(Shown):
     """``node.push(queue, reliable=False)``: hands bodies to ZeroMQ, and that is all."""
 
     def __init__(self, driver: Driver, queue: str, forget: Callable[[], object] = lambda: None) -> None:
@@ -48,7 +49,7 @@ class BarePush:
         self._raw: RawSocket | None = None
         self._count = 0
 
-    def connect(self, raws: RawSockets) -> None:
+    def _connect(self, raws: RawSockets) -> None:
         """The node has started: opens the ZeroMQ socket."""
         self._raws, self._raw = raws, raws.open(PUSH, self.queue)
         self._pump = Pump(self._raw.socket, asyncio.get_running_loop())
@@ -87,13 +88,23 @@ class BarePush:
         except Exception as error:
             raise explain_encode_error(body, error) from None
 
+    def _title(self) -> str:
+        return of_node(self.queue, self._driver)
+
+    def _state(self) -> str:
+        return "closed" if self._closed else ""
+
     def _require_open(self) -> None:
         self._driver.require_usable()
         if self._closed:
             raise NodeClosed(f"this push of {self.queue!r} was closed: open another one")
 
-    async def close(self, drain: float = 0.0) -> None:
-        """Closes the socket; ZeroMQ gets a moment for what it holds."""
+    async def close(self) -> None:
+        """Sends no more; ZeroMQ gets a moment for what it holds."""
+        self._end()
+
+    def _end(self) -> None:
+        """``close``, which waits for nothing."""
         if self._closed:
             return
         require_here(self._driver)
@@ -131,7 +142,7 @@ class BarePull(Pull):
         # Here, because the inbox would reject what does not fit, and nobody hears a bare verdict.
         self._convert, self._bare.decode = self._bare.decode, None
 
-    def connect(self, raws: RawSockets) -> None:
+    def _connect(self, raws: RawSockets) -> None:
         """The node has started: opens the ZeroMQ socket."""
         self._raws, self._raw = raws, raws.open(PULL, self.queue)
         self._pump = Pump(self._raw.socket, asyncio.get_running_loop())
@@ -217,7 +228,7 @@ class BarePull(Pull):
         self._room.set()
 
     def _tell_failed(self, message_id: str, error: str) -> None:
-        logger.error("%s: message %s failed: %s", self.label, message_id, error)
+        logger.error("%s: message %s failed: %s", self._label, message_id, error)
         text = f"{message_id}: {error}"
         self._driver.on_events([Event("message.failed", time.time(), queue=self.queue, text=text)])
 

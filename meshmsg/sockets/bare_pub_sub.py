@@ -4,8 +4,9 @@ What a slow subscriber has no room for is lost, and nobody hears of it; there is
 and no ``Gap``. What remains is ZeroMQ's speed, discovery, patterns, and bounded buffers. Such subscribers hear such
 publishers only.
 
-A publisher knows who would hear it, as each subscriber adds a filter of its own behind that of a pattern: a zero byte,
-its node's id, a space, the pattern. No topic begins so.
+A publisher knows who would hear it, as each subscriber adds a filter of its own behind that of a pattern: the marker's
+byte, its node's id, a space, the pattern. No topic begins so; and ZeroMQ, which sends filters in the order of their
+bytes when it connects, sends it behind the others then, too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.engine.notes import REPEAT_AFTER_S
+from meshmsg.engine.publisher import MARKER
 from meshmsg.engine.subscription import Delivery, Subscription
 from meshmsg.engine.topics import PatternIndex, choose_topic, find_fault, matches, prefix_of
 from meshmsg.errors import ConfigurationError, NodeClosed, ProtocolError
@@ -30,7 +32,7 @@ from meshmsg.sockets.raw import RawSockets
 from meshmsg.sockets.sending import encode, require_size
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump
-from meshmsg.transport.raw import SUB, XPUB
+from meshmsg.transport.raw import PUBLISHER, SUBSCRIBER, RawSocket
 from meshmsg.wire.codec import Undecodable, decode_body, make_packer
 
 NAME = "meshmsg.topics"  # of the raw sockets, one of each kind a node
@@ -75,8 +77,9 @@ class BareTopics:
         """Something will be published: whoever wants it may connect."""
         if self._out is None:
             assert self._raws is not None, "a started node has sockets"
-            self._out = Pump(self._raws.open(XPUB, NAME).socket, asyncio.get_running_loop())
-            self._start(self._hear(self._out))
+            raw = self._raws.open(PUBLISHER, NAME)
+            self._out = Pump(raw.socket, asyncio.get_running_loop())
+            self._start(self._hear(raw, self._out))
 
     def subscribers(self, topic: str) -> set[str]:
         """Ids of the nodes that get what is published here to a topic, unless they have no room."""
@@ -117,37 +120,43 @@ class BareTopics:
     def _listen(self, pattern: str) -> None:
         if self._in is None:
             assert self._raws is not None
-            self._socket = self._raws.open(SUB, NAME).socket
+            self._socket = self._raws.open(SUBSCRIBER, NAME).socket
             self._in = Pump(self._socket, asyncio.get_running_loop())
             self._start(self._read(self._in))
         self._socket.subscribe(prefix_of(pattern).encode())
         self._socket.subscribe(self._marker_of(pattern))
 
     def _marker_of(self, pattern: str) -> bytes:
-        return f"\0{self._driver.engine.identity.node_id} {pattern}".encode()
+        return MARKER + f"{self._driver.engine.identity.node_id} {pattern}".encode()
 
     def _start(self, reading: Coroutine[Any, Any, None]) -> None:
         reader = asyncio.ensure_future(reading)
         reader.add_done_callback(self._reader_done)
         self._readers.append(reader)
 
-    async def _hear(self, pump: Pump) -> None:
-        """Who subscribes; for whoever waits for that."""
+    async def _hear(self, raw: RawSocket, pump: Pump) -> None:
+        """Who subscribes, for whoever waits for that; and who asks for too much."""
+        filters = raw.filters
+        assert filters is not None, "a publisher's socket is bound"
         while True:
-            arrived = pump.receive(BURST)
-            if not arrived:
+            changes, complete = filters.read(raw.socket, BURST)
+            for text, added in changes:
+                self._note_filter(text, added)
+            refusals = filters.take_refusals()
+            if refusals:
+                self._driver.engine.handle_refusals(refusals, self._driver.now())
+            if changes or refusals:
+                self._driver.wake()
+            if complete:
                 await pump.wait_readable()
-                continue
-            for parts in arrived:
-                self._note_filter(parts[0])
-            self._driver.wake()
-            await yield_turn()
+            else:
+                await yield_turn()
 
-    def _note_filter(self, change: bytes) -> None:
-        if change[1:2] != b"\0":
+    def _note_filter(self, text: bytes, added: bool) -> None:
+        if text[:1] != MARKER:
             return
-        node_id, _, pattern = change[2:].decode("utf-8", "replace").partition(" ")
-        if change[:1] == b"\0":
+        node_id, _, pattern = text[1:].decode("utf-8", "replace").partition(" ")
+        if not added:
             self._markers.discard((node_id, pattern))
         elif len(self._markers) < MAX_MARKERS:
             self._markers.add((node_id, pattern))

@@ -74,8 +74,15 @@ async def _send_parts(
     count = 0
     while True:
         await _wait_for_room(up, stir)
-        wanted = min(up.room, BURST)
-        bodies = [encode(item, place) for place, item in enumerate(islice(source, wanted), count)]
+        wanted, left = min(up.room, BURST), up.mark_bytes
+        bodies: list[bytes] = []
+        for place, item in enumerate(islice(source, wanted), count):
+            body = encode(item, place)
+            bodies.append(body)
+            left -= len(body)
+            if left <= 0:
+                wanted = len(bodies)
+                break
         if bodies:
             calls.send_items(call, bodies)
             driver.wake()

@@ -140,7 +140,8 @@ class Feed:
         self._came = came  # called in the loop when there is something to take
         self._condition = threading.Condition()
         self._bodies: list[bytes] = []
-        self._room = 0
+        self._room = 0  # for so many, and as long as there are bytes left
+        self._room_bytes = 0
         self._cut = False
 
     # -- in the thread ---------------------------------------------------------------------------------------
@@ -155,17 +156,22 @@ class Feed:
     def wait(self) -> bool:
         """Waits for room; False when nobody wants more. Generators that must not run ahead begin with it."""
         with self._condition:
-            while not self._room and not self._cut:
+            while not self._has_room and not self._cut:
                 self._condition.wait()
             return not self._cut
 
+    @property
+    def _has_room(self) -> bool:
+        return self._room > 0 and self._room_bytes > 0
+
     def _put(self, body: bytes) -> bool:
         with self._condition:
-            while not self._room and not self._cut:
+            while not self._has_room and not self._cut:
                 self._condition.wait()
             if self._cut:
                 return False
             self._room -= 1
+            self._room_bytes -= len(body)
             self._bodies.append(body)
             if len(self._bodies) > 1:
                 return True
@@ -183,11 +189,12 @@ class Feed:
             bodies, self._bodies = self._bodies, []
         return bodies
 
-    def allow(self, room: int) -> None:
-        """So many items may come, those that were not taken yet included."""
+    def allow(self, room: int, room_bytes: int) -> None:
+        """So many items may come, as long as there are bytes left; those that were not taken yet count."""
         with self._condition:
-            self._room = max(0, room - len(self._bodies))
-            if self._room:
+            self._room = room - len(self._bodies)
+            self._room_bytes = room_bytes - sum(map(len, self._bodies))
+            if self._has_room:
                 self._condition.notify()
 
     def cut(self) -> None:

@@ -17,6 +17,7 @@ from meshmsg.sockets.conversions import make_converter
 from meshmsg.sockets.handoff import Hand, Handoff
 from meshmsg.sockets.held import Held
 from meshmsg.sockets.here import require_here
+from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.threads import ThreadWorkers
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.sockets.workers import Handler, Workers, is_async, require_handler
@@ -27,15 +28,15 @@ BURST = 256
 BATCHES_BURST = 1000
 
 
-class Consumer:
-    """What ``Pull`` and ``Sub`` have in common. ``label`` names it in errors: ``pull('work')``."""
+class Consumer(Shown):
+    """What ``Pull`` and ``Sub`` have in common. ``_label`` names it in errors: ``pull('work')``."""
 
     _gives_back = True  # whether what was taken and not settled goes somewhere at the close
 
     def __init__(self, driver: Driver, inbox: Source, options: PullOptions, label: str) -> None:
         self.queue = inbox.queue
-        self.name = inbox.queue  # as the application calls it
-        self.label = label
+        self._name = inbox.queue  # as the application calls it
+        self._label = label
         self.options = options
         self._driver = driver
         self._inbox = inbox
@@ -52,7 +53,7 @@ class Consumer:
                     f"{label}: concurrency={options.concurrency} handlers cannot run with prefetch={options.prefetch}, "
                     f"the messages held at a time: prefetch={options.concurrency} or more"
                 )
-            self._held = Held(driver, inbox, lambda: self.label, self._has_none)
+            self._held = Held(driver, inbox, lambda: self._label, self._has_none)
         if options.type is not None:
             inbox.decode = make_converter(options.type, label)
         inbox.guard = self._require_owner
@@ -63,17 +64,17 @@ class Consumer:
 
         A coroutine function runs in the loop, a plain function in ``concurrency`` threads.
         """
-        require_handler(self.label, handler)
+        require_handler(self._label, handler)
         require_here(self._driver)
         if self._workers is not None:
-            raise ConfigurationError(f"{self.label} already has a handler; use concurrency= for more of it")
+            raise ConfigurationError(f"{self._label} already has a handler; use concurrency= for more of it")
         if is_async(handler):
             self._workers = Workers(self._driver, self._inbox, self.options, handler)
         else:
             self._workers = ThreadWorkers(self._driver, self.options, handler, self.queue)
             self._inbox.watch_extensions(self._workers.extended)
         if self._driver.usable:
-            self.start()
+            self._start()
         return handler
 
     async def __aiter__(self) -> AsyncIterator[Message]:
@@ -111,10 +112,10 @@ class Consumer:
                     await self._wait()
                     message = self._inbox.take_one(self._driver)
         except TimeoutError:
-            raise WaitTimeout(f"no message of {self.name!r} came within {timeout} s{self.explain_wait()}") from None
+            raise WaitTimeout(f"no message of {self._name!r} came within {timeout} s{self._explain_wait()}") from None
         if message is None:
             self._driver.require_usable()
-            raise NodeClosed(f"{self.label} was closed: open another one")
+            raise NodeClosed(f"{self._label} was closed: open another one")
         return message
 
     async def batches(self, max_size: int = 500, max_wait: float = 0.01) -> AsyncIterator[Batch]:
@@ -235,19 +236,19 @@ class Consumer:
         """No handler runs any more."""
         raise NotImplementedError
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """The node has started."""
         if isinstance(self._workers, ThreadWorkers):
             self._workers.start(self._lend())
         elif self._workers is not None:
             self._workers.start()
 
-    def open_handoff(self) -> Handoff:
+    def _open_handoff(self) -> Handoff:
         """Has messages handed to threads that ask for them, from now on; called in the loop."""
         self._require_iterable()
         return self._lend()
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """The loop is gone: threads that wait for messages wait no more."""
         if self._handoff is not None:
             self._handoff.close()
@@ -280,10 +281,16 @@ class Consumer:
                 self._held.watch()
             await self._arrival.wait()
 
-    def explain_wait(self) -> str:
+    def _explain_wait(self) -> str:
         """What to add to the news that no message came; called in the loop."""
         why = self._held.describe() if self._held is not None else ""
         return f"; {why}" if why else ""
+
+    def _title(self) -> str:
+        return of_node(self._name, self._driver)
+
+    def _state(self) -> str:
+        return f"{'closed, ' if self._closed else ''}{self._inbox.unsettled} of {self.options.prefetch} unsettled"
 
     def _has_none(self) -> bool:
         return not self._inbox.waiting and (self._handoff is None or not self._handoff.waiting)
@@ -303,10 +310,10 @@ class Consumer:
             self._driver.require_usable()
         if self._held is not None and self._held.over:
             raise NodeClosed(
-                f"{self.label} was closed, and nacked what was not settled: settle before, or close(drain=)"
+                f"{self._label} was closed, and nacked what was not settled: settle before, or close(drain=)"
             )
 
     def _require_iterable(self) -> None:
         self._driver.require_usable()
         if self._workers is not None:
-            raise ConfigurationError(f"{self.label} has a handler; open it without one to iterate")
+            raise ConfigurationError(f"{self._label} has a handler; open it without one to iterate")

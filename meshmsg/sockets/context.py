@@ -148,6 +148,9 @@ class Items:
         self._fetched: deque[Any] = deque()  # came to the thread of a plain function together with another one
         self._lock = threading.Lock()  # a method may have threads of its own, and only one can wait for items
 
+    def __repr__(self) -> str:
+        return f"<Items of {self._label}>"
+
     def __aiter__(self) -> Items:
         return self
 
@@ -155,6 +158,8 @@ class Items:
         if self._fetched:
             return self._readable(self._fetched.popleft())
         up = self._up
+        if up.lent:
+            self._settle()
         while not up.waiting:
             self._require_whole()
             if up.ended:
@@ -187,12 +192,14 @@ class Items:
     async def _take_all(self) -> list[Any]:
         """All that wait, at least one; none at the end."""
         up = self._up
+        self._settle()
         while not up.waiting:
             self._require_whole()
             if up.ended:
                 return []
             await self._wait()
         items = up.take_all()
+        up.lent = len(items) - 1
         self._grant()
         return items
 
@@ -204,6 +211,11 @@ class Items:
             await future
         finally:
             self._up.wake = None
+
+    def _settle(self) -> None:
+        """The method has got all that a thread had fetched for it."""
+        self._up.lent = 0
+        self._grant()
 
     def _grant(self) -> None:
         """Tells the caller that it may send more, once that is worth a word."""

@@ -22,6 +22,7 @@ from meshmsg.sockets.context import Context, current
 from meshmsg.sockets.files import FileInfo, fit_chunk
 from meshmsg.sockets.item_stream import Answer, Incoming, ItemStream, Survey
 from meshmsg.sockets.sending import freeze_headers
+from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.transfers import Progress, Target, Upload, fetch, send_file
 from meshmsg.sockets.under_way import UnderWay, about
 from meshmsg.wire.codec import explain_encode_error, make_packer
@@ -46,7 +47,14 @@ def require_headers(headers: object) -> None:
         raise ConfigurationError(f"request(headers=) takes a dict with str keys, got {reprlib.repr(headers)}")
 
 
-class Dealer:
+def require_method_name(dealer: object, name: str) -> None:
+    """What a dealer does not have itself is a method of its service, unless it begins with an underscore."""
+    service = dealer.__dict__.get("service")  # a copy that is being made has nothing yet
+    if name.startswith("_") or service is None:
+        raise AttributeError(f"dealer({service!r}) has no attribute {name!r}; request({name!r}) calls a method")
+
+
+class Dealer(Shown):
     """The client's end of a service. ``node.dealer(service, ...)`` makes it.
 
     ``await math.add(2, 3)`` is short for ``await math.request("add", 2, 3)``, for methods that have no underscore in
@@ -78,8 +86,11 @@ class Dealer:
         self._repeatable: dict[str, bool] = {}  # by method
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def __repr__(self) -> str:
-        return f"<Dealer of {self.service!r}: {len(self._under_way)} requests under way>"
+    def _title(self) -> str:
+        return of_node(self.service, self._driver)
+
+    def _state(self) -> str:
+        return f"{'closed, ' if self._under_way.closed else ''}{len(self._under_way)} under way"
 
     async def request(
         self,
@@ -241,9 +252,7 @@ class Dealer:
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         """``dealer.add(2, 3)`` is ``dealer.request("add", 2, 3)``."""
-        if name.startswith("_") or "service" not in self.__dict__:  # a copy that is being made has nothing yet
-            label = f"dealer({self.__dict__.get('service')!r})"
-            raise AttributeError(f"{label} has no attribute {name!r}; request({name!r}) calls a method")
+        require_method_name(self, name)
         return partial(self.request, name)
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from meshmsg.engine.faults import name_type
 from meshmsg.engine.served import Served, Serving
 from meshmsg.errors import MeshError, Overloaded, RequestError
+from meshmsg.message import say as say
 
 # Frames of a traceback that are looked at, as each costs some 20 us: how it began, and what it came to.
 OUTER_FRAMES = 5
@@ -35,14 +36,6 @@ def fail(serving: Serving, served: Served, error: BaseException, tracebacks: boo
         logger.error("%s.%s failed for %r", served.service, served.method, served.peer_name, exc_info=told)
     text = format_traceback(error) if tracebacks else None
     serving.fail(served, "error", name_type(error), message, text)
-
-
-def say(error: BaseException) -> str:
-    """An exception's own words; one that cannot even say them must not cost its caller the answer."""
-    try:
-        return str(error)
-    except Exception:
-        return ""
 
 
 def format_traceback(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from meshmsg.engine.topics import require_pattern
 from meshmsg.errors import ConfigurationError, NameClash
 from meshmsg.options import MAX_QUEUE_NAME, GroupOptions, make_options
 from meshmsg.sockets.push_pull import Pull
+from meshmsg.sockets.shown import of_node
 
 
 class GroupSub(Pull):
@@ -37,7 +38,13 @@ class GroupSub(Pull):
         super().__init__(driver, inbox, options.for_pull())
         self.pattern = binding.pattern
         self.group = binding.group
-        self.label = f"sub({binding.pattern!r}, group={binding.group!r})"
+        self._label = f"sub({binding.pattern!r}, group={binding.group!r})"
+
+    def _title(self) -> str:
+        return of_node(self.pattern, self._driver)
+
+    def _state(self) -> str:
+        return f"group {self.group!r}, {super()._state()}"
 
 
 def open_group_sub(driver: Driver, pattern: str, options: Mapping[str, Any]) -> GroupSub:

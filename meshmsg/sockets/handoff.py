@@ -355,7 +355,7 @@ class Handoff:
         offset = time.monotonic() - self.driver.now()
         back: list[Arrival] = []
         for message in self._drain():
-            arrival = message.closed()  # apart from those that threads hold, and settle by way of this hand-off
+            arrival = message._alone()  # apart from those that threads hold, and settle by way of this hand-off
             arrival.lane = arrival.lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
             if arrival.expires_at is not None:
                 arrival.expires_at -= offset

@@ -107,7 +107,7 @@ class Held:
         for message in [message for hand in tuple(hands) for message in hand.unsettled]:
             lane = message._lane
             if isinstance(lane, InLane):
-                message._arrival, message._index = message.closed(), 0
+                message._arrival, message._index = message._alone(), 0
                 message._arrival.lane = LeftLane(self._driver, lane)
             else:  # a thread has it, and a second verdict of such a one does nothing
                 lane = lane.lane  # type: ignore[attr-defined]  # a ThreadLane

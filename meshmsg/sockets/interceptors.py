@@ -14,6 +14,7 @@ from meshmsg.sockets.item_stream import Answer, Incoming
 from meshmsg.sockets.methods import require_interceptors
 
 T = TypeVar("T")
+Kind = Literal["request", "stream", "survey"]
 OPTIONS = ("timeout", "peer", "key", "idempotent", "items")  # with ``headers``, all that is no argument of the method
 
 
@@ -24,13 +25,21 @@ class Outgoing:
     ``options`` holds what was given of ``timeout``, ``peer``, ``key``, ``idempotent`` and ``items``.
     """
 
-    kind: Literal["request", "stream", "survey"]
+    kind: Kind
     service: str
     method: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     headers: dict[str, Any]
     options: dict[str, Any]
+
+
+def make_outgoing(kind: Kind, service: str, method: str, args: tuple[Any, ...], given: dict[str, Any]) -> Outgoing:
+    """Takes what was given to ``request`` beside the arguments apart: options, headers, and arguments by name."""
+    options = {name: given.pop(name) for name in OPTIONS if name in given}
+    headers = given.pop("headers", None) or {}
+    require_headers(headers)
+    return Outgoing(kind, service, method, args, given, dict(headers), options)
 
 
 Proceed = Callable[[], Awaitable[Any]]
@@ -56,28 +65,20 @@ class InterceptedDealer(Dealer):
 
     async def request(self, method: str, /, *args: Any, **given: Any) -> Any:
         """As ``Dealer.request``, through the interceptors."""
-        outgoing = self._describe("request", method, args, given)
+        outgoing = make_outgoing("request", self.service, method, args, given)
         return await self._go(outgoing, super().request, 0)
 
     def stream(self, method: str, /, *args: Any, **given: Any) -> Incoming[Any]:
         """As ``Dealer.stream``; the interceptors run when the first item is asked for."""
         self._require_here()
-        outgoing = self._describe("stream", method, args, given)
+        outgoing = make_outgoing("stream", self.service, method, args, given)
         return InterceptedIncoming(partial(self._go, outgoing, super().stream, 0), f"{self.service}.{method}")
 
     def survey(self, method: str, /, *args: Any, **given: Any) -> Incoming[Answer]:
         """As ``Dealer.survey``; the interceptors run once for all, when the first answer is asked for."""
         self._require_here()
-        outgoing = self._describe("survey", method, args, given)
+        outgoing = make_outgoing("survey", self.service, method, args, given)
         return InterceptedIncoming(partial(self._go, outgoing, super().survey, 0), f"{self.service}.{method}")
-
-    def _describe(
-        self, kind: Literal["request", "stream", "survey"], method: str, args: tuple[Any, ...], given: dict[str, Any]
-    ) -> Outgoing:
-        options = {name: given.pop(name) for name in OPTIONS if name in given}
-        headers = given.pop("headers", None) or {}
-        require_headers(headers)
-        return Outgoing(kind, self.service, method, args, given, dict(headers), options)
 
     async def _go(self, outgoing: Outgoing, perform: Callable[..., Any], position: int) -> Any:
         """Goes on from the interceptor at this position; behind the last one is the request itself."""

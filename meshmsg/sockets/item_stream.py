@@ -15,7 +15,7 @@ from meshmsg.engine.providers import Provider
 from meshmsg.errors import Cancelled, MeshError, NoResponders, RequestError
 from meshmsg.sockets.call_items import Encode, Items
 from meshmsg.sockets.here import require_here
-from meshmsg.sockets.under_way import UnderWay
+from meshmsg.sockets.under_way import UnderWay, about
 from meshmsg.wire.codec import Undecodable
 
 T = TypeVar("T")
@@ -145,8 +145,8 @@ class Called(Incoming[T]):
 class ItemStream(Called[Any]):
     """The items that a method yields, in order. ``dealer.stream(...)`` makes it; iterate it once.
 
-    A slow reader stops the method: not more than about 4 MiB are under way (G5). It ends as the method ends: with its
-    error, or with the one that explains why nothing comes any more.
+    A slow reader stops the method: not more than 4 MiB and one item are under way (G5). It ends as the method ends:
+    with its error, or with the one that explains why nothing comes any more.
     """
 
     def __init__(self, under_way: UnderWay, call: Call, items: Items | None, encode: Encode) -> None:
@@ -180,14 +180,16 @@ class ItemStream(Called[Any]):
     def _take(self) -> Any:
         down = self._down
         item = down.take()
-        if not down.ended:
-            limit = down.limit
-            self._under_way.calls.grant(self._call)
-            if down.limit != limit:
-                self._under_way.driver.wake()
+        if not down.ended and self._under_way.calls.grant(self._call):
+            self._under_way.driver.wake()
         if type(item) is Undecodable:
             raise self._about(RequestError(f"{self._label}: an item cannot be read: {item.error}"))
         return item
+
+    def grant(self) -> None:
+        """Tells the method what was taken, if that is worth a word."""
+        if self._under_way.calls.grant(self._call):
+            self._under_way.driver.wake()
 
     def _drop(self) -> None:
         self._down.take_all()
@@ -228,9 +230,10 @@ class Answer(NamedTuple):
 
 
 class Survey(Called[Answer]):
-    """The answers of all who offer a service, as they come. ``dealer.survey(...)`` makes it; iterate it once.
+    """The answers of all who serve, as they come. ``dealer.survey(...)`` makes it; iterate it once.
 
-    Each provider gives one ``Answer``; one that is not heard of in time gives ``DeadlineExceeded``.
+    Each provider gives one ``Answer``; one that is not heard of in time gives ``DeadlineExceeded``. One that is suspect
+    is asked when it is back.
     """
 
     def __init__(self, under_way: UnderWay, service: str, method: str, make_call: Callable[[Provider], Call]) -> None:
@@ -289,6 +292,10 @@ class _SurveyEnd:
         self._add(value, None)
 
     def set_exception(self, error: MeshError, /) -> None:
+        if isinstance(error, NoResponders) and error.peer is None:  # which would speak of its id
+            call, name = self._call, self._provider.name
+            text = f"{call.service}.{call.method} was not sent: {name!r} was suspect, and does not serve any more"
+            error = about(call, NoResponders(text))
         self._add(None, error)
 
     def _add(self, value: Any, error: MeshError | None) -> None:

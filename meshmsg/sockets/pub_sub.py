@@ -25,6 +25,7 @@ from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.line import Line
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
+from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
@@ -38,7 +39,7 @@ TURN_BYTES = 2**20
 MAX_KNOWN = 10_000
 
 
-class Pub:
+class Pub(Shown):
     """A topic, or a pattern of topics, to publish to. ``node.pub(pattern, ...)`` makes it.
 
     Examples
@@ -63,7 +64,7 @@ class Pub:
     ) -> None:
         self.pattern = pattern
         self.options = options
-        self.max_bytes = max_message_bytes
+        self._max_bytes = max_message_bytes
         self._driver = driver
         self._publisher = driver.engine.publisher
         self._groups = driver.engine.groups
@@ -108,9 +109,9 @@ class Pub:
         except Exception as error:
             raise explain_encode_error(body, error) from None
         if topic is None:
-            name = self._topic or self.require_fitting(None)
+            name = self._topic or self._require_fitting(None)
         else:
-            name = topic if type(topic) is str and topic in self._known else self.require_fitting(topic)
+            name = topic if type(topic) is str and topic in self._known else self._require_fitting(topic)
         size = len(encoded)
         if not self._burst or self._burst_bytes < size or get_ident() != self._driver.owner:
             await self._begin_burst(encoded)
@@ -144,13 +145,13 @@ class Pub:
     ) -> None:
         """Like ``send``; raises ``OutboxFull`` where that would wait for a slow subscriber or group."""
         encoded = encode(self._pack, body)
-        name = self.require_fitting(topic)
+        name = self._require_fitting(topic)
         self._check(encoded)
         if self._blocks and self._publisher.blocked(name):
-            raise OutboxFull(self.describe_no_room(name))
+            raise OutboxFull(self._describe_no_room(name))
         details = make_details(self._pack, key, priority, None, None, headers, 0.0)
         if self._groups.busy and not self._groups.promise(name, len(encoded), details.headers):
-            raise OutboxFull(self.describe_no_room(name))
+            raise OutboxFull(self._describe_no_room(name))
         self._publish_special(name, encoded, details)
         self._driver.wake()
 
@@ -167,12 +168,12 @@ class Pub:
         """
         self._require_open()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
-        name = self.require_fitting(topic)
+        name = self._require_fitting(topic)
         for part in encode_parts(self._pack, bodies, SEND_BURST):
             await self._publish_part(name, part)
 
     async def _publish_part(self, name: str, part: list[bytes]) -> None:
-        if sum(map(len, part)) > self.max_bytes:
+        if sum(map(len, part)) > self._max_bytes:
             self._check(max(part, key=len))
         for stretch in _cut(part, self.options.window if self._blocks else SEND_BURST):
             await yield_turn()
@@ -194,7 +195,7 @@ class Pub:
     def delete_retained(self, topic: str | None = None) -> bool:
         """Takes a topic's retained value back: late joiners get none. Says whether there was one."""
         self._require_open()
-        return self._publisher.delete_retained(self.require_fitting(topic))
+        return self._publisher.delete_retained(self._require_fitting(topic))
 
     def lag(self) -> dict[str, dict[str, int]]:
         """By subscribing node and topic, how many messages it has yet to receive, as far as it said."""
@@ -210,11 +211,11 @@ class Pub:
 
     async def close(self) -> None:
         """Publishes no more to these topics. What was published can still be repaired while the node is open."""
-        self.end()
+        self._end()
 
     # -- for another face ------------------------------------------------------------------------------------
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """``close``, which waits for nothing."""
         require_here(self._driver)
         if not self._closed:
@@ -226,12 +227,7 @@ class Pub:
                 self._driver.engine.withdraw(WILL, self.pattern)
             self._driver.wake()  # whoever waits in send hears of it
 
-    @property
-    def closed(self) -> bool:
-        """Whether it publishes no more; any thread may ask."""
-        return self._closed
-
-    def pass_on(self, name: str, bodies: list[bytes], details: Details | None, *, heedless: bool = False) -> int:
+    def _pass_on(self, name: str, bodies: list[bytes], details: Details | None, *, heedless: bool = False) -> int:
         """Publishes as many as there is room for now, and says how many; all of them if ``heedless``.
 
         With ``details`` there is one body. Everything has been checked.
@@ -253,11 +249,11 @@ class Pub:
         self._driver.wake()
         return count
 
-    async def wait_for_room(self, name: str, size: int, headers: dict[str, Any] | None) -> None:
+    async def _wait_for_room(self, name: str, size: int, headers: dict[str, Any] | None) -> None:
         """Until a message can be published, or this is closed."""
         await self._driver.until(lambda: self._closed or self._has_room(name, size, headers))
 
-    def describe_no_room(self, name: str) -> str:
+    def _describe_no_room(self, name: str) -> str:
         """Why a message cannot be published now."""
         if self._blocks and self._publisher.blocked(name):
             return f"a subscriber of {name!r} is {self.options.window} messages behind: await send(), or widen window="
@@ -270,6 +266,12 @@ class Pub:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
+    def _title(self) -> str:
+        return of_node(self.pattern, self._driver)
+
+    def _state(self) -> str:
+        return "closed" if self._closed else ""
+
     def _require_open(self) -> None:
         self._driver.require_usable()
         if self._closed:
@@ -277,9 +279,9 @@ class Pub:
 
     def _check(self, encoded: bytes) -> None:
         self._require_open()
-        require_size(encoded, self.pattern, self.max_bytes)
+        require_size(encoded, self.pattern, self._max_bytes)
 
-    def require_fitting(self, topic: str | None) -> str:
+    def _require_fitting(self, topic: str | None) -> str:
         """The topic to publish to, once it is known to be one of these."""
         if isinstance(topic, str) and topic in self._known:
             return topic
@@ -293,7 +295,7 @@ class Pub:
         await yield_turn()
         self._require_open()
         # Never more than a body may have: so one that is too large always comes here to be refused.
-        self._burst, self._burst_bytes = SEND_BURST, max(min(TURN_BYTES, self.max_bytes), len(encoded))
+        self._burst, self._burst_bytes = SEND_BURST, max(min(TURN_BYTES, self._max_bytes), len(encoded))
 
     async def _wait_for(self, name: str) -> None:
         """Until no subscriber of a topic is too far behind, and nobody else waits for that."""
@@ -344,12 +346,16 @@ class Sub(Consumer):
         self._topics.on_failed = self._note_failure
         taking = PullOptions(options.prefetch, options.concurrency, options.timeout, options.type)
         super().__init__(driver, self._topics, taking, f"sub({subscription.pattern!r})")
-        self.name = subscription.pattern
+        self._name = subscription.pattern
 
     @property
     def conflated(self) -> int:
         """Messages that a newer value of their topic made needless (``latest=True``)."""
         return self._subscription.conflated
+
+    def _state(self) -> str:
+        lost = f", {self.gaps} lost" if self.gaps else ""
+        return f"{'closed, ' if self._closed else ''}{self._inbox.waiting} waiting{lost}"
 
     @property
     def _finishes(self) -> bool:
@@ -381,10 +387,10 @@ class Sub(Consumer):
         try:
             self._on_gap(gap)
         except (Exception, asyncio.CancelledError):  # of something that it awaits no more
-            logger.exception("on_gap of %s failed", self.label)
+            logger.exception("on_gap of %s failed", self._label)
 
     def _note_failure(self, message_id: str, error: str) -> None:
-        logger.error("%s: message %s failed: %s", self.label, message_id, error)
+        logger.error("%s: message %s failed: %s", self._label, message_id, error)
         self._driver.on_events(
             [Event("message.failed", time.time(), queue=self.pattern, text=f"{message_id}: {error}")]
         )

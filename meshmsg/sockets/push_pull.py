@@ -26,6 +26,7 @@ from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.line import Line
 from meshmsg.sockets.sending import MessageIds, encode, encode_parts, make_details, require_size
+from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer
 
@@ -36,7 +37,7 @@ SEND_BURST = 1024
 DELIVER_OPTIONS = [*SendKeywords.__annotations__, "timeout"]
 
 
-class Push:
+class Push(Shown):
     """The producer's end of a queue. ``node.push(queue, ...)`` makes it; ``docs/guarantees.md`` says what it promises.
 
     Examples
@@ -64,8 +65,8 @@ class Push:
         self._driver = driver
         self._outbox = outbox
         self._pack = make_packer()
-        self.max_bytes = min(max_message_bytes, options.max_pending_bytes)
-        self.prefix = f"{driver.engine.identity.node_id[:12]}/{self.queue}/"
+        self._max_bytes = min(max_message_bytes, options.max_pending_bytes)
+        self._prefix = f"{driver.engine.identity.node_id[:12]}/{self.queue}/"
         self._small = SMALL  # bodies up to this many bytes are let in by count; none once this is closed
         self._closed = False
         self._forget = forget  # called at the close
@@ -121,7 +122,7 @@ class Push:
             has_room = await self._make_room(encoded)
             if not has_room:
                 number = self._push_detailed(encoded, key, priority, ttl, delay, headers, has_room=False)
-                return f"{self.prefix}{number}"
+                return f"{self._prefix}{number}"
         if headers is None and key is None and ttl is None and delay is None and not priority:
             staged = outbox.staged  # what ``push`` does, without a call
             if not staged:
@@ -130,8 +131,8 @@ class Push:
             staged.append(encoded)
             outbox.staged_bytes += size
             outbox.burst -= 1
-            return f"{self.prefix}{outbox.next_id + len(staged) - 1}"
-        return f"{self.prefix}{self._push_detailed(encoded, key, priority, ttl, delay, headers)}"
+            return f"{self._prefix}{outbox.next_id + len(staged) - 1}"
+        return f"{self._prefix}{self._push_detailed(encoded, key, priority, ttl, delay, headers)}"
 
     def send_nowait(
         self,
@@ -149,16 +150,16 @@ class Push:
         outbox = self._outbox
         if not outbox.fits(len(encoded)):
             if self._blocks:
-                raise OutboxFull(self.describe_full())
+                raise OutboxFull(self._describe_full())
             if not outbox.drop_for(len(encoded), self._driver.now()):
                 number = self._push_detailed(encoded, key, priority, ttl, delay, headers, has_room=False)
-                return f"{self.prefix}{number}"
+                return f"{self._prefix}{number}"
         if headers is None and key is None and ttl is None and delay is None and not priority:
             number = outbox.push(encoded)
             self._driver.wake()
         else:
             number = self._push_detailed(encoded, key, priority, ttl, delay, headers)
-        return f"{self.prefix}{number}"
+        return f"{self._prefix}{number}"
 
     async def send_many(self, bodies: Iterable[Any]) -> MessageIds:
         """Accepts many plain messages; faster than one ``send`` each. Waits while the outbox is full (G5).
@@ -168,7 +169,7 @@ class Push:
         """
         self._require_open()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
-        ids = MessageIds(self.prefix, [])
+        ids = MessageIds(self._prefix, [])
         for part in encode_parts(self._pack, bodies, SEND_BURST):
             if self._outbox.burst < len(part):
                 await yield_turn()
@@ -180,13 +181,13 @@ class Push:
         """Accepts encoded bodies as they find room: all at once, as a rule."""
         outbox = self._outbox
         size = sum(map(len, part))
-        if size > self.max_bytes:
+        if size > self._max_bytes:
             self._check(max(part, key=len))
         self._require_open()
         while part:
             if outbox.room >= len(part) and outbox.room_bytes >= size and not self._line.busy:
                 fitting, part, taken = part, [], size
-            elif not await self.wait_for_room(len(part[0])):
+            elif not await self._wait_for_room(len(part[0])):
                 number = outbox.turn_away(part[0], None, self._driver.now())
                 ids.append(range(number, number + 1))
                 size -= len(part[0])
@@ -211,9 +212,9 @@ class Push:
         ``timeout`` seconds; a message that was accepted by then is still on its way.
         """
         require_known("deliver()", options, DELIVER_OPTIONS)
-        return await self.track(lambda: self.send(body, **options), timeout)
+        return await self._track(lambda: self.send(body, **options), timeout)
 
-    async def track(self, send: Callable[[], Awaitable[str]], timeout: float | None) -> str:
+    async def _track(self, send: Callable[[], Awaitable[str]], timeout: float | None) -> str:
         """Waits until a message is sent and settled; what ``deliver`` of either face does."""
         if timeout is not None:
             require_number("deliver(timeout=)", timeout, at_least=0)
@@ -230,7 +231,7 @@ class Push:
                 letter = await future
         except TimeoutError:
             if not message_id:
-                raise WaitTimeout(f"found no room within {timeout} s: {self.describe_full()}") from None
+                raise WaitTimeout(f"found no room within {timeout} s: {self._describe_full()}") from None
             raise WaitTimeout(
                 f"message {message_id} was not processed within {timeout} s and stays accepted; {self._describe_wait()}"
             ) from None
@@ -260,7 +261,7 @@ class Push:
         ``node.push`` opens the queue again, with options of its own. Once nothing is pending, a closed queue costs
         nothing, and ``node.ledger()`` does not list it: a program may have any number of queues, one after another.
         """
-        self.end()
+        self._end()
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -282,6 +283,14 @@ class Push:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
+    def _title(self) -> str:
+        return of_node(self.queue, self._driver)
+
+    def _state(self) -> str:
+        outbox = self._outbox
+        in_flight = sum(lane.in_flight for lane in outbox.lanes.values())
+        return f"{'closed, ' if self._closed else ''}{outbox.pending} pending, {in_flight} in flight"
+
     def _require_open(self) -> None:
         self._driver.require_usable()
         if self._closed:
@@ -289,7 +298,7 @@ class Push:
 
     def _check(self, encoded: bytes) -> None:
         self._require_open()
-        require_size(encoded, self.queue, self.max_bytes)
+        require_size(encoded, self.queue, self._max_bytes)
 
     def _push_detailed(
         self,
@@ -318,7 +327,7 @@ class Push:
         """
         self._check(encoded)
         await yield_turn()
-        if not await self.wait_for_room(len(encoded)):
+        if not await self._wait_for_room(len(encoded)):
             return False
         self._outbox.burst = self._count_room(encoded)
         return True
@@ -330,7 +339,7 @@ class Push:
             return int(bool(first))
         return min(SEND_BURST, outbox.room, (outbox.room_bytes - len(first)) // SMALL + bool(first))
 
-    async def wait_for_room(self, size: int) -> bool:
+    async def _wait_for_room(self, size: int) -> bool:
         """Waits until a body fits, or drops the oldest for it (G5); False if nothing could be dropped."""
         self._require_open()
         outbox = self._outbox
@@ -342,7 +351,7 @@ class Push:
             outbox.burst = 0
         return True
 
-    def describe_full(self) -> str:
+    def _describe_full(self) -> str:
         """Why a message has no room, and what to do."""
         outbox = self._outbox
         return (
@@ -355,13 +364,13 @@ class Push:
         """Why nothing moves, as far as this node can tell."""
         return self._driver.engine.peers.describe_consumers(self.queue)
 
-    def handle_outcome(self, outcome: Outcome) -> None:
+    def _handle_outcome(self, outcome: Outcome) -> None:
         """The driver's word on a watched message."""
         future = self._outcomes.get(outcome.number)
         if future is not None and not future.done():
             future.set_result(outcome.letter)
 
-    def handle_dead(self, letter: DeadLetter) -> list[Awaitable[Any]]:
+    def _handle_dead(self, letter: DeadLetter) -> list[Awaitable[Any]]:
         """Calls the hooks; returns what they want awaited. One that fails does not keep the others from it."""
         results = []
         for callback in self._on_dead_letter:
@@ -373,12 +382,7 @@ class Push:
 
     # -- for the node, and another face ----------------------------------------------------------------------
 
-    @property
-    def closed(self) -> bool:
-        """Whether it sends no more; any thread may ask."""
-        return self._closed
-
-    def end(self) -> None:
+    def _end(self) -> None:
         """``close``, which waits for nothing."""
         require_here(self._driver)
         if self._closed:
@@ -390,11 +394,11 @@ class Push:
             self._driver.engine.close_push(self.queue)
             self._driver.wake()  # whoever waits for room hears of it
 
-    def succeed(self, closed: Push) -> None:
+    def _succeed(self, closed: Push) -> None:
         """Takes over from a closed push of the same outbox, which still holds messages that somebody waits for."""
         self._outcomes = closed._outcomes
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """The node is closed: ends what waits for outcomes."""
         for future in self._outcomes.values():
             if not future.done():

@@ -38,12 +38,12 @@ class Queues:
         """The node has started."""
         self._raws = raws
         for bare_push in self._bare_pushes.values():
-            bare_push.connect(raws)
+            bare_push._connect(raws)
         for bare_pull in self._bare_pulls.values():
-            bare_pull.connect(raws)
-            bare_pull.start()
+            bare_pull._connect(raws)
+            bare_pull._start()
         for pull in self._pulls.values():
-            pull.start()
+            pull._start()
 
     @property
     def consumers(self) -> Iterator[Pull]:
@@ -63,7 +63,7 @@ class Queues:
     def close(self) -> None:
         """The node is closed: whoever waits for an outcome hears that there is none."""
         for push in (*self._pushes.values(), *self._closed_pushes.values()):
-            push.abandon()
+            push._abandon()
 
     # -- opening ---------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Queues:
         push = Push(self._driver, outbox, options, self._max_message_bytes, self._close_push)
         before = self._closed_pushes.pop(queue, None)
         if before is not None:
-            push.succeed(before)
+            push._succeed(before)
         self._driver.wake()
         return push
 
@@ -122,7 +122,7 @@ class Queues:
             forget = partial(self._bare_pushes.pop, queue, None)
             bare = self._bare_pushes[queue] = BarePush(self._driver, queue, forget)
             if self._raws is not None:
-                bare.connect(self._raws)
+                bare._connect(self._raws)
         return bare
 
     def pull(self, queue: str, options: Mapping[str, Any]) -> Pull:
@@ -139,7 +139,7 @@ class Queues:
                 bare = BarePull(self._driver, queue, chosen, partial(self._forget_bare_pull, queue))
             self._bare_pulls[queue] = bare
             if self._raws is not None:
-                bare.connect(self._raws)
+                bare._connect(self._raws)
             return bare
         inbox = self._engine.open_pull(queue, chosen.prefetch)
         try:
@@ -181,9 +181,9 @@ class Queues:
         """A message that somebody watches came to its end."""
         push = self._find_push(outcome.queue)
         if push is not None:
-            push.handle_outcome(outcome)
+            push._handle_outcome(outcome)
 
     def handle_dead(self, letter: DeadLetter) -> list[Awaitable[Any]]:
         """A message became a dead letter; returns what its hooks left to be awaited."""
         push = self._find_push(letter.queue)
-        return push.handle_dead(letter) if push is not None else []
+        return push._handle_dead(letter) if push is not None else []

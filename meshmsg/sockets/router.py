@@ -19,6 +19,7 @@ from meshmsg.sockets.folder import Folder
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.methods import Method, list_public, name_method, require_interceptors
 from meshmsg.sockets.serving import CallWorkers, Interceptor
+from meshmsg.sockets.shown import Shown, counted, of_node
 
 BUILT_IN_AT_A_TIME = 8
 DRAIN_S = 5.0
@@ -36,7 +37,7 @@ class CountedWorkers(CallWorkers):
         return self._busy
 
 
-class Router:
+class Router(Shown):
     """A service of this node. ``node.router(service, ...)`` makes it; ``docs/requests.md`` is about it.
 
     Other nodes hear of it with its first method; what is offered in one turn they hear together. Besides its own
@@ -66,7 +67,7 @@ class Router:
     ) -> None:
         self.service = service.name
         self.options = options
-        self.label = f"router({service.name!r})"
+        self._label = f"router({service.name!r})"
         self._driver = driver
         self._offer = service
         self._max_message_bytes = max_message_bytes
@@ -91,7 +92,7 @@ class Router:
             self._methods[name] = Method(self.service, name, function)
         driver.on_arrival[self._arrivals] = self._wake_workers
         if driver.usable:
-            self.start()
+            self._start()
 
     # -- methods ---------------------------------------------------------------------------------------------
 
@@ -114,10 +115,10 @@ class Router:
         Whatever it raises, its caller gets: a ``RequestError`` that it made itself as it is, anything else as a
         ``RemoteError``. Raises ``NameClash``, ``ConfigurationError``, ``MissingExtra``, ``NodeClosed``.
         """
-        require_bool(f"{self.label}.method(endless=)", endless)
+        require_bool(f"{self._label}.method(endless=)", endless)
         if function is None:
             return lambda function: self.method(function, name=name, endless=endless)
-        called = name_method(self.label, function, name)
+        called = name_method(self._label, function, name)
         self._add({called: function}, (called,) if endless else ())
         return function
 
@@ -135,11 +136,11 @@ class Router:
         >>> router.methods
         ('ping', 'info', 'stats', 'shout')
         """
-        require_strings(f"{self.label}.offer(endless=)", endless, 'write endless=["method"]')
-        made = make_offered(self.label, offered)
+        require_strings(f"{self._label}.offer(endless=)", endless, 'write endless=["method"]')
+        made = make_offered(self._label, offered)
         functions = list_public(made)
         if not functions:
-            raise ConfigurationError(f"{self.label}.offer got {offered!r}, which has no public methods")
+            raise ConfigurationError(f"{self._label}.offer got {offered!r}, which has no public methods")
         self._add(functions, tuple(endless))
         return offered
 
@@ -161,7 +162,7 @@ class Router:
         >>> router.methods
         ('ping', 'info', 'stats', 'list', 'stat', 'read')
         """
-        self._add(Folder(self.label, directory, writable, self._max_message_bytes, max_bytes).methods)
+        self._add(Folder(self._label, directory, writable, self._max_message_bytes, max_bytes).methods)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -174,13 +175,13 @@ class Router:
         self._require_open()
         for name in endless:
             if name not in functions:
-                raise ConfigurationError(f"{self.label}.offer(endless=) names {name!r}, which is none of the methods")
+                raise ConfigurationError(f"{self._label}.offer(endless=) names {name!r}, which is none of the methods")
         methods: list[Method] = []
         for name, function in functions.items():
             if name in BUILT_IN:
-                raise NameClash(f"{self.label}: every service has {name!r} already: use another name")
+                raise NameClash(f"{self._label}: every service has {name!r} already: use another name")
             if name in self._methods:
-                raise NameClash(f"{self.label} has a method {name!r} already: use another name, or another service")
+                raise NameClash(f"{self._label} has a method {name!r} already: use another name, or another service")
             methods.append(Method(self.service, name, function))
         for each in methods:
             self._methods[each.name] = each
@@ -194,7 +195,7 @@ class Router:
         if self._driver.closed:
             self._driver.require_usable()
         if self._closing is not None:
-            raise NodeClosed(f"{self.label} was closed: open another one, node.router({self.service!r})")
+            raise NodeClosed(f"{self._label} was closed: open another one, node.router({self.service!r})")
 
     def _announce(self) -> None:
         self._driver.engine.set_serving(self.service, self.serving)
@@ -244,14 +245,14 @@ class Router:
     @serving.setter
     def serving(self, serving: bool) -> None:
         if not isinstance(serving, bool):
-            raise ConfigurationError(f"{self.label}.serving takes True or False, got {serving!r}")
+            raise ConfigurationError(f"{self._label}.serving takes True or False, got {serving!r}")
         require_here(self._driver)
         self._require_open()
         self._offer.serving = serving
         if self._announced:
             self._announce()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """The node has started; called by it."""
         if self._closing is not None:
             return
@@ -297,6 +298,14 @@ class Router:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _title(self) -> str:
+        return of_node(self.service, self._driver)
+
+    def _state(self) -> str:
+        state = "closed, " if self._closing is not None else "" if self.serving else "not serving, "
+        own, offer = len(self._methods) - len(BUILT_IN), self._offer
+        return f"{state}{counted(own, 'method')}, {offer.busy} running, {offer.waiting} waiting"
 
     @property
     def _arrivals(self) -> str:

@@ -52,6 +52,9 @@ class MessageIds(Sequence[str]):
             return [self._find(place) for place in wanted]
         return self._find(wanted)
 
+    def __repr__(self) -> str:
+        return f"<MessageIds {self[0]!r} to {self[-1]!r}: {len(self)}>" if self else "<MessageIds: 0>"
+
     def _find(self, place: int) -> str:
         which = bisect_right(self._ends, place)
         numbers = self._numbers[which]

@@ -29,7 +29,7 @@ class Services:
     def connect(self) -> None:
         """The node has started."""
         for router in self._routers:
-            router.start()
+            router._start()
 
     async def drain(self, seconds: float) -> None:
         """Takes no more requests, and gives those that run time to end."""

@@ -392,12 +392,14 @@ class CallWorkers:
                 if served.cancelled is not None or out.cut is not None:
                     feed.cut()
                 elif bodies:
-                    self._serving.send_items(served, bodies)
+                    together = sum(map(len, bodies)) < out.mark_bytes
+                    for part in [bodies] if together else [[body] for body in bodies]:
+                        self._serving.send_items(served, part)
                     self._driver.wake()
                 if ended:
                     running.result()  # or what it raised
                     return
-                feed.allow(out.room)
+                feed.allow(out.room, out.room_bytes)
                 await stir.wait()
         finally:
             out.wake = None

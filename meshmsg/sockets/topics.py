@@ -39,7 +39,7 @@ class Topics:
         if self._bare_pubs:
             self._bare.listen()
         for sub in self.subs:
-            sub.start()
+            sub._start()
 
     def close(self) -> None:
         """The node is closed."""

@@ -283,7 +283,7 @@ class Books:
         if line[front] != number:
             raise GuaranteeBroken("G3", f"{node.name} got {message} before {line[front]} of the same key was settled")
 
-    def on_verdict(self, node: ClusterNode, message: Message) -> str:
+    def on_verdict(self, message: Message) -> str:
         """An application gave its verdict; returns it in a word."""
         lane = message._lane
         assert isinstance(lane, InLane)

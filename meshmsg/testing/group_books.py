@@ -46,7 +46,6 @@ class GroupBooks:
 
     def __init__(self, topics: TopicBooks) -> None:
         self.topics = topics
-        self.copied = 0
         self._marks: dict[tuple[str, str, int], Mark] = {}  # until the end of the turn
         self._collected: dict[tuple[str, str], int] = {}  # by publisher and topic: messages that left
         self._passing: set[str] = set()  # queues of which some member was not durable
@@ -116,7 +115,6 @@ class GroupBooks:
                 mark = self._marks.pop((node.key, topic, number), Mark())
                 for group in matching:
                     if wants(group.binding, headers):
-                        self.copied += 1
                         awaited = group.binding.queue in mark.awaited_by
                         yield group, Copy(topic, body, headers, mark.key, mark.priority, awaited)
 

@@ -212,7 +212,7 @@ class ClusterPull:
                     message.reject(str(error) or "rejected")
                 else:
                     message.nack(error=describe_error(error))
-            verdict = node.cluster.books.on_verdict(node, message)
+            verdict = node.cluster.books.on_verdict(message)
             if verdict == "ack":
                 self.processed.append(message.body)
             if node.cluster.traces:
@@ -415,6 +415,11 @@ class ClusterNode:
         """Raises ``NodeClosed`` unless its process lives and has not said goodbye."""
         if not self.alive or self.driver.closed:
             raise NodeClosed(f"node {self.name!r} does not run: cluster.restart(node) starts it again")
+
+    def soon(self, action: Callable[[], Any]) -> None:
+        """Does something in its loop, if it is still there then."""
+        if self.alive and not self.leaving:
+            self.loop.call_soon(lambda: None if self.leaving or self.driver.closed else action())
 
     def boot(self, node_id: str, incarnation: int, seed: int) -> None:
         """Starts a process, with the sockets that the one before had."""

@@ -69,7 +69,6 @@ class RequestBooks:
         self.running: dict[ClusterRequest, float | None] = {}  # since when its end is due
         self.services: set[str] = set()  # that were ever offered
         self.only_losses: bool = True  # False where nobody is lost: then no request may say so
-        self.begun = 0
         self.outcomes: dict[str, int] = {}  # how many, by code; "" for those that brought a result
         self._serial = 0
 
@@ -186,7 +185,6 @@ class RequestBooks:
     def on_begin(self, request: ClusterRequest) -> None:
         """A handler begins a request."""
         record, served = self._find(request), request.served
-        self.begun += 1
         place = (request.node.key, served.number)
         if place in record.starts:
             raise GuaranteeBroken("G8", f"{request.node.name} began {record.name} twice, as number {served.number}")

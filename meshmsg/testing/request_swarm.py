@@ -77,12 +77,6 @@ class RequestSwarm:
     def _at(self, when: float, action: Callable[[], Any]) -> None:
         self.cluster.clock.call_at(when, action)
 
-    @staticmethod
-    def _in(node: ClusterNode, action: Callable[[], Any]) -> None:
-        """Does something in a node's loop, if it is still there then."""
-        if node.alive and not node.leaving:
-            node.loop.call_soon(lambda: None if node.leaving or node.driver.closed else action())
-
     def _serve(self, node: ClusterNode, service: str) -> None:
         chance = self.chance
         options = {
@@ -96,7 +90,7 @@ class RequestSwarm:
             if service not in node.routers:
                 node.router(service, handler, **options)
 
-        self._in(node, open_router)
+        node.soon(open_router)
 
     # -- handlers --------------------------------------------------------------------------------------------
 
@@ -173,7 +167,7 @@ class RequestSwarm:
         service = NOBODYS if chance.random() < 0.05 else chance.choice(("front", "front", "back"))
         kinds = [chance.choice(("plain", "plain", "plain", "stream", "items"))] * count
         options = chance.choice(self.options)
-        self._in(node, lambda: self._ask_now(node.dealer(service, **options), kinds))
+        node.soon(lambda: self._ask_now(node.dealer(service, **options), kinds))
 
     def _ask_now(self, dealer: ClusterDealer, kinds: list[str]) -> None:
         chance = self.chance
@@ -230,7 +224,7 @@ class RequestSwarm:
         routers = self._routers()
         if routers:
             router = self.chance.choice(routers)
-            self._in(router.node, lambda: None if router.closed else router.set_serving(not router.serving))
+            router.node.soon(lambda: None if router.closed else router.set_serving(not router.serving))
 
     def _close(self) -> None:
         routers = self._routers()
@@ -238,7 +232,7 @@ class RequestSwarm:
             return
         router = self.chance.choice(routers)
         drain = self.chance.choice((0.0, 0.05, 5.0))
-        self._in(router.node, lambda: router.close(drain))
+        router.node.soon(lambda: router.close(drain))
         if self.chance.random() < 0.7:
             when = self.cluster.now + self.chance.choice((0.0, 0.001, 0.5))
             self._at(when, partial(self._serve, router.node, router.service))
@@ -247,7 +241,7 @@ class RequestSwarm:
         nodes = [node for node in self.nodes if node.alive and not node.leaving]
         if nodes:
             node, service = self.chance.choice(nodes), self.chance.choice(SERVICES)
-            self._in(node, partial(self._survey_now, node, service))
+            node.soon(partial(self._survey_now, node, service))
 
     def _survey_now(self, node: ClusterNode, service: str) -> None:
         try:
@@ -259,7 +253,7 @@ class RequestSwarm:
         waiting = [made for made in self.made if not made.answered and not made.cancelled]
         if waiting:
             for made in self.chance.sample(waiting, min(len(waiting), self.chance.choice((1, 5, 100)))):
-                self._in(made.node, made.cancel)
+                made.node.soon(made.cancel)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -272,7 +266,7 @@ class RequestSwarm:
         for service in SERVICES:
             routers = [router for router in self._routers() if router.service == service]
             for router in routers:
-                self._in(router.node, partial(router.set_serving, True))
+                router.node.soon(partial(router.set_serving, True))
             if not routers:
                 self.cluster.node(f"{service}{len(self.cluster.nodes)}").router(service, self._handle)
 

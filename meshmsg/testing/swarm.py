@@ -82,7 +82,6 @@ class Swarm:
         self.consumers: list[ClusterNode] = []
         self.healthy = False  # set at the heal: from then on nobody makes trouble, but poison and what always fails
         self.acks_to_lose = 4 if "lost_acks" in self.faults else 0
-        self.behaviours: dict[str, str] = {}
         self.serial = 0
         if self.faults & {"garbage", "lost_acks"}:
             self.cluster.network.on_frame = self._on_frame

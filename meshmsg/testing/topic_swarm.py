@@ -100,19 +100,13 @@ class TopicSwarm:
                 self._publish_later(node, 0.0, PRESENCE)
             for node in chance.sample(nodes, min(len(nodes), 2)):
                 options = {"latest": chance.random() < 0.3, "buffer": chance.choice((1, 1000))}
-                self._in(node, partial(self._watch, node, chance.choice((PRESENCE, "p.*", "**")), options))
+                node.soon(partial(self._watch, node, chance.choice((PRESENCE, "p.*", "**")), options))
 
     def _watch(self, node: ClusterNode, pattern: str, options: dict[str, Any]) -> None:
         self.subs.append(node.sub(pattern, **options))
 
     def _at(self, when: float, action: Callable[[], Any]) -> None:
         self.cluster.clock.call_at(when, action)
-
-    @staticmethod
-    def _in(node: ClusterNode, action: Callable[[], Any]) -> None:
-        """Does something in a node's loop, if it is still there then."""
-        if node.alive and not node.leaving:
-            node.loop.call_soon(lambda: None if node.leaving or node.driver.closed else action())
 
     def _publish_later(self, node: ClusterNode, when: float, pattern: str | None = None) -> None:
         pattern = pattern or self.chance.choice(PUBLISHED)
@@ -123,7 +117,7 @@ class TopicSwarm:
             except NameClash:
                 return
 
-        self._at(when, lambda: self._in(node, open_pub))
+        self._at(when, lambda: node.soon(open_pub))
 
     def _open_sub(self, node: ClusterNode) -> None:
         chance = self.chance
@@ -135,14 +129,14 @@ class TopicSwarm:
             "takes": lambda: (0.001 if self.healthy else 1.0) * pace_s,
         }
         pattern = chance.choice(SUBSCRIBED)
-        self._in(node, lambda: self.subs.append(node.sub(pattern, **options)))
+        node.soon(lambda: self.subs.append(node.sub(pattern, **options)))
         for _ in range(self.offer_chance.choice((0, 0, 1, 3))):
             later = self.cluster.now + self.offer_chance.choice((0.0, 0.0, 0.001, 1.0))
             self._at(later, partial(self._offer_something, node))
 
     def _offer_something(self, node: ClusterNode) -> None:
         """What a node opens besides its subscriptions makes new offers, of which a publisher may see only the last."""
-        self._in(node, lambda: node.engine.offer("note", "something", {}))
+        node.soon(lambda: node.engine.offer("note", "something", {}))
 
     # -- work and faults -------------------------------------------------------------------------------------
 
@@ -156,7 +150,7 @@ class TopicSwarm:
         pub = chance.choice(pubs)
         topics = [topic for topic in TOPICS if pub.fits(topic)]
         picked = chance.choices(topics, k=count) if chance.random() < 0.5 else [chance.choice(topics)] * count
-        self._in(pub.node, lambda: self._send(pub, picked))
+        pub.node.soon(lambda: self._send(pub, picked))
 
     def _send(self, pub: ClusterPub, topics: list[str]) -> None:
         if pub.closed:
@@ -184,7 +178,7 @@ class TopicSwarm:
         if not subs:
             return
         sub = self.chance.choice(subs)
-        self._in(sub.node, sub.close)
+        sub.node.soon(sub.close)
         if self.chance.random() < 0.7:
             when = self.cluster.now + self.chance.choice((0.0, 0.001, 0.5))
             self._at(when, partial(self._open_sub, sub.node))
@@ -193,13 +187,13 @@ class TopicSwarm:
         pubs = self._pubs()
         if pubs:
             pub = self.chance.choice(pubs)
-            self._in(pub.node, pub.close)
+            pub.node.soon(pub.close)
             if self.chance.random() < 0.8:
                 self._publish_later(pub.node, self.cluster.now + self.chance.choice((0.0, 0.001, 0.5)))
 
     def _delete_retained(self) -> None:
         for pub in self._pubs():
-            self._in(pub.node, partial(pub.node.engine.publisher.delete_retained, self.chance.choice(TOPICS)))
+            pub.node.soon(partial(pub.node.engine.publisher.delete_retained, self.chance.choice(TOPICS)))
 
     def _break_connections(self) -> None:
         """Broadcast connections of two nodes end, and nothing else does."""

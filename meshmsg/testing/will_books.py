@@ -21,7 +21,6 @@ class WillBooks:
 
     def __init__(self) -> None:
         self.goodbyes_arrive = False  # True while nothing may keep a goodbye from being heard
-        self.given = 0
         self._made: dict[tuple[str, str], list[Any]] = {}  # by publisher's life and topic: bodies
         self._left: set[str] = set()  # lives that ended with a goodbye
         self._losses: dict[tuple[str, str], int] = {}  # by life and other node: how often that went without a goodbye
@@ -73,7 +72,6 @@ class WillBooks:
             raise GuaranteeBroken("G6", f"{name} is none of its topics")
         if key in self._left and self.goodbyes_arrive:
             raise GuaranteeBroken("G6", f"{name} is of a node that said goodbye")
-        self.given += 1
         node_id = key.partition(".")[0]
         place = (sub.subscription, node_id, topic)
         taken = self._taken[place] = self._taken.get(place, 0) + 1

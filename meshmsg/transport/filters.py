@@ -121,9 +121,10 @@ class Filters:
     def add(self, text: bytes, descriptor: int) -> bool:
         """Counts a filter that a connection set; false for one that is none, being too long."""
         asker = self._find(descriptor)
-        known = self._live.setdefault(text, text)
         cost = FILTER_COST + BYTE_COST * len(text)
-        if known is text:
+        known = self._live.get(text)
+        if known is None:
+            known = self._live[text] = text
             self.cost += cost
         if known not in asker.filters:
             asker.filters.add(known)

@@ -17,9 +17,11 @@ CALL, CANCEL, CREDIT, UP_ITEMS, UP_END = 1, 2, 3, 4, 5
 # From a server to a caller.
 RESULT, FAULT, ITEMS, END, UP_CREDIT = 16, 17, 18, 19, 20
 
-# Flags of a CALL: the caller wants items, the caller sends items. Flag of a FAULT: the method was never begun.
+# Flags of a CALL: the caller wants items, the caller sends items. Flag of a FAULT: the method was never begun. Flag of
+# ITEMS and UP_ITEMS, which may be left out: their sender waits for word that they were taken.
 WANTS_ITEMS, SENDS_ITEMS = 1, 2
 NEVER_RAN = 1
+MARKED = 1
 
 WITH_BODIES = frozenset((CALL, UP_ITEMS, RESULT, ITEMS))
 
@@ -59,7 +61,7 @@ def split(item: list[Any], count: int) -> tuple[list[Any], list[Any]]:
     if op == CALL:
         first, total = item[1], item[2]
         return [CALL, first, count, *item[3:]], [CALL, first + count, total - count, *item[3:]]
-    return [op, item[1], count], [op, item[1], item[2] - count]
+    return [op, item[1], count], [op, item[1], item[2] - count, *item[3:]]  # a mark is at the end
 
 
 def check_items(items: Any) -> int:
@@ -97,6 +99,7 @@ def _check_call(item: list[Any]) -> int:
         raise ProtocolError("a CALL with credit for items that it does not want")
     if headers is not None:
         fields.headers(headers)
+    fields.naturals(*item[9:10])  # bytes of items
     return count  # type: ignore[no-any-return]  # just checked
 
 
@@ -117,6 +120,7 @@ def _check_cancel(item: list[Any]) -> int:
 def _check_credit(item: list[Any]) -> int:
     fields.natural(item[1])
     fields.natural(item[2])
+    fields.naturals(*item[3:5])  # how many were taken, and how many bytes may be under way
     return 0
 
 
@@ -124,6 +128,7 @@ def _check_items(item: list[Any]) -> int:
     fields.natural(item[1])
     if not fields.natural(item[2]):
         raise ProtocolError("no items")
+    fields.naturals(*item[3:4])  # flags
     count: int = item[2]
     return count
 

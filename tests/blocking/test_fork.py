@@ -129,6 +129,26 @@ with make(drain=0) as node:
     assert (code, output, errors) == (0, "\n".join(["child 0"] * 10), "")
 
 
+def test_everything_can_be_printed_in_the_child() -> None:
+    code, output, errors = run(
+        USES
+        + """
+with make("web", drain=0) as node:
+    jobs, pull = node.push("work"), node.pull("other")
+    jobs.send(1)
+    in_child(lambda: [say(each) for each in (node, jobs, pull)])
+"""
+    )
+    assert (code, errors) == (0, "")
+    shown, *others = output.splitlines()
+    assert shown.startswith("<Node 'web' in mesh ") and shown.endswith(": of another process>")
+    assert others == [
+        "<Push 'work' of node 'web' (of another process): 1 pending, 0 in flight>",
+        "<Pull 'other' of node 'web' (of another process): 0 of 256 unsettled>",
+        "child 0",
+    ]
+
+
 def test_an_asyncio_node_in_a_child() -> None:
     code, output, errors = run(
         USES

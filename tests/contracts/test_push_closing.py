@@ -210,6 +210,31 @@ def test_another_kind_of_push_may_follow(face: Face) -> None:
     node.push("work", reliable=False)
 
 
+def test_a_bare_push_can_be_closed_and_its_queue_opened_again(face: Face) -> None:
+    node = face.make()
+    early = node.push("early", reliable=False)
+    early.close()
+    with node:
+        jobs, pull = node.push("work", reliable=False), node.pull("work", reliable=False)
+        jobs.send(1)
+        assert pull.get(timeout=PATIENCE_S).body == 1
+        for closed, queue in ((early, "early"), (jobs, "work")):
+            closed.close()
+            sends = (lambda: closed.send(2), lambda: closed.send_nowait(2), lambda: closed.send_many([2, 3]))  # noqa: B023
+            for send in sends:
+                with pytest.raises(NodeClosed, match=f"this push of '{queue}' was closed: open another one"):
+                    send()
+        late = node.push("work", reliable=False)
+        late.send(4)
+        assert pull.get(timeout=PATIENCE_S).body == 4
+        late.close()
+        node.push("work").close()  # of another kind
+        late = node.push("work", reliable=False)
+    late.close()
+    with pytest.raises(NodeClosed):
+        late.send(5)
+
+
 @pytest.mark.guarantee("G11")
 def test_a_node_that_has_too_many_names_opens_no_more_and_goes_on(face: Face) -> None:
     """One frame holds all that a node offers: were it too large, no peer would take it."""

@@ -116,6 +116,74 @@ def test_a_slow_method_stops_the_caller(face: Face) -> None:
     thread.join(PATIENCE_S)
 
 
+# Items of so many bytes, how many, and how many of them are under way at most. By then one more is made. Those of the
+# second kind have exactly 1 MiB when they are encoded.
+LARGE = pytest.mark.parametrize(
+    ("item_bytes", "count", "most"), [(700 * 1024, 30, 6), (2**20 - 5, 30, 3), (6 * 2**20, 4, 1)]
+)
+
+
+@LARGE
+@pytest.mark.guarantee("G5")
+def test_of_large_items_a_few_mebibytes_come_or_one(face: Face, item_bytes: int, count: int, most: int) -> None:
+    """Also of the first ones, when nobody knows yet how large they are."""
+    router, math = serve(face)
+    item = bytes(item_bytes)
+    made, ahead = [], []
+
+    @method(face, router, streams=True)
+    def make(number: int) -> Any:
+        for place in range(number):
+            made.append(place)
+            yield item
+
+    for taken, came in enumerate(math.stream("make", count), 1):
+        assert math.ping()["node"] == "server"  # and back again: what had room has come
+        ahead.append(len(made) - taken)
+        assert len(came) == len(item)
+    assert len(ahead) == count and max(ahead) <= most + 1
+
+
+@LARGE
+@pytest.mark.guarantee("G5")
+def test_of_large_items_a_few_mebibytes_go_or_one(face: Face, item_bytes: int, count: int, most: int) -> None:
+    router, math = serve(face)
+    item = bytes(item_bytes)
+    given, seen, gates = [], Collected(), [Gate(), Gate()]
+
+    @method(face, router)
+    def lazy(context: Context) -> Any:
+        items = incoming(face, context)
+        seen.add(context)
+        yield gates[0]
+        yield Next(items)
+        seen.add(context)
+        yield gates[1]
+        rest = 0
+        while (yield Next(items)) != END:
+            rest += 1
+        return rest
+
+    def items() -> Any:
+        for number in range(count):
+            given.append(number)
+            yield item
+
+    outcome = Collected()
+    thread = threading.Thread(target=lambda: outcome.add(math.request("lazy", items=items(), timeout=None)))
+    thread.start()
+    (context,) = seen.wait(1)
+    until(lambda: context._served.up.waiting == most)
+    assert math.ping()["node"] == "server" and len(given) <= most + 1
+    gates[0].open()
+    seen.wait(2)
+    for _ in range(2):
+        assert math.ping()["node"] == "server" and len(given) - 1 <= most + 1
+    gates[1].open()
+    assert outcome.wait(1) == [count - 1]
+    thread.join(PATIENCE_S)
+
+
 def test_items_come_before_the_error_that_ends_them(face: Face) -> None:
     router, math = serve(face)
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshmsg.addresses import is_loopback
 from meshmsg.discovery.announcement import (
     MAX_ADDRESSES,
     MAX_TXT_BYTES,
@@ -18,7 +19,6 @@ from meshmsg.discovery.announcement import (
 )
 from meshmsg.discovery.candidate import Candidate
 from meshmsg.discovery.endpoint import split_endpoint
-from meshmsg.discovery.interfaces import is_loopback
 from tests.discovery.sightings import good_txt, txt
 
 LOOPBACK_ONLY = Reach(loopback=True, network=False, ipv6=True)

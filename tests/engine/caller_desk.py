@@ -36,9 +36,9 @@ class CallerDesk:
             self.said.append((key.removesuffix(".1"), item, left[:count]))
             del left[:count]
 
-    def offer(self, name: str, *, serving: bool = True, alive: bool = True) -> None:
+    def offer(self, name: str, *, serving: bool = True, alive: bool = True, suspect: bool = False) -> None:
         details = {} if serving else {"serving": False}
-        self.calls.on_peer(f"{name}.1", name, {"math": details}, alive=alive)
+        self.calls.on_peer(f"{name}.1", name, {"math": details}, alive=alive, suspect=suspect)
 
     def call(
         self,

@@ -111,7 +111,7 @@ def test_nobody_offers_it() -> None:
     assert desk.at_rest()
 
 
-def test_who_is_not_serving_or_silent_is_not_asked() -> None:
+def test_who_is_not_serving_or_not_reached_yet_is_not_asked() -> None:
     desk = CallerDesk("b")
     desk.offer("b", serving=False)
     call = desk.call()
@@ -121,7 +121,7 @@ def test_who_is_not_serving_or_silent_is_not_asked() -> None:
     desk.offer("b", alive=False)
     call = desk.call()
     desk.turn()
-    with pytest.raises(NoResponders, match="stuck"):
+    with pytest.raises(NoResponders, match="cannot be reached yet"):
         desk.outcome(call)
     desk.offer("b")
     desk.ask()

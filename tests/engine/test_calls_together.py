@@ -37,7 +37,7 @@ def test_a_stream_of_items() -> None:
     assert not desk.said, "not worth a word yet"
     assert call.down.take() == 7
     desk.calls.grant(call)
-    assert [item for _, item, _ in desk.said] == [[items.CREDIT, number, 24]]
+    assert [item for _, item, _ in desk.said] == [[items.CREDIT, number, 24, 8]]
     desk.calls.on_end("b.1", number, desk.now)
     desk.turn()
     assert call.down.ended and call.down.fault is None
@@ -83,6 +83,8 @@ class Weather:
         self.desk = CallerDesk("b", "c", seed=seed)
         self.open: list[tuple[str, int]] = []
         self.runs: dict[bytes, int] = {}
+        self.bodies: dict[tuple[str, int], bytes] = {}
+        self.never_ran: dict[bytes, int] = {}  # how often somebody said so
         self.cancelled: set[Call] = set()
 
     def step(self) -> None:
@@ -97,6 +99,8 @@ class Weather:
                     body=b"%d" % len(desk.made),
                     retry=chance.choice((Retry(1), NO_JITTER)),
                     down=chance.random() < 0.1,
+                    key=chance.choice((None, None, "k")),
+                    peer=chance.choice((None, None, None, "b")),
                 )
         elif kind == 3 and desk.made:
             call = chance.choice(desk.made)
@@ -105,7 +109,7 @@ class Weather:
             desk.calls.cancel(call)
         elif kind == 4:
             name = chance.choice("bcd")
-            chance.choice((desk.lose, desk.offer))(name)
+            chance.choice((desk.lose, desk.offer, self.doubt))(name)
         elif kind < 8 and self.open:
             self.answer(*self.open.pop(chance.randrange(len(self.open))))
         else:
@@ -114,18 +118,26 @@ class Weather:
             desk.turn()
         self.look()
 
+    def doubt(self, name: str) -> None:
+        self.desk.offer(name, alive=False, suspect=True)
+
     def answer(self, name: str, number: int) -> None:
         chance = self.random
         code = chance.choice(("error", "unavailable", "overloaded", "no_responders"))
         if chance.random() < 0.6:
             self.desk.reply(name, number)
         else:
-            self.desk.fail(name, number, code, never_ran=chance.random() < 0.3 and code != "error")
+            never_ran = chance.random() < 0.3 and code != "error"
+            body = self.bodies[name, number]
+            self.never_ran[body] = self.never_ran.get(body, 0) + never_ran
+            self.desk.fail(name, number, code, never_ran=never_ran)
 
     def look(self) -> None:
         for name, item, bodies in self.desk.said:
             if item[0] == items.CALL:
-                self.open += [(name, item[1] + place) for place in range(item[2])]
+                attempts = [(name, item[1] + place) for place in range(item[2])]
+                self.open += attempts
+                self.bodies.update(zip(attempts, bodies, strict=True))
                 for body in bodies:
                     self.runs[body] = self.runs.get(body, 0) + 1
         self.desk.said.clear()
@@ -149,4 +161,5 @@ def test_whatever_happens_each_call_has_one_outcome_and_nothing_stays(seed: int,
         found: list[tuple[Any, MeshError | None]] = desk.outcomes.get(call, [])
         assert len(found) == (call not in weather.cancelled), "an outcome too many, or none"
         assert weather.runs.get(call.body, 0) <= 6
+        assert call.repeatable or weather.runs.get(call.body, 0) <= 1 + weather.never_ran.get(call.body, 0)
     assert desk.at_rest()

@@ -223,7 +223,6 @@ def test_a_new_life_at_the_old_address_adds_nothing() -> None:
     mine, foreign = make_pieces("a", 0), make_pieces("a", 0, incarnation=4)
     side.hear(mine[0], foreign[0], foreign[1], mine[1], foreign[2], *mine[2:], *foreign)
     assert side.taken() == [0]
-    assert side.reception.foreign == 8
 
 
 # --- what is asked for --------------------------------------------------------------------------------------
@@ -256,7 +255,7 @@ def test_one_that_stalls_is_asked_for_and_may_go_on() -> None:
     side.hear(*pieces[2:], now=found[0])
     assert side.taken() == [0]
     side.past("a", 0, found[0] + 0.1)
-    assert side.taken() == [] and side.reception.duplicates == 1
+    assert side.taken() == [] and side.subscriptions.repeated == 1
     assert side.first_want(found[0], 20.0) is None
 
 
@@ -332,10 +331,10 @@ def test_what_is_not_wanted_is_not_collected() -> None:
     subscription = Subscription("a")
     side = Side(subscription)
     side.hear(*make_pieces("b", 0)[:4])
-    assert side.assembly.topic is None and side.reception.unwanted == 1
+    assert side.assembly.topic is None and side.subscriptions.unwanted == 1
     side.past("a", 0)
     side.hear(*make_pieces("a", 0)[:4])
-    assert side.assembly.topic is None and side.reception.duplicates == 1
+    assert side.assembly.topic is None and side.subscriptions.repeated == 1
     side.hear(*make_pieces("a", 1)[:4], make_pieces("b", 1)[0])
     assert side.assembly.topic is None, "there is one at a time"
     side.hear(*make_pieces("a", 1)[:4])

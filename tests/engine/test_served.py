@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meshmsg.engine.served import MAX_STALE, Service
-from meshmsg.engine.streams import WINDOW_ITEMS
+from meshmsg.engine.streams import BYTES_UNDER_WAY, WINDOW_ITEMS
 from meshmsg.errors import NameClash, ProtocolError
 from meshmsg.options import RouterOptions
 from meshmsg.wire import items
@@ -379,7 +379,7 @@ def test_a_cancelled_stream_wakes_who_waits_for_room() -> None:
 def test_the_callers_items_come_as_there_is_credit() -> None:
     desk = Desk()
     number = desk.call(flags=items.SENDS_ITEMS)
-    assert desk.told() == [[items.UP_CREDIT, number, WINDOW_ITEMS]]
+    assert desk.told() == [[items.UP_CREDIT, number, WINDOW_ITEMS, 0, BYTES_UNDER_WAY]]
     desk.serving.on_up_items("a.1", number, list(range(WINDOW_ITEMS)))  # also while it waits for a worker
     served = desk.take()
     assert served.up is not None and served.up.waiting == WINDOW_ITEMS
@@ -387,7 +387,7 @@ def test_the_callers_items_come_as_there_is_credit() -> None:
     half = [served.up.take() for _ in range(WINDOW_ITEMS // 2)]
     assert half == list(range(WINDOW_ITEMS // 2))
     assert desk.serving.grant(served)
-    assert desk.told() == [[items.UP_CREDIT, number, WINDOW_ITEMS + WINDOW_ITEMS // 2]]
+    assert desk.told() == [[items.UP_CREDIT, number, WINDOW_ITEMS + WINDOW_ITEMS // 2, WINDOW_ITEMS // 2]]
     desk.serving.on_up_end("a.1", number)
     assert served.up.ended and served.up.fault is None
     desk.serving.reply(served, b"\x01")

@@ -124,6 +124,21 @@ def test_fan_out_fan_in_joins_every_request(failure: str) -> None:
         assert (ledger["processed"], ledger["dead"], ledger["redelivered"]) == (36, 0, 0)
 
 
+async def test_fan_out_fan_in_keeps_no_socket_of_an_asker_that_has_its_answers() -> None:
+    program, mesh = load(PATTERNS / "fan_out_fan_in.py"), f"fan-out-sockets-{os.getpid()}"
+    worker = subprocess.Popen([sys.executable, str(PATTERNS / "fan_out_fan_in.py"), "worker", mesh, "worker"])
+    try:
+        async with Node("asker", mesh=mesh) as node:
+            circles = program.Circles(node)
+            counts = await asyncio.gather(circles.count(100), circles.count(200))
+            assert counts == [lattice_points(100), lattice_points(200)]
+            # The worker closes it in the turn in which the last answer is acked, and tells its peers.
+            assert await node._driver.until(lambda: not any(peer.pushes for peer in node.peers()), 10)
+    finally:
+        worker.terminate()
+        worker.wait()
+
+
 @pytest.mark.guarantee("G1", "G2", "G4")
 @pytest.mark.parametrize("failure", FAILURE)
 def test_batch_consumer_stores_every_row_once(failure: str) -> None:

@@ -257,7 +257,7 @@ def test_a_message_handed_out_twice_is_noticed() -> None:
     cluster, _, _, jobs, pull = pair(takes=0.5)
     jobs.send_many(range(3))
     cluster.run(0.2)
-    pull.inbox.arrivals.appendleft(pull.hands[0].closed())
+    pull.inbox.arrivals.appendleft(pull.hands[0]._alone())
     expect("G2", cluster)
 
 

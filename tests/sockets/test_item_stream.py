@@ -68,7 +68,7 @@ async def test_a_slow_reader_gives_no_credit() -> None:
     for expected in range(1, WINDOW_ITEMS // 2):
         assert await anext(stream) == expected
     _, credit, _ = await far.next(CREDIT)
-    assert credit == [CREDIT, call[1], WINDOW_ITEMS + WINDOW_ITEMS // 2]
+    assert credit == [CREDIT, call[1], WINDOW_ITEMS + WINDOW_ITEMS // 2, WINDOW_ITEMS // 2]
     await stream.aclose()
 
 
@@ -312,6 +312,32 @@ async def test_who_does_not_serve_is_surveyed_about_itself() -> None:
     _, item, _ = await far.next(CALL)
     far.reply(item[1], 1)
     assert {answer.peer for answer in await answers} == {"b1"}
+    far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_survey_asks_who_is_suspect_when_it_is_back() -> None:
+    far = FarEnd("b1")
+    for name in ("b2", "b3", "b4"):
+        far.calls.on_peer(f"{name}-id.1", name, {"math": {}}, alive=False, suspect=True)
+    dealer = far.dealer()
+    answers = start(collect(dealer.survey("add", timeout=2)))
+    name, item, _ = await far.next(CALL)
+    far.reply(item[1], 1, name)
+    await far.rest()
+    assert name == "b1" and far.count(CALL) == 0 and not answers.done()
+    far.calls.on_peer("b2-id.1", "b2", {"math": {}}, alive=True)
+    far.lose("b3")
+    name, item, _ = await far.next(CALL)
+    far.reply(item[1], 2, name)
+    await far.rest()
+    far.pass_time(3)
+    by_peer = {answer.peer: answer for answer in await answers}
+    assert {name: answer.value for name, answer in by_peer.items()} == {"b1": 1, "b2": 2, "b3": None, "b4": None}
+    gone, silent = by_peer["b3"].error, by_peer["b4"].error
+    assert isinstance(gone, NoResponders) and "'b3' was suspect, and does not serve any more" in str(gone)
+    assert (gone.service, gone.method) == ("math", "add")
+    assert isinstance(silent, DeadlineExceeded) and "was not sent within 2 s" in str(silent)
     far.require_idle(dealer)
 
 

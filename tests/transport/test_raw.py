@@ -13,8 +13,9 @@ import pytest
 import zmq
 
 from meshmsg.errors import AddressUnavailable, ConfigurationError
+from meshmsg.transport.filters import MAX_FILTER_BYTES
 from meshmsg.transport.pump import Pump
-from meshmsg.transport.raw import BINDING, COUNTERPARTS, RawSocket, kind_name
+from meshmsg.transport.raw import BINDING, COUNTERPARTS, PUBLISHER, SUBSCRIBER, RawSocket, kind_name
 from meshmsg.transport.zmq import ZmqTransport
 
 PAIRS = sorted((one, other) for one in COUNTERPARTS for other in COUNTERPARTS[one] if one in BINDING)
@@ -84,6 +85,68 @@ def test_other_kinds_are_refused_by_name() -> None:
         transport.raw(4711)
     transport.close()
     assert transport.wait_closed(10)
+
+
+# --- meshmsg's own kinds ------------------------------------------------------------------------------------
+
+
+@pytest.mark.guarantee("G11")
+def test_a_publisher_is_an_xpub_that_counts_its_filters_and_cuts_off() -> None:
+    with opened(PUBLISHER, zmq.SUB) as (there, here):
+        assert kind_name(PUBLISHER) == "XPUB" and PUBLISHER in BINDING and there.filters is None
+        (endpoint,) = there.bind()
+        assert there.filters is not None
+        here.socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        here.connect(endpoint)
+        here.socket.subscribe(b"a")
+        changes: list[tuple[bytes, bool]] = []
+        while len(changes) < 1:
+            assert there.socket.poll(20_000)
+            changes += there.filters.read(there.socket, 10)[0]
+        there.socket.send(b"a message")
+        assert here.socket.recv() == b"a message"
+        here.socket.subscribe(bytes(MAX_FILTER_BYTES + 1))
+        while len(changes) < 3:
+            assert there.socket.poll(20_000)
+            changes += there.filters.read(there.socket, 10)[0]
+        assert changes[:1] == [(b"a", True)]
+        assert sorted(changes[1:]) == [(bytes(MAX_FILTER_BYTES + 1), False), (b"a", False)]
+        assert len(there.filters.take_refusals()) == 1
+
+
+def test_a_subscriber_loses_no_filter() -> None:
+    """By default ZeroMQ drops filters beyond 1,000 without a word (libzmq#2258)."""
+    with opened(PUBLISHER, SUBSCRIBER) as (there, here):
+        (endpoint,) = there.bind()
+        assert there.filters is not None
+        for number in range(5000):
+            here.socket.subscribe(b"%d" % number)
+        here.connect(endpoint)
+        told = set[bytes]()
+        while len(told) < 5000:
+            assert there.socket.poll(20_000)
+            told |= {text for text, _ in there.filters.read(there.socket, 1000)[0]}
+
+
+def test_both_do_without_heartbeats() -> None:
+    """A publisher takes in a frame at a time; while its loop is held up, a heartbeat may wait behind one too long."""
+    with opened(PUBLISHER, SUBSCRIBER) as sockets:
+        for raw in sockets:
+            for option in (zmq.HEARTBEAT_IVL, zmq.HEARTBEAT_TTL):
+                assert raw.socket.getsockopt(option) == 0
+            assert raw.socket.getsockopt(zmq.TCP_KEEPALIVE) == 1 and raw.socket.getsockopt(zmq.TCP_MAXRT) == 30_000
+
+
+def test_an_xpub_that_is_handed_out_stays_what_zeromq_makes_of_it() -> None:
+    with opened(zmq.XPUB, zmq.XSUB) as (there, here):
+        here.connect(there.bind()[0])
+        for frame in (b"\x01a", b"\x01a", b"\x01" + bytes(10_000), bytes([2]) * 1_000_000):
+            here.socket.send(frame)
+        assert there.socket.recv() == b"\x01a"  # told once
+        assert there.socket.recv() == b"\x01" + bytes(10_000)
+        assert there.socket.recv() == bytes([2]) * 1_000_000
+        assert there.filters is None
+        assert (there.socket.getsockopt(zmq.RCVHWM), there.socket.getsockopt(zmq.RCVBUF)) == (1000, -1)
 
 
 # --- connecting ---------------------------------------------------------------------------------------------

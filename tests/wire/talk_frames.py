@@ -25,14 +25,21 @@ def _call(draw: st.DrawFn) -> list[Any]:
     flags = draw(st.integers(0, 3))
     window = draw(NATURAL) if flags & items.WANTS_ITEMS else 0
     said = [draw(FIRST), draw(COUNT), draw(LINE), draw(LINE), draw(SECONDS), flags, window, draw(HEADERS)]
-    return [items.CALL, *said]
+    more = draw(st.lists(NATURAL, max_size=1))  # bytes, from those who know them
+    return [items.CALL, *said, *more]
+
+
+@st.composite
+def _and_more(draw: st.DrawFn, most: int, *fields: st.SearchStrategy[Any]) -> list[Any]:
+    """An item, and up to so many fields that were added later."""
+    return [*(draw(field) for field in fields), *draw(st.lists(NATURAL, max_size=most))]
 
 
 ITEM = st.one_of(
     st.composite(_call)(),
     st.tuples(st.sampled_from([items.CANCEL, items.RESULT]), NUMBERS).map(list),
-    st.tuples(st.sampled_from([items.CREDIT, items.UP_CREDIT]), NATURAL, NATURAL).map(list),
-    st.tuples(st.sampled_from([items.UP_ITEMS, items.ITEMS]), NATURAL, COUNT).map(list),
+    _and_more(2, st.sampled_from([items.CREDIT, items.UP_CREDIT]), NATURAL, NATURAL),
+    _and_more(1, st.sampled_from([items.UP_ITEMS, items.ITEMS]), NATURAL, COUNT),
     st.tuples(st.sampled_from([items.UP_END, items.END]), NATURAL).map(list),
     st.tuples(st.just(items.FAULT), NATURAL, LINE, LINE, LINES, st.none() | LINES, SECONDS, st.integers(0, 1)).map(
         list
@@ -42,7 +49,7 @@ ITEM = st.one_of(
 TALKS = st.builds(frames.Talk, NATURAL, NATURAL, NATURAL, NATURAL, st.lists(ITEM, max_size=4), st.just(b""))
 DRAWN = st.one_of(TALKS, st.builds(frames.Heard, NATURAL, NATURAL, NATURAL, NATURAL, NATURAL))
 
-CALL = [items.CALL, 0, 1, "math", "add", 1.5, 1, 16, {"h": 1}]
+CALL = [items.CALL, 0, 1, "math", "add", 1.5, 1, 16, {"h": 1}, 2**22]
 VALID: dict[int, list[Any]] = {
     frames.TALK: [1, 1, 0, 0, [CALL]],
     frames.HEARD: [1, 1, 0, 0, 0],
@@ -50,15 +57,17 @@ VALID: dict[int, list[Any]] = {
 VALID_ITEMS: list[list[Any]] = [
     CALL,
     [items.CANCEL, [0, 5]],
-    [items.CREDIT, 0, 16],
-    [items.UP_ITEMS, 0, 1],
+    [items.CREDIT, 0, 16, 8, 2**22],
+    [items.UP_ITEMS, 0, 1, 1],
     [items.UP_END, 0],
     [items.RESULT, [0]],
     [items.FAULT, 0, "error", "ValueError", "no\nsuch", "Traceback\n", 1.5, 0],
-    [items.ITEMS, 0, 1],
+    [items.ITEMS, 0, 1, 1],
     [items.END, 0],
-    [items.UP_CREDIT, 0, 16],
+    [items.UP_CREDIT, 0, 16, 8, 2**22],
 ]
+# How long an item was before fields were added to it; it may still come so.
+SHORTEST = {items.CALL: 9, items.CREDIT: 3, items.UP_ITEMS: 3, items.ITEMS: 3, items.UP_CREDIT: 3}
 
 
 def not_items(
@@ -92,7 +101,8 @@ def not_items(
     for item in VALID_ITEMS:
         for place in range(1, len(item)):
             made += [[[*item[:place], value, *item[place + 1 :]]] for value in wrong.get((item[0], place), not_natural)]
-            made.append([item[:place]])
+            if place < SHORTEST.get(item[0], len(item)):
+                made.append([item[:place]])
     return made
 
 
@@ -119,9 +129,9 @@ GOLDEN: dict[str, tuple[frames.Frame, list[bytes]]] = {
             3,
             [
                 [items.CALL, 7, 2, "math", "add", 1.5, 0, 0, None],
-                [items.CALL, 9, 1, "files", "read", None, 3, 16, {"trace": "1"}],
+                [items.CALL, 9, 1, "files", "read", None, 3, 16, {"trace": "1"}, 4194304],
                 [items.CANCEL, [4, 6]],
-                [items.CREDIT, 3, 24],
+                [items.CREDIT, 3, 24, 8],
                 [items.UP_ITEMS, 9, 2],
                 [items.UP_END, 9],
             ],
@@ -138,9 +148,9 @@ GOLDEN: dict[str, tuple[frames.Frame, list[bytes]]] = {
             [
                 [items.RESULT, [7, 8]],
                 [items.FAULT, 10, "overloaded", "", "1000 calls wait", None, 0.5, items.NEVER_RAN],
-                [items.ITEMS, 9, 2],
+                [items.ITEMS, 9, 2, items.MARKED],
                 [items.END, 3],
-                [items.UP_CREDIT, 9, 18],
+                [items.UP_CREDIT, 9, 16, 0, 4194304],
             ],
             b"",
         ),

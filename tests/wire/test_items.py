@@ -55,6 +55,7 @@ def test_an_item_in_two_says_the_same(item: list[Any], data: st.DataObject) -> N
         assert head[3:] == tail[3:] == item[3:]
     else:
         assert head[:2] == tail[:2] == item[:2]
+        assert head[3:] == [] and tail[3:] == item[3:], "what is marked is marked at its end"
 
 
 @given(op=st.sampled_from(OPS), fields=st.lists(JSON, max_size=9), payload=st.binary(max_size=9))
@@ -87,6 +88,12 @@ def test_one_wrong_field_is_a_protocol_error_or_an_item(item: list[Any], place: 
 @given(item=st.sampled_from(talk_frames.VALID_ITEMS), more=st.lists(JSON, max_size=2))
 def test_fields_from_the_future_are_ignored(item: list[Any], more: list[Any]) -> None:
     assert items.check_items([[*item, *more]]) == items.bodies_of(item)
+
+
+@pytest.mark.parametrize("item", [item for item in talk_frames.VALID_ITEMS if item[0] in talk_frames.SHORTEST])
+def test_fields_that_were_added_may_be_missing(item: list[Any]) -> None:
+    for length in range(talk_frames.SHORTEST[item[0]], len(item)):
+        assert items.check_items([item[:length]]) == items.bodies_of(item)
 
 
 @pytest.mark.parametrize("item", [[99], [99, 5], [0], [-1, []], [2**63, {}]])
