@@ -1,4 +1,4 @@
-"""The shell around the engine: collect → engine → commit → send → deliver, and one timer.
+"""The shell around the engine: collect → engine → send → deliver, and one timer.
 
 One turn handles whatever came since the last one, so batches form by themselves: the busier the node, the larger
 they are. The same driver runs under asyncio, under uvloop, and under the simulator's virtual clock.

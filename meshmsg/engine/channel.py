@@ -200,6 +200,8 @@ class Channel:
             self._theirs = frame.channel
             self._agreed = False
             self._answer = True
+            self._missing = False  # what was lost of theirs before is nothing that they still have
+            self._told_missing = -1
         elif frame.channel < self._theirs:
             return False
         if frame.to != self.number:

@@ -388,6 +388,23 @@ def test_a_channel_in_which_nothing_was_said_ends_without_a_word(pair: Pair) -> 
     assert pair.one.ends == 0 and pair.other.heard == [(0, 0)]
 
 
+def test_what_an_ended_channel_lost_is_not_missed_in_the_next_one(pair: Pair) -> None:
+    """The other side heard of the first frame, and never got it."""
+    pair.settle()
+    pair.one.say()
+    pair.one.flush()
+    pair.cut(pair.one, 1)
+    pair.deliver(pair.one)
+    pair.one.forget()
+    pair.connect()
+    pair.settle()
+    require_rest(pair)
+    pair.one.say()
+    pair.settle()
+    require_rest(pair)
+    assert pair.other.heard == [(1, 1)] and pair.other.ends == 0
+
+
 def test_a_number_counts_once_the_other_side_has_answered_to_it(pair: Pair) -> None:
     """What says so may be late, and the number not in use any more: whatever was sent to it would be lost."""
     pair.other.forget()
