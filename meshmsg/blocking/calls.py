@@ -258,7 +258,7 @@ class SharedDealer(Dealer):
                 continue
             if ticket.context is not None:
                 ticket.stop = partial(self._stop, ticket, ticket.context)
-                ticket.context.hold(ticket.stop)
+                ticket.context._hold(ticket.stop)
                 if ticket.ended:
                     continue
             try:
@@ -290,7 +290,7 @@ class SharedDealer(Dealer):
         """A ticket has its outcome."""
         self._under_way.release(ticket.call)
         if ticket.context is not None and ticket.stop is not None:
-            ticket.context.release(ticket.stop)
+            ticket.context._release(ticket.stop)
         if self._thread is not None:
             self._thread.leave(ticket)
 

@@ -82,23 +82,26 @@ class Fetched(Incoming[T]):
         if not self._thread.ended.is_set():
             self._thread.wait(self._source.aclose)
 
+    def __repr__(self) -> str:
+        return repr(self._source).replace(type(self._source).__name__, "Incoming", 1)
+
     async def _fetch(self) -> list[T]:
         """What has come, at least one; nothing at the end."""
         source, context = self._source, self._context
         if context is None:
             return await self._take()
-        context.hold(source._give_up)
+        context._hold(source._give_up)
         try:
             return await self._take()
         finally:
-            context.release(source._give_up)
+            context._release(source._give_up)
 
     async def _take(self) -> list[T]:
         source = self._source
         down = source._down if isinstance(source, ItemStream) else None
         if isinstance(source, ItemStream) and source._down.lent:
             source._down.lent = 0  # the thread has got what came before
-            source.grant()
+            source._grant()
         try:
             items = [await anext(source)]
         except StopAsyncIteration:

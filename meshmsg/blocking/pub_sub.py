@@ -22,7 +22,6 @@ from meshmsg.sockets.bare_pub_sub import BarePub, BareSub
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import Bell
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
-from meshmsg.sockets.shown import of_node
 
 PART = 1024  # messages encoded and put down at a time
 # What threads may have put down that the loop has not published yet.
@@ -252,13 +251,7 @@ class UnreliablePub(Face[BarePub]):
 
     def close(self) -> None:
         """Publishes no more."""
-        self._call(self._async.end)
-
-    def _title(self) -> str:
-        return of_node(self.pattern, self._driver)
-
-    def _state(self) -> str:
-        return "closed" if self._async._closed else ""
+        self._call(self._async._end)
 
 
 class Sub(Consumer[pub_sub.Sub]):

@@ -30,6 +30,7 @@ from meshmsg.sockets.here import require_here
 from meshmsg.sockets.pub_sub import Sub
 from meshmsg.sockets.raw import RawSockets
 from meshmsg.sockets.sending import encode, require_size
+from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import PUBLISHER, SUBSCRIBER, RawSocket
@@ -186,7 +187,7 @@ class BareTopics:
                 raise ProtocolError(f"the body cannot be decoded: {body.error}")
             number = self._numbers[sub]
             self._numbers[sub] = number + 1
-            sub.put(topic, number, body, len(parts[1]))
+            sub._put(topic, number, body, len(parts[1]))
 
     def _refuse(self, why: str) -> None:
         """An event for the first, then one in some seconds at most: a flood must not become one of events."""
@@ -203,7 +204,7 @@ class BareTopics:
             logger.error("pub or sub with reliable=False hears no more", exc_info=reader.exception())
 
 
-class BarePub:
+class BarePub(Shown):
     """``node.pub(pattern, reliable=False)``: hands topics and bodies to ZeroMQ, and that is all."""
 
     def __init__(
@@ -243,11 +244,17 @@ class BarePub:
         for body in bodies:
             await self.send(body, topic)
 
+    def _title(self) -> str:
+        return of_node(self.pattern, self._driver)
+
+    def _state(self) -> str:
+        return "closed" if self._closed else ""
+
     async def close(self) -> None:
         """Publishes no more."""
-        self.end()
+        self._end()
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """``close``, which waits for nothing."""
         require_here(self._driver)
         if not self._closed:
@@ -272,7 +279,7 @@ class BareSub(Sub):
         self.dropped = 0
         self._bare = topics
 
-    def put(self, topic: str, number: int, body: Any, size: int) -> None:
+    def _put(self, topic: str, number: int, body: Any, size: int) -> None:
         """One message came."""
         subscription = self._subscription
         if subscription.latest:
@@ -283,6 +290,9 @@ class BareSub(Sub):
             self.dropped += 1
         else:
             self._arrived()
+
+    def _state(self) -> str:
+        return f"{super()._state()}{f', {self.dropped} dropped' if self.dropped else ''}"
 
     def _withdraw(self) -> None:
         self._bare.remove(self)

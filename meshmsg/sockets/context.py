@@ -97,8 +97,8 @@ class Context:
         """Whether nobody wants the result any more. A coroutine is cancelled then; a plain function has to look."""
         return self._served.cancelled is not None
 
-    def hold(self, stop: Callable[[], None]) -> None:
-        """In the loop: has this called when a plain function that serves this is wanted no more, until ``release``.
+    def _hold(self, stop: Callable[[], None]) -> None:
+        """In the loop: has this called when a plain function that serves this is wanted no more, until ``_release``.
 
         As with a coroutine that is cancelled, that is once: what it asks for afterwards, to clean up, goes on.
         """
@@ -110,12 +110,12 @@ class Context:
             self._inner = set()
         self._inner.add(stop)
 
-    def release(self, stop: Callable[[], None]) -> None:
+    def _release(self, stop: Callable[[], None]) -> None:
         """That has ended by itself."""
         if self._inner is not None:
             self._inner.discard(stop)
 
-    def stop_inner(self) -> None:
+    def _stop_inner(self) -> None:
         """Stops what a plain function waits for, as it cannot be stopped itself."""
         for stop in list(self._inner or ()):
             self._told = True

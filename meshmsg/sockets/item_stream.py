@@ -81,6 +81,10 @@ class Called(Incoming[T]):
             await self._keep(self._stir.wait())
         return self._take()
 
+    def __repr__(self) -> str:
+        state = "given up" if self._closed else f"{self._waiting} waiting" if self._begun else "not begun"
+        return f"<{type(self).__name__} of {self._label}: {state}>"
+
     @property
     def _label(self) -> str:
         return f"{self._service}.{self._method}"
@@ -186,7 +190,7 @@ class ItemStream(Called[Any]):
             raise self._about(RequestError(f"{self._label}: an item cannot be read: {item.error}"))
         return item
 
-    def grant(self) -> None:
+    def _grant(self) -> None:
         """Tells the method what was taken, if that is worth a word."""
         if self._under_way.calls.grant(self._call):
             self._under_way.driver.wake()

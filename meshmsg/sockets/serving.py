@@ -54,7 +54,7 @@ class Worker:
         """The call that it serves is wanted no more. A thread goes on; what it waits for ends, such as a request."""
         if self.in_thread:
             if self.context is not None:
-                self.context.stop_inner()
+                self.context._stop_inner()
         elif not self.stopped and self.task is not None:
             self.stopped = True
             self.task.cancel()

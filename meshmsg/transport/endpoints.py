@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import re
 import socket
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 
 import zmq
 
+from meshmsg.addresses import is_address, is_loopback
 from meshmsg.errors import AddressUnavailable, ConfigurationError
 from meshmsg.transport.tuning import Socket
 
@@ -30,7 +30,7 @@ def is_diallable(endpoint: str) -> bool:
     match = _DIALLABLE.fullmatch(endpoint)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         return False
-    return _is_address(match["six"], 6) if match["six"] else _is_address(match["four"], 4)
+    return is_address(match["six"], 6) if match["six"] else is_address(match["four"], 4)
 
 
 def stays_here(endpoint: str) -> bool:
@@ -41,14 +41,6 @@ def stays_here(endpoint: str) -> bool:
     """
     match = _DIALLABLE.fullmatch(endpoint)
     return match is not None and is_loopback(match["six"] or match["four"])
-
-
-def is_loopback(address: str) -> bool:
-    """Whether this is an address of this machine's loopback."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def has_route(endpoint: str) -> bool:
@@ -78,7 +70,7 @@ def bind_all(socket: Socket, addresses: Sequence[str], port: int = 0) -> tuple[s
     if not addresses:
         raise ConfigurationError('no address to bind; give at least one, for example "127.0.0.1"')
     for address in addresses:
-        if not (_is_address(address, 4) or _is_address(address, 6)):
+        if not (is_address(address, 4) or is_address(address, 6)):
             raise ConfigurationError(f'{address!r} is no IP address; write one such as "127.0.0.1" or "::1"')
     tries = PORT_TRIES if port == 0 and len(addresses) > 1 else 1
     for attempt in range(1, tries + 1):
@@ -139,10 +131,3 @@ def _unavailable(address: str, port: int, error: zmq.ZMQError) -> AddressUnavail
         problem = f"cannot bind {address}: {os.strerror(number)}"
         advice = "check the address"
     return AddressUnavailable(number, f"{problem}; {advice}")
-
-
-def _is_address(text: str, version: int) -> bool:
-    try:
-        return ipaddress.ip_address(text).version == version
-    except ValueError:
-        return False

@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from meshmsg.addresses import is_loopback
 from meshmsg.errors import ConfigurationError, ForkedProcess, NodeClosed, TooManyLinks
 from meshmsg.transport import forks
 from meshmsg.transport.broadcast import ZmqBroadcast
 from meshmsg.transport.closing import remember, terminate
 from meshmsg.transport.descriptors import require_room
-from meshmsg.transport.endpoints import bind_all, is_diallable, is_loopback, stays_here
+from meshmsg.transport.endpoints import bind_all, is_diallable, stays_here
 from meshmsg.transport.interface import LinkEvent
 from meshmsg.transport.link import DialledLink
 from meshmsg.transport.raw import RawSocket

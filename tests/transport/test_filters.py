@@ -339,17 +339,19 @@ def test_a_connection_ends_with_the_filter_that_is_one_too_many(desk: Desk, monk
 def test_filters_that_are_gone_are_not_held_against_a_connection(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = many(100, 10)
     monkeypatch.setattr(filters_module, "MAX_COST_EACH", cost_of(texts[:60]))
-    guest = desk.guest()
+    guest, other = desk.guest(), desk.guest()
     desk.add(guest, texts[:60])
     for text in texts[:50]:
         desk.filters.remove(text, guest.descriptor)
+    assert desk.filters._askers[guest.descriptor].cost == cost_of(texts[50:60])
+    desk.add(other, texts[:50])  # from now on it has these, and the first one has not
     desk.add(guest, texts[50:])
     assert not guest.is_cut()
     desk.end(texts[50:90])
     desk.add(guest, texts[:50])
     assert not guest.is_cut()
     desk.add(guest, texts[50:51])
-    assert guest.is_cut()
+    assert guest.is_cut() and not other.is_cut()
 
 
 def test_what_a_connection_says_after_its_end_is_neither_judged_nor_told(
@@ -536,6 +538,10 @@ def test_who_took_the_descriptor_of_one_who_left_is_not_cut_for_it(desk: Desk, m
     assert later.descriptor == guest.descriptor
     desk.add(later, [b"b"])  # still what the first one said, as far as anybody can tell
     assert not later.is_cut() and desk.filters.refused == 0
+    desk.add(later, [b"c"])
+    assert not later.is_cut()
+    desk.add(later, [b"d"])
+    assert later.is_cut(), "from then on it has an account of its own"
 
 
 def test_only_connections_to_these_ports_are_ever_cut(desk: Desk) -> None:
@@ -555,6 +561,20 @@ def test_those_without_a_number_are_all_that_are_not_known_to_be_others(desk: De
     desk.filters.add(bytes(MAX_FILTER_BYTES + 1), NUMBERLESS)
     assert [guest.is_cut() for guest in (known, old, older)] == [False, True, True]
     assert desk.filters.take_refusals()[0].startswith("subscribers of ZeroMQ before 4.0 asked for too much")
+
+
+def test_what_those_without_a_number_had_is_not_held_against_the_next(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = many(11, 10)
+    monkeypatch.setattr(filters_module, "MAX_COST_EACH", cost_of(texts[:-1]))
+    for again in range(2):
+        guest = desk.guest()
+        for text in texts[:-1]:
+            desk.filters.add(text, NUMBERLESS)
+        assert not guest.is_cut()
+        desk.filters.add(texts[-1], NUMBERLESS)
+        assert guest.is_cut() and desk.filters.refused == again + 1
 
 
 def test_what_waits_to_be_told_is_bounded(desk: Desk) -> None:

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from meshmsg.errors import AddressUnavailable, ConfigurationError
-from meshmsg.transport.filters import MAX_FILTER_BYTES
+from meshmsg.transport.filters import MAX_FILTER_BYTES, MAX_FRAME_BYTES, RECEIVE_BYTES, RECEIVE_HIGH_WATER
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import BINDING, COUNTERPARTS, PUBLISHER, SUBSCRIBER, RawSocket, kind_name
 from meshmsg.transport.zmq import ZmqTransport
@@ -96,6 +96,8 @@ def test_a_publisher_is_an_xpub_that_counts_its_filters_and_cuts_off() -> None:
         assert kind_name(PUBLISHER) == "XPUB" and PUBLISHER in BINDING and there.filters is None
         (endpoint,) = there.bind()
         assert there.filters is not None
+        limits = [there.socket.getsockopt(option) for option in (zmq.RCVHWM, zmq.RCVBUF, zmq.MAXMSGSIZE)]
+        assert limits == [RECEIVE_HIGH_WATER, RECEIVE_BYTES, MAX_FRAME_BYTES]
         here.socket.setsockopt(zmq.RECONNECT_IVL, -1)
         here.connect(endpoint)
         here.socket.subscribe(b"a")
