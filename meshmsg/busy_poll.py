@@ -2,7 +2,7 @@
 
 A process that sleeps until its next message pays twice: the kernel has to wake it, and its caches have gone cold, so
 that a turn takes three to four times as long (docs/performance.md). Linux does the same for its network devices (busy
-polling) and virtual machines (halt polling), and like there the time is short and only taken where it paid last time.
+polling) and virtual machines (halt polling), and like there the time is short and only taken where it paid before.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+STREAK = 8  # short waits in a row: a pattern, and not a heartbeat that happens to come behind a message
+HELD_UP_S = 0.05  # ten times what CPython lets a thread have the GIL while others wait for it
+
 
 class PolledLoop(Protocol):
     """The part of an event loop that is needed here. Not its clock: uvloop's counts milliseconds."""
@@ -20,22 +23,25 @@ class PolledLoop(Protocol):
 
 
 class BusyPoll:
-    """Has a loop look for news again and again instead of sleeping, for ``limit_s`` after messages came or left.
+    """Has a loop look for news again and again instead of sleeping, for ``limit_s`` after messages left.
 
-    It does so only if the last wait of the same kind, for an answer or for the next message, was shorter than that: who
-    gets a message each millisecond sleeps in between. Others who want the processor go first, and the loop's other
-    callbacks have their turns.
+    It does so only if the last waits, until messages came, were all shorter than that: who is answered later, or not at
+    all, sleeps in between. Others who want the processor go first, and the loop's other callbacks have their turns.
+    Where others hold up the loop itself, such as a thread that computes and so has the GIL most of the time, each
+    further pass would have to wait for them: then it sleeps for a while.
     """
 
-    __slots__ = ("_clock", "_is_short", "_last", "_limit_s", "_loop", "_polls", "_sent")
+    __slots__ = ("_clock", "_limit_s", "_loop", "_passed", "_polls", "_resumes", "_since", "_streak", "_until")
 
     def __init__(self, loop: PolledLoop, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._loop = loop
         self._limit_s = limit_s
-        self._last = float("-inf")  # when messages came or left
-        self._sent = False  # whether any left then
-        self._is_short = [False, False]  # the last wait after messages only came, and after some left
+        self._since: float | None = None  # when the first message left after the last one came
+        self._streak = 0  # of waits that were short
+        self._until = float("-inf")  # the loop stays awake
+        self._resumes = float("-inf")  # after others held it up
+        self._passed = 0.0  # the last time around
         self._polls = False
 
     def note(self, received: bool, sent: bool) -> None:
@@ -43,24 +49,42 @@ class BusyPoll:
         if not received and not sent:
             return
         now = self._clock()
-        if received:
-            self._is_short[self._sent] = now - self._last < self._limit_s
-        self._last = now
-        self._sent = sent
-        if self._is_short[sent] and not self._polls:
-            self._polls = True
-            self._loop.call_soon(self._poll)
+        if self._since is not None:
+            is_short = now - self._since < self._limit_s
+            if received:
+                self._streak = self._streak + 1 if is_short else 0
+                self._since = None
+            elif not is_short:
+                self._streak = 0
+        if not sent:
+            self.stop()
+            return
+        if self._since is None:
+            self._since = now
+        if self._streak >= STREAK and now >= self._resumes:
+            self._stay_awake(now)
 
     def stop(self) -> None:
         """The loop may sleep."""
-        self._last = float("-inf")
+        self._until = float("-inf")
+
+    def _stay_awake(self, now: float) -> None:
+        self._until = now + self._limit_s
+        if not self._polls:
+            self._polls = True
+            self._passed = now
+            self._loop.call_soon(self._poll)
 
     def _poll(self) -> None:
-        if self._clock() - self._last < self._limit_s:
+        now = self._clock()
+        if now - self._passed > self._limit_s:
+            self._resumes = now + HELD_UP_S
+        elif now < self._until:
+            self._passed = now
             _let_others_go_first()
             self._loop.call_soon(self._poll)
-        else:
-            self._polls = False
+            return
+        self._polls = False
 
 
 def _nobody_to_let_go_first() -> None:

@@ -64,6 +64,8 @@ class Links(Protocol):
 
     @property
     def broadcast(self) -> Broadcast: ...
+    @property
+    def closed(self) -> bool: ...
 
     def dial(self, link: int, endpoint: str, identity: bytes) -> None: ...
     def hang_up(self, link: int, linger_ms: int) -> None: ...
@@ -138,6 +140,8 @@ class Driver:
         try:
             wake_at = self._collect_and_act(transport, now)
         except Exception as error:
+            if transport.closed:
+                return  # the process ends, and what nobody had closed was closed under this
             # A bug, here or in a hook: the loop reports it, and the node goes on (G11). The simulator's loop
             # has no such handler, and stops.
             report = getattr(loop, "call_exception_handler", None)

@@ -66,8 +66,9 @@ from meshmsg.wire.frames import MAX_HEADER_BYTES
 logger = logging.getLogger("meshmsg.node")
 
 DEFAULT_DRAIN_S = 5.0
-# Longer than an answer over loopback or a local network takes, shorter than what a person or a power meter notices.
-BUSY_POLL_S = 0.0005
+# Longer than an answer over loopback or a local network takes. Who is woken more often than that is busy for half of the
+# time anyway, since to be woken and to work with cold caches takes so long.
+BUSY_POLL_S = 0.0003
 MAX_BUSY_POLL_S = 0.1  # whoever wants more means microseconds
 # What peers get to take back what is on its way to a leaving consumer, and what all of leaving may take, mostly their
 # answer to its goodbye. With what goodbyes get to leave the process, less than the second that ``close`` may take
@@ -104,9 +105,9 @@ class Node(Shown):
     drain:
         Seconds that leaving the ``with`` block waits for pending work (G10).
     busy_poll:
-        Seconds that the event loop stays awake after messages, where the next one came sooner last time: a request or
-        an acked message takes a third less then, and a wait of less than this keeps a processor busy, though anybody
-        else who needs it goes first. 0 for a loop that always sleeps.
+        Seconds that the event loop stays awake for an answer, where the last ones came sooner: one request or acked
+        message after the other takes a third less time then, and keeps the processor busy while it waits, though
+        anybody else who needs it goes first. 0 for a loop that always sleeps.
     secret, store:
         Not built yet: refused.
 
@@ -438,7 +439,8 @@ class Node(Shown):
 
         ``kind`` is ``zmq.PUSH``, ``zmq.SUB`` and so on. PULL, PUB, XPUB, ROUTER and REP bind and are offered to the
         mesh under ``name``; their counterparts connect to every node that offers one, as nodes come and go.
-        Use the socket in this thread, and close it when done. Raises ``ConfigurationError``, ``NameClash``.
+        Use the socket in this thread, and close it when done: peers hear of that within about a second, and what they
+        send to it until then is lost. Raises ``ConfigurationError``, also for a PAIR, and ``NameClash``.
 
         Of the asyncio face only: the loop's thread connects and disconnects the socket, and no other may use it.
         """

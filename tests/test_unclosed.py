@@ -43,3 +43,45 @@ def test_with_nothing_to_lose_only_those_hear_who_ask() -> None:
 def test_who_closes_hears_nothing() -> None:
     assert "was not closed" not in errors_of(5, "await node.close()", "-X", "dev")
     assert "was not closed" not in errors_of(5, "await node.close()")
+
+
+DAEMON = """
+import asyncio, threading
+from meshmsg import Node
+under_way = threading.Event()
+async def main():
+    async with Node("p", mesh="daemon", mdns=False) as node, Node("s", mesh="daemon", mdns=False, seeds=node.endpoints):
+        pub = node.pub("large")
+        while True:
+            await pub.send(bytes(1_000_000))
+            under_way.set()
+            await asyncio.sleep(0)
+threading.Thread(target=asyncio.run, args=[main()], daemon=True).start()
+under_way.wait()
+"""
+
+
+def test_a_thread_that_still_publishes_when_the_process_ends_makes_no_noise() -> None:
+    # Its sockets are closed under it, before pyzmq ends (transport/closing.py).
+    done = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, timeout=30, check=True)
+    assert "Traceback" not in done.stderr
+    assert "failed in a turn" not in done.stderr
+
+
+FORKED = """
+import asyncio, os, sys
+from meshmsg import Node
+from meshmsg.transport import closing
+async def main():
+    async with Node("parent", mesh="forked", mdns=False):
+        child = os.fork()
+        if not child:
+            os._exit(len(closing._open))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(closing._open))
+asyncio.run(main())
+"""
+
+
+def test_a_forked_child_closes_nothing_of_its_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split() == ["0", "1"]

@@ -94,7 +94,8 @@ class ZmqBroadcast:
         """Send to whoever asked for it, at once or by and by; false if somebody began to miss messages."""
         self._require_process()
         if self._pacing is None:
-            raise ConfigurationError("publish() before open_broadcast(), or after close()")
+            self._require_open()
+            raise ConfigurationError("publish() before open_broadcast()")
         if not self._looking:
             self._look_later()
         return self._pacing.publish(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -54,6 +55,16 @@ def terminate(context: Context, linger_ms: int) -> threading.Thread:
     _ending[thread] = time.monotonic() + linger_ms / 1000 + GRACE_S
     thread.start()
     return thread
+
+
+def _forget_all() -> None:
+    """A forked child has no part in what its parent opened."""
+    _open.clear()
+    _ending.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 @atexit.register

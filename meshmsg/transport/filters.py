@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -121,7 +122,7 @@ class Filters:
     def add(self, text: bytes, descriptor: int) -> bool:
         """Counts a filter that a connection set; false for one that is none, being too long."""
         asker = self._find(descriptor)
-        cost = FILTER_COST + BYTE_COST * len(text)
+        cost = _cost_of(text)
         known = self._live.get(text)
         if known is None:
             known = self._live[text] = text
@@ -141,7 +142,7 @@ class Filters:
 
     def remove(self, text: bytes, descriptor: int) -> None:
         """Nobody has this filter any more; ``NUMBERLESS`` also when a connection ended with it."""
-        cost = FILTER_COST + BYTE_COST * len(text)
+        cost = _cost_of(text)
         if self._live.pop(text, None) is not None:
             self.cost -= cost
             if self.cost <= MAX_COST_IN_ALL:
@@ -191,22 +192,36 @@ class Filters:
             self._refuse(descriptor, asker, f"{len(asker.filters)} filters, about {asker.cost >> 20} MiB")
 
     def _judge_all(self) -> None:
-        """All together have too many. Who has most of them goes, and the next, until the others' may stay."""
+        """All together have too many. Who has most of them goes, and the next, until what the others have may stay.
+
+        Filters that none of them has are going already. Of one that several have, each has a share.
+        """
         self.sweep()
         self._allowed = self.cost + MARGIN
-        for asker in self._askers.values():
+        judged = {descriptor: asker for descriptor, asker in self._askers.items() if not asker.is_cut}
+        owners = Counter[bytes]()
+        for asker in judged.values():
             self._recount(asker)
-        staying = self.cost - sum(asker.cost for asker in self._askers.values() if asker.is_cut)
-        for descriptor, asker in sorted(self._askers.items(), key=lambda item: -item[1].cost):
+            owners.update(asker.filters)
+        staying = sum(map(_cost_of, owners))
+        if staying <= MAX_COST_IN_ALL:
+            return
+        shares = {
+            descriptor: sum(_cost_of(text) / owners[text] for text in asker.filters)
+            for descriptor, asker in judged.items()
+        }
+        for descriptor in sorted(judged, key=lambda each: -shares[each]):
+            asker = judged[descriptor]
+            why = f"the most filters, {len(asker.filters)}, where all together take about {self.cost >> 20} MiB"
+            self._refuse(descriptor, asker, why)
+            owners.subtract(asker.filters)
+            staying -= sum(_cost_of(text) for text in asker.filters if not owners[text])
             if staying <= MAX_COST_IN_ALL:
                 return
-            why = f"the most filters, {len(asker.filters)}, where all together take about {self.cost >> 20} MiB"
-            if self._refuse(descriptor, asker, why):
-                staying -= asker.cost
 
     def _recount(self, asker: Asker) -> None:
         asker.filters &= self._live.keys()
-        asker.cost = sum(FILTER_COST + BYTE_COST * len(text) for text in asker.filters)
+        asker.cost = sum(map(_cost_of, asker.filters))
 
     def _refuse(self, descriptor: int, asker: Asker, why: str) -> bool:
         """Ends a connection. What is left of it still comes, and then the end of all its filters."""
@@ -286,6 +301,10 @@ def limit_filters(xpub: Socket) -> None:
     xpub.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     xpub.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER)
     xpub.setsockopt(zmq.RCVBUF, RECEIVE_BYTES)
+
+
+def _cost_of(text: bytes) -> int:
+    return FILTER_COST + BYTE_COST * len(text)
 
 
 def _source_of(frame: zmq.Frame) -> int:

@@ -24,6 +24,11 @@ class LinkEvent(enum.Enum):
 class Transport(Protocol):
     """A node's inbox and links. Call ``bind``, then ``start``, then the rest, from the loop's thread only."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called, perhaps because the process ends and nobody had."""
+        ...
+
     def bind(self) -> tuple[str, ...]:
         """Open the inbox and return the endpoints that others can dial."""
         ...

@@ -46,7 +46,8 @@ COUNTERPARTS: Mapping[int, frozenset[int]] = MappingProxyType(
 """Which kinds of socket talk to a kind."""
 
 BINDING: frozenset[int] = frozenset({zmq.PULL, zmq.PUB, zmq.XPUB, zmq.ROUTER, zmq.REP})
-"""The kinds that bind unless told otherwise; the others connect. One of two PAIRs has to be told to bind."""
+"""The kinds that bind unless told otherwise; the others connect. One of two PAIRs has to be told to bind, so
+discovery does not match them."""
 
 
 class RawSocket:

@@ -295,6 +295,11 @@ class ZmqTransport:
     # --- closing --------------------------------------------------------------------------------------------
 
     @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """Where this is used and has to be closed, once it has started."""
         return self._loop

@@ -445,18 +445,31 @@ def test_up_to_the_margin_nothing_is_counted_again(
     desk.add(guests[1], small[111:112])
     assert not counted
     desk.add(guests[1], small[112:113])
-    assert len(counted) == 2
+    assert len(counted) == 1
 
 
-def test_filters_that_do_not_go_with_their_connection_count_again(desk: Desk, small: list[bytes]) -> None:
-    guests = [desk.guest() for _ in range(3)]
-    for index, guest in enumerate(guests):
-        desk.add(guest, small[index * 40 : index * 40 + 40][: 40 - 10 * index])
-    desk.add(guests[0], small[200:211])
-    assert guests[0].is_cut() and desk.filters.refused == 1
-    desk.now += ENDING_S
-    desk.add(guests[1], small[211:222])
-    assert guests[1].is_cut() and not guests[2].is_cut()
+def test_who_comes_again_and_again_costs_nobody_else_a_connection(desk: Desk, small: list[bytes]) -> None:
+    """Even if it gets the same descriptor each time, while its filters of before are still there."""
+    innocent = desk.guest()
+    desk.add(innocent, small[:2])
+    for again in range(3):
+        abuser = desk.guest()
+        desk.add(abuser, small[5 + again * 90 : 95 + again * 90])
+        assert abuser.descriptor == desk.guests[1].descriptor and not abuser.is_cut()
+        desk.add(abuser, [bytes(MAX_FILTER_BYTES + 1)])
+        assert abuser.is_cut()
+        abuser.close()
+    assert not innocent.is_cut() and desk.filters.refused == 3
+
+
+def test_what_many_have_is_a_share_for_each_of_them(desk: Desk, small: list[bytes]) -> None:
+    guests = [desk.guest() for _ in range(4)]
+    for guest in guests[:3]:
+        desk.add(guest, small[:60])
+    desk.add(guests[3], small[60:100])
+    assert desk.filters.refused == 0
+    desk.add(guests[3], small[100:101])
+    assert [guest.is_cut() for guest in guests] == [False, False, False, True]
 
 
 def test_as_many_go_at_once_as_it_takes(desk: Desk, small: list[bytes]) -> None:
