@@ -12,8 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-STREAK = 8  # short waits in a row: a pattern, and not a heartbeat that happens to come behind a message
-HELD_UP_S = 0.05  # ten times what CPython lets a thread have the GIL while others wait for it
+# Short waits count one, up to ``MOST``, late ones take ``LATE``: from ``ENOUGH`` on answers come soon as a rule, and
+# not because a heartbeat happened to come behind a message.
+ENOUGH, MOST, LATE = 8, 16, 4
+# A pass that takes so long was held up by a thread with the GIL, which CPython lets it have for 5 ms; and how long the
+# loop sleeps then, so that it loses a tenth at most.
+HELD_UP_S, ASIDE_S = 0.004, 0.05
 
 
 class PolledLoop(Protocol):
@@ -25,20 +29,20 @@ class PolledLoop(Protocol):
 class BusyPoll:
     """Has a loop look for news again and again instead of sleeping, for ``limit_s`` after messages left.
 
-    It does so only if the last waits, until messages came, were all shorter than that: who is answered later, or not at
-    all, sleeps in between. Others who want the processor go first, and the loop's other callbacks have their turns.
-    Where others hold up the loop itself, such as a thread that computes and so has the GIL most of the time, each
-    further pass would have to wait for them: then it sleeps for a while.
+    It does so only if most of the last waits, until messages came, were shorter than that: who is answered later, or
+    not at all, sleeps in between. Others who want the processor go first, and the loop's other callbacks have their
+    turns. Where others hold up the loop itself, such as a thread that computes and so has the GIL most of the time,
+    each further pass would have to wait for them: then it sleeps for a while.
     """
 
-    __slots__ = ("_clock", "_limit_s", "_loop", "_passed", "_polls", "_resumes", "_since", "_streak", "_until")
+    __slots__ = ("_clock", "_limit_s", "_loop", "_passed", "_polls", "_resumes", "_score", "_since", "_until")
 
     def __init__(self, loop: PolledLoop, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._loop = loop
         self._limit_s = limit_s
         self._since: float | None = None  # when the first message left after the last one came
-        self._streak = 0  # of waits that were short
+        self._score = 0  # of the last waits
         self._until = float("-inf")  # the loop stays awake
         self._resumes = float("-inf")  # after others held it up
         self._passed = 0.0  # the last time around
@@ -51,17 +55,18 @@ class BusyPoll:
         now = self._clock()
         if self._since is not None:
             is_short = now - self._since < self._limit_s
+            if not is_short:
+                self._score = max(self._score - LATE, 0)
+            elif received:
+                self._score = min(self._score + 1, MOST)
             if received:
-                self._streak = self._streak + 1 if is_short else 0
                 self._since = None
-            elif not is_short:
-                self._streak = 0
         if not sent:
             self.stop()
             return
         if self._since is None:
             self._since = now
-        if self._streak >= STREAK and now >= self._resumes:
+        if self._score >= ENOUGH and now >= self._resumes:
             self._stay_awake(now)
 
     def stop(self) -> None:
@@ -77,8 +82,8 @@ class BusyPoll:
 
     def _poll(self) -> None:
         now = self._clock()
-        if now - self._passed > self._limit_s:
-            self._resumes = now + HELD_UP_S
+        if now - self._passed > HELD_UP_S:
+            self._resumes = now + ASIDE_S
         elif now < self._until:
             self._passed = now
             _let_others_go_first()

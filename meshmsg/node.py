@@ -54,7 +54,7 @@ from meshmsg.sockets.here import require_here
 from meshmsg.sockets.pub_sub import Pub, Sub, require_will
 from meshmsg.sockets.push_pull import Pull, Push
 from meshmsg.sockets.queues import Queues
-from meshmsg.sockets.raw import RawSockets
+from meshmsg.sockets.raw import RawSockets, count_losses
 from meshmsg.sockets.router import Router
 from meshmsg.sockets.services import Services
 from meshmsg.sockets.shown import Shown, counted, describe_life
@@ -66,8 +66,8 @@ from meshmsg.wire.frames import MAX_HEADER_BYTES
 logger = logging.getLogger("meshmsg.node")
 
 DEFAULT_DRAIN_S = 5.0
-# Longer than an answer over loopback or a local network takes. Who is woken more often than that is busy for half of the
-# time anyway, since to be woken and to work with cold caches takes so long.
+# Longer than an answer over loopback or a local network takes. Who is woken more often than that is busy for half of
+# the time anyway, since to be woken and to work with cold caches takes so long.
 BUSY_POLL_S = 0.0003
 MAX_BUSY_POLL_S = 0.1  # whoever wants more means microseconds
 # What peers get to take back what is on its way to a leaving consumer, and what all of leaving may take, mostly their
@@ -272,6 +272,7 @@ class Node(Shown):
             require_number("close(drain=)", seconds, at_least=0)
             if self._transport is not None and not self._driver.closed:
                 self._driver.require_usable()
+                self._driver.require_loop()
             self._closing = asyncio.ensure_future(self._close(seconds))
         return await asyncio.shield(self._closing)
 
@@ -540,7 +541,8 @@ class Node(Shown):
         Such as ``refused_frames`` (G11), ``repaired_messages`` (G6), ``late_replies`` (G8), ``dropped_dead_letters``.
         """
         require_here(self._driver)
-        return {**self._engine.counters(), "unsent_frames": self._driver.unsent_frames}
+        others = {"unsent_frames": self._driver.unsent_frames, **count_losses(self._raws)}
+        return {**self._engine.counters(), **others}
 
     def events(self) -> EventStream:
         """An async iterator over what happens from now on: peers, dead letters, refused frames."""

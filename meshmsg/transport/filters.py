@@ -34,7 +34,7 @@ BYTE_COST, FILTER_COST = 48, 400
 # By this estimate, which ignores that filters begin alike: 20,000 filters of 25 bytes for one connection.
 MAX_COST_EACH = 32 * 2**20
 MAX_COST_IN_ALL = 64 * 2**20
-# What is set between the end of a connection and the end of its filters costs nobody else a connection.
+# So much more may come before all are judged again, as that takes a while: filters outlive their connection a little.
 MARGIN = 16 * 2**20
 ENDING_S = 5.0  # so long at most libzmq takes to notice an end and to remove the filters
 # Changes wait in libzmq until they are read, which a flood of them can fill, too. This many are no program's in so

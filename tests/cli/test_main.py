@@ -82,6 +82,24 @@ def test_a_misspelt_verb_is_wrong_use() -> None:
     assert "'psuh'" in result.output and "push" in result.output
 
 
+def test_a_number_is_one_that_a_clock_can_reach() -> None:
+    """``nan`` and ``inf`` are within the ranges of click."""
+    checked = set[str]()
+    for name in VERBS:
+        for option in verb(name).params:
+            if not isinstance(option.type, click.FloatRange):
+                continue
+            checked.add(f"{name} {option.opts[0]}")
+            for value in ("nan", "inf", "-inf", "1e300"):
+                with pytest.raises(click.BadParameter):
+                    option.type.convert(value, option, None)
+            assert option.type.convert("1.5", option, None) == 1.5
+    assert {"request --timeout", "survey --timeout", "reply --timeout", "push --rate", "sub --timeout"} <= checked
+    for value in ("nan", "inf"):
+        result = CliRunner().invoke(meshmsg, ["request", "math.add", "--timeout", value])
+        assert result.exit_code == 2 and f"'--timeout': {value} is not a number up to" in result.output
+
+
 def test_an_interface_that_is_not_there_is_wrong_use(shell: Shell) -> None:
     ended = shell.run("nodes", "--interface", "nosuch0")
     assert ended.code == 2

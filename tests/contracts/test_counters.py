@@ -45,6 +45,22 @@ def test_dead_letters_that_fell_out_are_counted(face: Face) -> None:
     assert len(producer.dead_letters()) == 2
 
 
+def test_what_bare_sockets_lose_here_is_counted(face: Face) -> None:
+    publisher, subscriber = face.pair()
+    out = publisher.pub("u", reliable=False)
+    subs = [subscriber.sub("u", reliable=False, buffer=room) for room in (2, 4)]
+    publisher.wait_for(sub="u", timeout=PATIENCE_S)
+    out.send_many(range(5))
+    until(lambda: subscriber.counters()["dropped_bare_messages"] == 4)
+    subs[0].close()
+    pull = subscriber.pull("work", reliable=False, type=int)
+    publisher.push("work", reliable=False).send_many(["no number", 1])
+    assert take(pull, 1)[0].body == 1
+    counters = subscriber.counters()
+    assert (counters["dropped_bare_messages"], counters["refused_bare_messages"]) == (4, 1)
+    assert not publisher.counters()["dropped_bare_messages"]
+
+
 def test_every_counter_is_documented(face: Face) -> None:
     text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
     table = text.partition("**Counters.**")[2].partition("\n\n**")[0]

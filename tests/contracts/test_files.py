@@ -237,7 +237,7 @@ def test_mistakes_are_named(face: Face, offered: Path, here: Path) -> None:
         files.fetch("a", here / "nothing" / "a")
     with pytest.raises(FileNotFoundError):
         files.send_file(here / "nothing")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ConfigurationError, match=r"send_file\(source\) takes a file's own path, and .*here is a directory"):
         files.send_file(here)
     assert names_in(here) == []
 

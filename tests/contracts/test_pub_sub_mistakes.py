@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from meshmsg import BodyTooLarge, ConfigurationError, EncodeError, NameClash, UnknownOption, WrongThread
+from meshmsg.engine import publisher as publisher_module
+from meshmsg.engine import subscriber as subscriber_module
 from tests.contracts.faces import PATIENCE_S, Collected, Face, until
 
 NAN = float("nan")
@@ -198,6 +200,32 @@ def test_a_node_of_a_loop_belongs_to_its_thread(face: Face) -> None:
     ):
         with pytest.raises(WrongThread):
             use()
+
+
+@pytest.mark.guarantee("G11")
+def test_one_pattern_more_than_publishers_take(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher, subscriber = face.pair()
+    monkeypatch.setattr(subscriber_module, "MAX_PATTERNS", 3)
+    monkeypatch.setattr(publisher_module, "MAX_PATTERNS", 3)
+    pub, events = publisher.pub("q.*"), publisher.events()
+    subs = [subscriber.sub(f"q.{number}") for number in (0, 1, 2, 0)]  # the last is of the same pattern
+    members = [subscriber.sub(f"q.{number}", group="g") for number in range(5)]  # these are no filters
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"3 patterns already, 'q\.3' is one too many: close some"):
+            subscriber.sub("q.3")
+    subs[2].close()
+    subs.append(subscriber.sub("q.4"))
+    with pytest.raises(ConfigurationError):
+        subscriber.sub("q.3")
+    for topic in ("q.0", "q.1", "q.4"):
+        publisher.wait_for(sub=topic, timeout=PATIENCE_S)
+        pub.send(topic, topic=topic)
+    assert [subs[place].get(timeout=PATIENCE_S).body for place in (0, 1, 3, 4)] == ["q.0", "q.1", "q.0", "q.4"]
+    publisher.wait_for(group="g", timeout=PATIENCE_S)
+    assert len(members) == 5
+    assert subscriber.counters()["refused_frames"] == publisher.counters()["refused_frames"] == 0
+    events.close()
+    assert [event.kind for event in events if event.kind not in ("peer.up", "peer.down")] == []
 
 
 # --- reliable=False -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from tests.contracts.faces import PATIENCE_S, Face, take, until
 
 # By the kinds of the asyncio face, what the other one calls them.
 BLOCKING = {"GroupSub": "GroupMember", "BarePush": "UnreliablePush", "BarePull": "Pull", "EventStream": "Events"}
+BLOCKING |= {"BarePub": "UnreliablePub", "BareSub": "Sub"}
 
 
 def shown(face: Face, target: Any, kind: str) -> str:
@@ -90,6 +91,19 @@ def test_topics_show_what_waits_and_what_is_lost(face: Face) -> None:
     assert shown(face, out, "Pub") == "'t.*' of node 'web': closed"
     sub.close()
     assert shown(face, sub, "Sub").startswith("'t.**' of node 'web': closed, ")
+
+
+def test_bare_topics_show_what_had_no_room(face: Face) -> None:
+    node = face.node("web")
+    out, sub = node.pub("u", reliable=False), node.sub("u", reliable=False, buffer=2)
+    assert shown(face, out, "BarePub") == "'u' of node 'web'"
+    node.wait_for(sub="u", timeout=PATIENCE_S)
+    out.send_many(range(5))
+    until(lambda: shown(face, sub, "BareSub") == "'u' of node 'web': 2 waiting, 3 dropped")
+    sub.close()
+    assert shown(face, sub, "BareSub").endswith(", 3 dropped")
+    out.close()
+    assert shown(face, out, "BarePub") == "'u' of node 'web': closed"
 
 
 def test_services_show_what_is_under_way(face: Face) -> None:

@@ -62,6 +62,42 @@ def test_when_it_is_not_coming_back_nobody_offers_it(how: dict[str, Any], end: s
     assert not desk.asked() and desk.at_rest()
 
 
+@pytest.mark.parametrize(
+    ("others", "peer", "told"),
+    [
+        ((), "b", "'b' was suspect, and is gone; it never had this request; nobody offers 'math'"),
+        (("d", "c"), "b", "'b' was suspect, and is gone; it never had this request; 'c' and 'd' offer 'math'"),
+        (("c",), "b.1", "'b' was suspect, and is gone; it never had this request; 'c' offers 'math'"),
+        ((), None, "'b' was suspect, and is gone; it never had this request, and nobody else offers 'math'"),
+    ],
+)
+def test_who_waited_for_a_suspect_hears_that_it_is_gone(others: tuple[str, ...], peer: str | None, told: str) -> None:
+    desk = CallerDesk("b", *others)
+    doubt(desk, "b")
+    call = desk.call(peer=peer)
+    desk.turn()
+    desk.lose("b")
+    with pytest.raises(NoResponders) as caught:
+        desk.outcome(call)
+    assert str(caught.value) == told
+    again = desk.call(peer="b")
+    desk.turn()
+    known = " and ".join(repr(each) for each in sorted(others)) or "nobody"
+    with pytest.raises(NoResponders, match=f"^no node known as 'b' offers 'math'; {known} offers? 'math': give peer="):
+        desk.outcome(again)
+
+
+def test_of_several_that_are_gone_or_not_serving_both_is_told() -> None:
+    desk = CallerDesk("b")
+    desk.offer("c", serving=False)
+    doubt(desk, "b")
+    call = desk.call()
+    desk.turn()
+    desk.lose("b")
+    with pytest.raises(NoResponders, match="never had this request, and nobody else is serving 'math', or can be re"):
+        desk.outcome(call)
+
+
 def test_who_neither_serves_nor_was_ever_there_is_not_waited_for() -> None:
     desk = CallerDesk()
     doubt(desk, "b", serving=False)

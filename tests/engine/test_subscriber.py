@@ -10,7 +10,7 @@ from meshmsg.engine import subscriber as subscriber_module
 from meshmsg.engine.publisher import make_marker
 from meshmsg.engine.subscriber import ASK_AGAIN_S, TAIL_GRACE_S, Reception, Subscriptions
 from meshmsg.engine.subscription import Delivery, Gap, Subscription
-from meshmsg.errors import ProtocolError
+from meshmsg.errors import ConfigurationError, ProtocolError
 from meshmsg.wire import frames
 from meshmsg.wire.codec import encode_batch, make_packer
 
@@ -535,3 +535,19 @@ def test_a_hostile_publisher_fills_no_memory() -> None:
     missed = subscription.missed
     side.forgotten("t0", 2**62)
     assert subscription.missed - missed < 10**9 + 600, "what nobody has heard of is not missed"
+
+
+@pytest.mark.guarantee("G11")
+def test_one_pattern_too_many_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriber_module, "MAX_PATTERNS", 2)
+    first = Subscription("a")
+    side = Side(first, Subscription("b"), Subscription("a"))
+    before = side.subscriptions.version, side.subscriptions.generation, dict(side.subscriptions.offers())
+    with pytest.raises(ConfigurationError, match="'c' is one too many"):
+        side.add(Subscription("c"))
+    assert before == (side.subscriptions.version, side.subscriptions.generation, side.subscriptions.offers())
+    assert not side.subscriptions.match("c")
+    side.subscriptions.remove(first, 9)  # the other one of the same pattern is still there
+    with pytest.raises(ConfigurationError):
+        side.add(Subscription("c"))
+    side.subscriptions.check()

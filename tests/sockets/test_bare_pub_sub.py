@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import zmq
 
-from meshmsg import Event, Node
+from meshmsg import ConfigurationError, Event, Node
 from meshmsg.engine.publisher import MARKER
+from meshmsg.sockets import bare_pub_sub
 from meshmsg.sockets.bare_pub_sub import NAME
+from meshmsg.sockets.pub_sub import Sub
 from meshmsg.transport import filters as filters_module
 from meshmsg.transport.filters import MAX_FILTER_BYTES
 from tests.sockets.test_bare import PATIENCE_S, make, next_refusal, pair, until
 from tests.transport.test_broadcast import plain_socket
-from tests.transport.test_filters import MIB, ask, blast, many, resident_bytes
+from tests.transport.test_filter_rules import MIB, many
+from tests.transport.test_filters import ask, blast, resident_bytes
 
 
 def endpoint_of(node: Node) -> str:
@@ -125,6 +128,40 @@ async def test_a_node_may_have_thousands_of_subscriptions() -> None:
         for sub in subs[1:]:
             await sub.close()
         await until(lambda: len(publisher._topics._bare._markers) == 1)
+
+
+async def test_a_node_opens_as_many_as_publishers_take_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (filters_module, bare_pub_sub):
+        monkeypatch.setattr(module, "MAX_COST_EACH", MIB)
+    async with pair() as (subscriber, publisher):
+        publisher.pub("sensors.**", reliable=False)
+        subs: list[Sub] = []
+        with pytest.raises(ConfigurationError, match=r"sub\('sensors.hall.00\d+', reliable=False\) is one too many"):
+            while True:
+                subs.append(subscriber.sub(f"sensors.hall.{len(subs):05d}", reliable=False))
+        count = len(subs)
+        markers = publisher._topics._bare._markers
+        await until(lambda: len(markers) == count)
+        assert not refused(publisher) and 100 < count < 400
+        subs.append(subscriber.sub("sensors.hall.00000", reliable=False))  # it sets no filter
+        await subs[1].close()
+        subs.append(subscriber.sub("sensors.hall.again", reliable=False))  # in place of one that is gone
+        await until(lambda: (subscriber.id, "sensors.hall.again") in markers)
+        for sub in subs:
+            await sub.close()
+        await until(lambda: not markers)
+        topics = subscriber._topics._bare
+        assert not refused(publisher) and not topics._filters and not topics._cost
+
+
+async def test_before_the_start_there_is_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bare_pub_sub, "MAX_COST_EACH", 5000)
+    node = make()
+    sub = node.sub("a", reliable=False)
+    with pytest.raises(ConfigurationError, match="after 1: each sets filters at the publishers"):
+        node.sub("b" * 60, reliable=False)
+    await sub.close()
+    node.sub("b" * 20, reliable=False)
 
 
 async def test_beyond_its_bound_a_node_loses_its_connection_and_the_publisher_tells(

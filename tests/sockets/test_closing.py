@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -143,3 +144,62 @@ def test_another_loop_of_the_same_thread_is_told_so() -> None:
         loop.run_until_complete(node.close(drain=0))
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("begun", [False, True])  # a burst, within which little is looked at
+def test_nothing_is_accepted_in_another_loop(begun: bool, ended: bool) -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        node = make()
+        loop.run_until_complete(node.start())
+        jobs, news, everything = node.push("work"), node.pub("news"), node.pub("all.*", block=True)
+        if begun:
+            for use in (jobs.send(0), news.send(0), everything.send(0, topic="all.a")):
+                loop.run_until_complete(use)
+        loop.run_until_complete(asyncio.sleep(0))  # the turn that opening asked for
+        if ended:
+            loop.close()
+
+        async def plain(use: Callable[[], object]) -> None:
+            use()
+
+        for use in (
+            lambda: jobs.send(1),
+            lambda: jobs.send(1, key="k"),
+            lambda: jobs.send_many([1, 2]),
+            lambda: plain(lambda: jobs.send_nowait(1)),
+            lambda: plain(lambda: jobs.send_nowait(1, key="k")),
+            lambda: jobs.flush(timeout=0) if begun else jobs.deliver(1, timeout=0),
+            lambda: news.send(1),
+            lambda: news.send(1, key="k"),
+            lambda: news.send_many([1, 2]),
+            lambda: plain(lambda: news.send_nowait(1)),
+            lambda: everything.send(1, topic="all.a"),
+            lambda: node.wait_for(pull="work", timeout=PATIENCE_S),
+            lambda: node.close(drain=0),
+        ):
+            with pytest.raises(
+                WrongThread, match="which has been closed: use it" if ended else "does not run now: use"
+            ):
+                asyncio.run(use())
+        assert jobs.ledger().accepted == begun
+        if ended:
+            with pytest.raises(WrongThread, match="which has been closed"):
+                jobs.send_nowait(1)
+        else:
+            jobs.send_nowait(1)  # plain code between two runs of the loop
+            loop.run_until_complete(news.send(1))
+            assert node._engine.publisher.topics() == ({"news": 2, "all.a": 1} if begun else {"news": 1})
+            assert loop.run_until_complete(node.close(drain=0))["work"].accepted == begun + 1
+    finally:
+        if ended:
+            abandon(node)
+        loop.close()
+
+
+def abandon(node: Node) -> None:
+    """Its loop is gone: nothing of it can end any more but what it holds of the system."""
+    node._driver.stop()
+    assert node._transport is not None
+    node._transport.close()

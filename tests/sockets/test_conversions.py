@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from meshmsg.errors import BadRequest, ConfigurationError, MissingExtra
+from meshmsg.sockets.conversions import make_converter
 from meshmsg.sockets.signatures import Signature
 from meshmsg.wire.codec import decode_body, make_packer
 
@@ -254,6 +255,28 @@ def test_without_pydantic_its_constraints_are_not_dropped(monkeypatch: pytest.Mo
 def test_what_no_argument_can_become_fails_at_registration(annotation: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^math\.add: argument 'it' is annotated .* over the wire"):
         Signature(taking(annotation), "math.add")
+
+
+VALUELESS = [typing.Never, typing.NoReturn, typing.Self]
+
+
+@pytest.mark.parametrize("inside", VALUELESS)
+def test_what_no_value_is_fails_at_registration(inside: Any) -> None:
+    for annotation in (inside, list[inside], int | inside, Annotated[inside, "documented"], tuple[Order, inside]):
+        with pytest.raises(ConfigurationError, match=r"^math\.add: argument 'it' is annotated .* can come from nobody"):
+            Signature(taking(annotation), "math.add")
+        with pytest.raises(ConfigurationError, match="can come from nobody"):
+            make_converter(annotation, "pull('it')")
+    with pytest.raises(ConfigurationError, match=r"^math\.add: what it returns is annotated .* can come from nobody"):
+        Signature(returning(list[inside]), "math.add")
+
+
+def test_a_method_may_promise_that_it_only_raises() -> None:
+    for annotation in (typing.Never, typing.NoReturn):
+        with pytest.raises(TypeError, match=r"returns (Never|NoReturn) by its annotation, got None"):
+            Signature(returning(annotation), "math.add").check_result(None)
+    with pytest.raises(ConfigurationError, match="can come from nobody"):
+        Signature(returning(typing.Self), "math.add")
 
 
 # --- results ------------------------------------------------------------------------------------------------------

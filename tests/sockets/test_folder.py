@@ -150,6 +150,46 @@ def test_names_that_lead_elsewhere_are_refused(face: Face, offered: Path, here: 
     assert names_in(here) == ["a.bin"] and names_in(offered) == [".hidden"]
 
 
+def test_a_caller_never_learns_where_the_directory_is(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    (here / "a.bin").write_bytes(b"a")
+    (offered / "loop").symlink_to("loop")
+    os.mkfifo(offered / ".busy.part")
+    for name in ("x" * 252, "x" * 300, "sub/" * 1500 + "a"):  # the first one is too long with what its part is called
+        attempts = [partial(files.send_file, here / "a.bin", name)]
+        if len(name) > 255:
+            attempts += [partial(files.fetch, name, here / "got"), lambda name=name: list(files.stream("list", name))]
+        for attempt in attempts:
+            with pytest.raises(BadRequest, match="is no name of a file: it is too long") as caught:
+                attempt()
+            assert str(offered) not in str(caught.value) and len(str(caught.value)) < 200
+            assert caught.value.argument in ("name", "under")
+    for attempt in (partial(files.fetch, "loop", here / "got"), partial(files.send_file, here / "a.bin", "busy")):
+        with pytest.raises(RemoteError) as refused:
+            attempt()
+        assert str(offered) not in str(refused.value)
+    assert names_in(here) == ["a.bin"]
+
+
+def test_a_file_in_use_is_told_without_its_place(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    (here / "a.bin").write_bytes(b"a")
+    (offered / ".b.part").write_bytes(b"")
+    with open(offered / ".b.part", "r+b") as part:
+        assert lock(part.fileno())
+        with pytest.raises(RemoteError, match=r"b is transferred already: \.b\.part is in use") as caught:
+            list(files.stream("write", "b", 1, items=[]))
+        assert caught.value.code == "busy" and str(offered) not in str(caught.value)
+
+
+def test_only_files_are_sent(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    os.mkfifo(here / "pipe")
+    for source, text in ((here, "a directory"), (here / "pipe", "no regular file")):
+        with pytest.raises(ConfigurationError, match=rf"send_file\(source\) .* {source} is {text}"):
+            files.send_file(source, "a")
+
+
 def test_links_lead_no_further_than_the_directory(face: Face, offered: Path, here: Path) -> None:
     files = share(face, offered, writable=True)
     outside = offered.parent / "outside"

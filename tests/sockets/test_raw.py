@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zmq
 
-from meshmsg import ConfigurationError, NameClash, Node, NodeClosed
+from meshmsg import AddressUnavailable, ConfigurationError, NameClash, Node, NodeClosed
 
 PATIENCE_S = 10.0
 LOOK_AGAIN_S = 0.001
@@ -136,8 +136,7 @@ async def test_a_socket_that_its_user_closed() -> None:
     async with pair() as (one, two):
         pull, push = one.raw(zmq.PULL, "frames"), two.raw(zmq.PUSH, "frames")
         await until(lambda: bool(connections(two, "PUSH frames")))
-        pull.close()
-        one.raw(zmq.PULL, "other")  # whatever changes, the node looks at its sockets
+        pull.close()  # nothing else happens: the node looks at its sockets whenever it turns
         await until(lambda: not two._engine.offered("raw", "PULL frames"))
         await until(lambda: not connections(two, "PUSH frames"))
         push.close()
@@ -145,6 +144,39 @@ async def test_a_socket_that_its_user_closed() -> None:
         await until(lambda: bool(connections(two, "PUSH frames")))
         await send(again[1], b"a")
         assert await receive(again[0]) == [b"a"]
+
+
+async def test_what_was_closed_is_fed_no_more() -> None:
+    shared = mesh()
+    async with make("a", shared) as a, make("b", shared) as b, make("p", shared, seeds=a.endpoints + b.endpoints) as p:
+        closed, kept, push = a.raw(zmq.PULL, "frames"), b.raw(zmq.PULL, "frames"), p.raw(zmq.PUSH, "frames")
+        await until(lambda: len(connections(p, "PUSH frames")) == 2)
+        closed.close()
+        await until(lambda: len(connections(p, "PUSH frames")) == 1)
+        for number in range(20):
+            await send(push, b"%d" % number)
+        assert [await receive(kept) for _ in range(20)] == [[b"%d" % number] for number in range(20)]
+
+
+async def test_a_node_looks_at_raw_sockets_only_while_it_has_some() -> None:
+    async with make("node", mesh()) as node:
+        looks = node._driver.after_turn
+        assert not looks
+        sockets = [node.raw(zmq.PULL, "frames"), node.raw(zmq.PUSH, "frames")]
+        assert looks
+        for socket in sockets:
+            socket.close()
+        await until(lambda: not looks)
+        assert not node._engine.identity.offers["raw"]
+
+
+async def test_what_cannot_be_bound_leaves_its_name_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with make("node", mesh()) as node:
+        with monkeypatch.context() as patch:
+            patch.setattr(node._raws, "_addresses", ("192.0.2.1",))
+            with pytest.raises(AddressUnavailable):
+                node.raw(zmq.PULL, "frames")
+        assert not node.raw(zmq.PULL, "frames").closed
 
 
 async def test_a_name_is_taken_once_a_kind() -> None:
@@ -160,6 +192,13 @@ async def test_a_kind_that_cannot_be_raw(kind: Any) -> None:
     async with make("node", mesh()) as node:
         with pytest.raises(ConfigurationError, match=r"raw\(kind\) takes one of zmq\.PUSH"):
             node.raw(kind, "frames")
+
+
+async def test_a_pair_would_meet_nobody() -> None:
+    async with make("node", mesh()) as node:
+        with pytest.raises(ConfigurationError, match=r"zmq\.DEALER, .*, not .*; of two PAIRs none is offered") as caught:
+            node.raw(zmq.PAIR, "frames")
+        assert "zmq.PAIR" not in str(caught.value).partition(", not ")[0]
 
 
 async def test_a_name_that_is_none() -> None:

@@ -258,6 +258,39 @@ async def test_a_deadline_stops_its_method() -> None:
         await asyncio.sleep(0)
     stats = await desk.ask("stats")
     assert (stats["expired"], stats["methods"]["wait"]["last_error"]) == (1, "deadline")
+    assert (stats["errors"], stats["methods"]["wait"]["errors"], stats["last_error"]) == (1, 1, "wait: deadline")
+
+
+async def test_errors_are_those_of_the_methods_together() -> None:
+    desk = Desk()
+    gate = Gate()
+    router = desk.router()
+    router.method(gate.wait)
+
+    @router.method
+    async def late(context: Context) -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            assert context.cancelled
+        return "too late"
+
+    @router.method
+    async def fail() -> None:
+        raise ValueError("no")
+
+    for ask in (desk.ask("fail"), desk.ask("missing"), desk.ask("late", remaining=0.01)):
+        await refused(ask)
+    left = desk.ask("wait")
+    await gate.until(1)
+    desk.serving.on_peer_gone(PEER)
+    while not gate.stopped:
+        await asyncio.sleep(0)
+    del left
+    stats = await desk.ask("stats")
+    counted = {name: each["errors"] for name, each in stats["methods"].items() if each["requests"]}
+    assert counted == {"fail": 1, "late": 1, "wait": 0, "(no such method)": 1}
+    assert (stats["errors"], stats["expired"], stats["cancelled"]) == (3, 1, 1)
 
 
 @pytest.mark.guarantee("G8")

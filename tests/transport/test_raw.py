@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import selectors
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from meshmsg.errors import AddressUnavailable, ConfigurationError
 from meshmsg.transport.filters import MAX_FILTER_BYTES, MAX_FRAME_BYTES, RECEIVE_BYTES, RECEIVE_HIGH_WATER
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import BINDING, COUNTERPARTS, PUBLISHER, SUBSCRIBER, RawSocket, kind_name
+from meshmsg.transport.tuning import NO_COPY_BYTES
 from meshmsg.transport.zmq import ZmqTransport
 
 PAIRS = sorted((one, other) for one in COUNTERPARTS for other in COUNTERPARTS[one] if one in BINDING)
@@ -302,6 +304,26 @@ async def test_a_cancelled_wait_loses_nothing_and_wakes_the_others(loop_factory:
         assert there.receive(5) == [[b"x"]]
 
 
+async def test_a_large_frame_is_copied_neither_out_nor_in() -> None:
+    with opened(zmq.PULL, zmq.PUSH) as (there, here):
+        (endpoint,) = there.bind()
+        loop = asyncio.get_running_loop()
+        reader, writer = Pump(there.socket, loop), Pump(here.socket, loop)
+        small, large = b"s" * (NO_COPY_BYTES - 1), b"l" * NO_COPY_BYTES
+        before = sys.getrefcount(small), sys.getrefcount(large)
+        here.connect("tcp://127.0.0.1:9")  # where nobody is
+        assert writer.send([large, small]) and writer.send([small, large])
+        assert sys.getrefcount(small) == before[0] and sys.getrefcount(large) == before[1] + 2
+        here.disconnect("tcp://127.0.0.1:9")
+        here.connect(endpoint)
+        assert writer.send([small, large])
+        await reader.wait_readable()
+        ((first, second),) = reader.receive(7)
+        assert type(first) is bytes and type(second) is memoryview and (first, bytes(second)) == (small, large)
+        for pump in (reader, writer):
+            pump.close()
+
+
 async def test_closing_a_pump_ends_the_waits(loop_factory: object) -> None:
     with pumped(zmq.PULL, zmq.PUSH) as (there, _):
         waiting = asyncio.create_task(there.wait_readable())
@@ -309,6 +331,25 @@ async def test_closing_a_pump_ends_the_waits(loop_factory: object) -> None:
         there.close()
         await waiting
         await there.wait_readable()  # and no new one begins
+
+
+async def test_a_socket_that_is_closed_under_its_pump_is_silent() -> None:
+    """As when the process ends, and the loop still runs in another thread."""
+    with pumped(zmq.PULL, zmq.PUSH) as (there, here):
+        failures: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        waiting = asyncio.create_task(there.wait_readable())
+        await asyncio.sleep(0)
+        for pump in (there, here):
+            pump._socket.close()
+            pump._look()
+        assert there.receive(1) == [] and not here.send([b"x"])
+        later = asyncio.create_task(there.wait_readable())
+        await asyncio.sleep(0)
+        assert not waiting.done() and not later.done() and not failures
+        there.close()
+        await asyncio.gather(waiting, later)
 
 
 async def test_an_idle_pump_does_not_keep_the_loop_busy() -> None:
