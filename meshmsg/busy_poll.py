@@ -15,6 +15,8 @@ from typing import Any, Protocol
 # Short waits count one, up to ``MOST``, late ones take ``LATE``: from ``ENOUGH`` on answers come soon as a rule, and
 # not because a heartbeat happened to come behind a message.
 ENOUGH, MOST, LATE = 8, 16, 4
+# A wait in sleep may take that many times the limit and is short: awake, both sides would have been faster.
+ASLEEP = 2
 # A pass that takes so long was held up by a thread with the GIL, which CPython lets it have for 5 ms; and how long the
 # loop sleeps then, so that it loses a tenth at most.
 HELD_UP_S, ASIDE_S = 0.004, 0.05
@@ -35,13 +37,25 @@ class BusyPoll:
     each further pass would have to wait for them: then it sleeps for a while.
     """
 
-    __slots__ = ("_clock", "_limit_s", "_loop", "_passed", "_polls", "_resumes", "_score", "_since", "_until")
+    __slots__ = (
+        "_clock",
+        "_limit_s",
+        "_loop",
+        "_passed",
+        "_polls",
+        "_resumes",
+        "_score",
+        "_since",
+        "_until",
+        "_wait_s",
+    )
 
     def __init__(self, loop: PolledLoop, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._loop = loop
         self._limit_s = limit_s
         self._since: float | None = None  # when the first message left after the last one came
+        self._wait_s = 0.0  # what counts as a short wait for it
         self._score = 0  # of the last waits
         self._until = float("-inf")  # the loop stays awake
         self._resumes = float("-inf")  # after others held it up
@@ -54,7 +68,7 @@ class BusyPoll:
             return
         now = self._clock()
         if self._since is not None:
-            is_short = now - self._since < self._limit_s
+            is_short = now - self._since < self._wait_s
             if not is_short:
                 self._score = max(self._score - LATE, 0)
             elif received:
@@ -64,9 +78,11 @@ class BusyPoll:
         if not sent:
             self.stop()
             return
+        stays_awake = self._score >= ENOUGH and now >= self._resumes
         if self._since is None:
             self._since = now
-        if self._score >= ENOUGH and now >= self._resumes:
+            self._wait_s = self._limit_s if stays_awake else ASLEEP * self._limit_s
+        if stays_awake:
             self._stay_awake(now)
 
     def stop(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import meshmsg
 from meshmsg import busy_poll
-from meshmsg.busy_poll import ASIDE_S, ENOUGH, HELD_UP_S, LATE, MOST, BusyPoll
+from meshmsg.busy_poll import ASIDE_S, ASLEEP, ENOUGH, HELD_UP_S, LATE, MOST, BusyPoll
 
 LIMIT_S, PASS_S = 0.003, 0.0003
 SHORT_S, LONG_S = 0.001, 0.1
@@ -148,6 +148,19 @@ def test_who_is_not_answered_sleeps(bench: Bench) -> None:
     bench.turn(after=SHORT_S, received=True)
     bench.turn(after=SHORT_S, sent=True)
     assert not bench.awake, "one that came by chance changes nothing"
+
+
+def test_a_wait_in_sleep_may_take_longer(bench: Bench) -> None:
+    between = LIMIT_S * (1 + ASLEEP) / 2
+    for _ in range(ENOUGH):
+        bench.turn(sent=True)
+        assert not bench.awake
+        bench.turn(after=between, received=True)
+    bench.turn(sent=True)
+    assert bench.awake, "both sides would be faster if they were awake"
+    bench.turn(after=between, received=True)
+    bench.turn(sent=True)
+    assert not bench.awake, "but that was tried, and the answer came no sooner"
 
 
 def test_many_messages_that_leave_together_are_one_question(bench: Bench) -> None:
