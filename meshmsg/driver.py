@@ -122,6 +122,8 @@ class Driver:
     def wake(self) -> None:
         """Asks for a turn; any number of calls until then make one turn."""
         if not self.scheduled and self._loop is not None:
+            if isinstance(self._loop, asyncio.AbstractEventLoop) and not self._loop.is_running():
+                self.require_loop()  # which takes longer to find out, and most turns are asked for in the loop
             self.scheduled = True
             self._loop.call_soon(self._take_turn)
 
@@ -357,10 +359,21 @@ class Driver:
         self._retired = True
 
     def require_loop(self) -> None:
-        """Raises ``WrongThread`` in another event loop of the same thread, where waiting would be in vain."""
-        if isinstance(self._loop, asyncio.AbstractEventLoop) and self._loop is not asyncio.get_running_loop():
+        """Raises ``WrongThread`` in another event loop of the same thread, where waiting would be in vain.
+
+        Plain code between two runs of the node's own loop may use it.
+        """
+        loop = self._loop
+        if not isinstance(loop, asyncio.AbstractEventLoop):
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not loop and (running is not None or loop.is_closed()):
+            why = "has been closed" if loop.is_closed() else "does not run now"
             raise WrongThread(
-                f"node {self.engine.identity.name!r} belongs to another event loop, which does not run now: "
+                f"node {self.engine.identity.name!r} belongs to another event loop, which {why}: "
                 "use it within the asyncio.run that started it"
             )
 

@@ -493,9 +493,14 @@ class LivenessOptions:
             )
 
 
+# Keywords that stand beside these options, and are taken out before: whoever mistypes another one is told of them too.
+_BESIDES: dict[type[Any], list[str]] = {RouterOptions: ["interceptors"], DealerOptions: ["interceptors"]}
+
+
 def make_options(options: type[OptionsT], where: str, given: Mapping[str, Any]) -> OptionsT:
     """Builds an options dataclass from keywords; an unknown one names the closest that exists."""
-    require_known(where, given, [each.name for each in fields(options)])  # type: ignore[arg-type]  # always a dataclass
+    known = [each.name for each in fields(options)]  # type: ignore[arg-type]  # always a dataclass
+    require_known(where, given, known + _BESIDES.get(options, []))
     return options(**given)
 
 

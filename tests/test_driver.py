@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 import zmq
 
 from meshmsg import Node, NodeClosed, WaitTimeout
+from meshmsg.driver import Driver
+from meshmsg.engine.effects import Dial, Effects, Follow
+from meshmsg.engine.engine import Engine
+from meshmsg.engine.peers import Identity
 
 PATIENCE_S = 10.0
 
@@ -144,3 +149,55 @@ async def test_a_subscriber_that_is_cut_off_is_told_once_and_counted() -> None:
         assert event.kind == "frame.refused" and "a filter of 300 bytes" in event.text
         events.close()
         assert [each async for each in events] == []
+
+
+class Recorder:
+    """Stands in for loop, transport and hooks, and notes what was done."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.broadcast = self
+
+    def __getattr__(self, name: str) -> Any:
+        def note(*arguments: Any) -> Any:
+            self.done.append(name)
+            return self  # as a timer, too
+
+        return note
+
+    def nothing(self, *arguments: Any) -> list[Any]:
+        return []
+
+    link_events = receive = subscriptions = refusals = follow_events = receive_published = nothing
+
+    def more(self) -> bool:
+        return False
+
+    def time(self) -> float:
+        return 1.0
+
+    def call_soon(self, callback: Any) -> None:
+        pass
+
+
+def test_effects_are_carried_out_in_the_order_of_their_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Identity("n", 1, "node", "mesh"), generator=random.Random(1))
+    recorder: Any = Recorder()
+    driver, effects = Driver(engine), Effects()
+    driver.start(recorder, recorder)
+    driver.open_broadcast()
+    driver.on_answered, driver.on_outcome, driver.on_dead = recorder.answered, recorder.settled, recorder.dead
+    driver.on_events, driver.on_arrival["work"] = recorder.events, recorder.deliver
+    some: Any = ["something"]
+    effects.dial, effects.send, effects.hang_up = [Dial(1, "tcp://a:1", b"")], [(7, [])], [3]
+    effects.publish, effects.unfollow, effects.follow = [[b""]], [4], [Follow(5, "tcp://a:2", [], b"")]
+    effects.answered = effects.settled = effects.dead = effects.events = some
+    effects.deliver, effects.wake_at = ["work"], 2.0
+    monkeypatch.setattr(engine, "drain", lambda now: effects)
+    recorder.done.clear()
+    driver.turn()
+    driver.stop()
+    names = {"call_at": "wake_at", "advance": "", "cancel": ""}
+    done = [names.get(name, name) for name in recorder.done]
+    assert [name for name in done if name] == list(Effects.__init__.__code__.co_names)
+    assert sorted(Effects.__slots__) == sorted(Effects.__init__.__code__.co_names)

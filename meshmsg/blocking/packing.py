@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from meshmsg.wire.codec import make_packer
+from meshmsg.wire.codec import LARGE_BYTES, make_packer, renew_packer
 
 
 class ThreadPacker(threading.local):
@@ -15,4 +15,11 @@ class ThreadPacker(threading.local):
         self.pack = make_packer()
 
     def __call__(self, body: Any) -> bytes:
-        return self.pack(body)
+        encoded = self.pack(body)
+        if len(encoded) > LARGE_BYTES:
+            self.renew(len(encoded))
+        return encoded
+
+    def renew(self, size: int) -> None:
+        """A new one for this thread after a body of so many bytes, if that is large."""
+        self.pack = renew_packer(self.pack, size)

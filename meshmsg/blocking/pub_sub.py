@@ -22,6 +22,7 @@ from meshmsg.sockets.bare_pub_sub import BarePub, BareSub
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import Bell
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
+from meshmsg.wire.codec import LARGE_BYTES
 
 PART = 1024  # messages encoded and put down at a time
 # What threads may have put down that the loop has not published yet.
@@ -129,6 +130,8 @@ class Pub(Face[pub_sub.Pub]):
     ) -> tuple[str, bytes, Details | None]:
         pack = self._packer.pack
         encoded = encode(pack, body)
+        if len(encoded) > LARGE_BYTES:
+            self._packer.renew(len(encoded))
         name = self._async._require_fitting(topic)
         self._require_open()
         require_size(encoded, self.pattern, self._async._max_bytes)
@@ -155,7 +158,9 @@ class Pub(Face[pub_sub.Pub]):
         return True
 
     def _put_many(self, name: str, encoded: list[bytes]) -> None:
-        require_size(max(encoded, key=len, default=b""), self.pattern, self._async._max_bytes)
+        largest = max(encoded, key=len, default=b"")
+        self._packer.renew(len(largest))
+        require_size(largest, self.pattern, self._async._max_bytes)
         step = min(PART, self._limit)
         for start in range(0, len(encoded), step):
             part = encoded[start : start + step]

@@ -23,7 +23,7 @@ from meshmsg.sockets import push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.handoff import Bell
 from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, require_size
-from meshmsg.wire.codec import explain_encode_error
+from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error
 
 BURST = 256  # bodies of an iterator encoded at a time
 GATHER_S = 0.001  # what a sender that waited for room waits on, for more of it
@@ -63,7 +63,8 @@ class Push(Face[push_pull.Push]):
         self._callbacks: list[Callable[[DeadLetter], Any]] = []
         self._packer = ThreadPacker()
         self._forget = forget  # called at the close
-        self._max_bytes = asynchronous._max_bytes  # negative once it is closed: so nothing passes unlooked at
+        self._max_bytes = asynchronous._max_bytes  # negative once it is closed
+        self._small = min(self._max_bytes, LARGE_BYTES)  # the same: so nothing passes unlooked at
         self._prefix = asynchronous._prefix
         self._bell: Bell
 
@@ -91,7 +92,7 @@ class Push(Face[push_pull.Push]):
             encoded = self._packer.pack(body)
         except Exception as error:
             raise explain_encode_error(body, error) from None
-        if not self._driver.owner or len(encoded) > self._max_bytes:
+        if not self._driver.owner or len(encoded) > self._small:
             self._require(encoded)
         details = None
         if headers is not None or key is not None or ttl is not None or delay is not None or priority:
@@ -179,7 +180,7 @@ class Push(Face[push_pull.Push]):
 
     def _end(self) -> None:
         if not self._async._closed:
-            self._max_bytes = -1
+            self._max_bytes = self._small = -1
             self._outbox.seal(self._describe_closed())  # no thread is between a look at this and its message now
             self._async._end()
 
@@ -206,7 +207,8 @@ class Push(Face[push_pull.Push]):
         return encoded
 
     def _require(self, encoded: bytes) -> None:
-        require_size(encoded, self.queue, self._require_limit())
+        self._packer.renew(len(encoded))
+        require_size(encoded, self.queue, self._require_limit(), "push(max_pending_bytes=)")
 
     def _require_limit(self) -> int:
         """The size of the largest body that it takes; raises ``NodeClosed`` once it is closed, or about to be."""
@@ -228,7 +230,7 @@ class Push(Face[push_pull.Push]):
         return make_details(self._packer.pack, key, priority, ttl, delay, headers, 0.0)
 
     def _put_many(self, encoded: list[bytes], ids: MessageIds) -> None:
-        require_size(max(encoded, key=len, default=b""), self.queue, self._require_limit())
+        self._require(max(encoded, key=len, default=b""))
         start = 0
         while start < len(encoded):
             numbers = self._outbox.put_many(encoded[start : start + PART])

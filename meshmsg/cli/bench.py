@@ -12,6 +12,7 @@ import click
 from meshmsg.cli import bench_beside, bench_measures, bench_moments, bench_profile, bench_pub_sub, bench_request
 from meshmsg.cli.bench_measures import Result
 from meshmsg.cli.bench_processes import BenchmarkFailed
+from meshmsg.cli.numbers import POSITIVE
 
 Command = Callable[..., Any]
 
@@ -156,7 +157,7 @@ def request(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:
 @shared_options(repeat=3, count=400)
 @click.option("--large", default=10_000_000, show_default=True, type=click.IntRange(1), help="Bytes of a large body.")
 @click.option("--every", default=40, show_default=True, type=click.IntRange(1), help="Small messages for a large one.")
-@click.option("--interval", default=5.0, show_default=True, type=click.FloatRange(0, min_open=True),
+@click.option("--interval", default=5.0, show_default=True, type=POSITIVE,
               metavar="MS", help="Between two small messages.")  # fmt: skip
 @click.option("--uvloop", is_flag=True, help="Run meshmsg's processes in uvloop.")
 def beside(as_json: bool, interval: float, **options: Any) -> None:

@@ -8,6 +8,7 @@ import click
 
 from meshmsg import Node
 from meshmsg.cli.looking import Listing, Rows
+from meshmsg.cli.numbers import NOT_NEGATIVE
 from meshmsg.cli.running import run
 from meshmsg.cli.session import Session, session_options
 
@@ -51,7 +52,7 @@ def tabulate(document: dict[str, Any]) -> Rows:
 
 @click.command("nodes")
 @click.option("--watch", is_flag=True, help="Go on, and show every change; Ctrl-C ends it.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="SECONDS",
+@click.option("--timeout", type=NOT_NEGATIVE, default=1.0, show_default=True, metavar="SECONDS",
               help="Wait this long at most for nodes to show themselves.")  # fmt: skip
 @session_options(json_help="One JSON document; with --watch one a line, at every change.")
 def nodes(session: Session, watch: bool, timeout: float) -> None:

@@ -12,6 +12,7 @@ import click
 from meshmsg import Node, WaitTimeout
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import to_json
+from meshmsg.cli.numbers import NOT_NEGATIVE, POSITIVE
 from meshmsg.cli.push import LOOK_EVERY_S, NOTICE_AFTER_S, Job, feed, read_headers
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
@@ -160,7 +161,7 @@ async def _done(work: Any) -> bool:
     "-n", "--count", type=click.IntRange(min=1), help="Publish this many: BODYs in turns, or lines up to here."
 )
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", callback=read_headers, help="Repeatable.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N messages a second.")
+@click.option("--rate", type=POSITIVE, metavar="N", help="At most N messages a second.")
 @click.option("--retain", is_flag=True, help="Keep the last message for late joiners, until Ctrl-C.")
 @click.option("--history", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Keep the last N messages for late joiners, until Ctrl-C.")  # fmt: skip
@@ -168,7 +169,7 @@ async def _done(work: Any) -> bool:
               help="Wait for this many first.  [default: 1; 0 with --retain or --history]")  # fmt: skip
 @click.option("--block/--no-block", default=True, show_default=True,
               help="Wait for slow subscribers, or have them lose what they cannot take.")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS",
+@click.option("--timeout", type=NOT_NEGATIVE, metavar="SECONDS",
               help="Wait this long at most for subscribers, and at the end for what is on its way.")  # fmt: skip
 @session_options(json_help="Bodies are JSON; afterwards what was published and who has it, as one JSON object.")
 def pub(

@@ -15,6 +15,7 @@ from meshmsg import Message
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import describe_message, number_of, to_json, to_line, to_screen
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
+from meshmsg.cli.numbers import NOT_NEGATIVE
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
 from meshmsg.sockets.consumer import Consumer
@@ -159,7 +160,7 @@ async def _print(message: Message, wanted: Wanted, output: LinesOut) -> bool:
 @click.command("pull")
 @click.argument("queue")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Leave after this many messages.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Leave after this long without one.")
+@click.option("--timeout", type=NOT_NEGATIVE, metavar="SECONDS", help="Leave after this long without one.")
 @click.option("--format", "template", metavar="TEXT", help="A line with {body} {id} {attempt} {sender} and so on.")
 @click.option("--prefetch", type=click.IntRange(min=1), help="Unsettled messages to hold at most.  [default: 256]")
 @click.option(

@@ -18,6 +18,7 @@ from meshmsg import DeadLetter, Ledger, MeshError, Retry, WaitTimeout
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import escape_control, parse_json, parse_text, to_json
 from meshmsg.cli.lines_in import LinesIn
+from meshmsg.cli.numbers import NOT_NEGATIVE, POSITIVE
 from meshmsg.cli.running import Stop, complain, run, tell
 from meshmsg.cli.session import Session, session_options
 from meshmsg.sockets.pub_sub import Pub
@@ -179,10 +180,10 @@ def read_headers(context: click.Context, parameter: click.Parameter, given: tupl
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Send this many: BODYs in turns, or lines up to here.")
 @click.option("--key", help="Messages of one key are processed one after another, in order.")
 @click.option("--priority", type=click.IntRange(0, 255), default=0, show_default=True, help="Higher goes first.")
-@click.option("--ttl", type=click.FloatRange(min=0), metavar="SECONDS", help="Unprocessed by then, it is dead.")
-@click.option("--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Not handed out before.")
+@click.option("--ttl", type=NOT_NEGATIVE, metavar="SECONDS", help="Unprocessed by then, it is dead.")
+@click.option("--delay", type=NOT_NEGATIVE, metavar="SECONDS", help="Not handed out before.")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", callback=read_headers, help="Repeatable.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N messages a second.")
+@click.option("--rate", type=POSITIVE, metavar="N", help="At most N messages a second.")
 @click.option("--attempts", type=click.IntRange(min=1), default=5, show_default=True, help="Then it is a dead letter.")
 @click.option(
     "--wait/--no-wait",
@@ -190,7 +191,7 @@ def read_headers(context: click.Context, parameter: click.Parameter, given: tupl
     show_default=True,
     help="Stay until all is processed, or only until consumers have it.",
 )
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait this long at most, at the end.")
+@click.option("--timeout", type=NOT_NEGATIVE, metavar="SECONDS", help="Wait this long at most, at the end.")
 @session_options(json_help="Bodies are JSON; afterwards the ledger and the dead letters, as one JSON object.")
 def push(
     session: Session,

@@ -15,6 +15,7 @@ import click
 from meshmsg import Context, RemoteError, Unavailable
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import parse_json, parse_text, to_json
+from meshmsg.cli.numbers import POSITIVE
 from meshmsg.cli.requesting import parse_value
 from meshmsg.cli.running import Stop, run, tell
 from meshmsg.cli.session import Session, session_options
@@ -127,7 +128,7 @@ class Replies:
 @click.option("--value", metavar="JSON", help="Answer with this instead; text where it is none.")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Leave after this many answers.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=4, show_default=True, help="Commands at once.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+@click.option("--timeout", type=POSITIVE, metavar="SECONDS",
               help="A command that runs longer is killed.")  # fmt: skip
 @session_options(json_help="The command's output is JSON, not text.")
 def reply(

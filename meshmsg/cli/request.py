@@ -17,6 +17,7 @@ from meshmsg.cli import exits
 from meshmsg.cli.bodies import parse_json, parse_text, to_json, to_line, to_screen, to_single_line
 from meshmsg.cli.lines_in import LinesIn
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
+from meshmsg.cli.numbers import POSITIVE
 from meshmsg.cli.push import read_headers
 from meshmsg.cli.requesting import (
     ArgumentsCommand,
@@ -151,7 +152,7 @@ async def take(stream: Any) -> tuple[Any, ...]:
 @click.command("request", cls=ArgumentsCommand)
 @click.argument("target", metavar="SERVICE.METHOD")
 @click.argument("arguments", nargs=-1, metavar="[ARGUMENT | NAME=ARGUMENT]...")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
+@click.option("--timeout", type=POSITIVE, default=10.0, show_default=True,
               metavar="SECONDS", help="For all of it: to find somebody who serves, and for the answer.")  # fmt: skip
 @click.option("--peer", metavar="NODE", help="Ask this node alone, by name or id.")
 @click.option("--key", help="Requests of one key go to the same node.")

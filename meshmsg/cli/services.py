@@ -10,6 +10,7 @@ import click
 
 from meshmsg import MeshError, Node
 from meshmsg.cli.looking import Listing, Rows
+from meshmsg.cli.numbers import NOT_NEGATIVE
 from meshmsg.cli.requesting import explain
 from meshmsg.cli.running import run
 from meshmsg.cli.session import Session, session_options
@@ -98,7 +99,7 @@ def tabulate_methods(document: Document) -> Rows:
 
 
 def tabulate_stats(document: Document) -> Rows:
-    """A row a provider; what is asked by ``services`` itself, and others who look, does not count."""
+    """A row a provider: sums over its methods, without what ``services`` itself asks, and others who look."""
     rows = []
     for service, provider in each_provider(document):
         stats: Document | None = provider.get("stats")
@@ -165,7 +166,7 @@ TABLES = {
 @click.option("--methods", is_flag=True, help="Ask each provider for its methods.")
 @click.option("--stats", is_flag=True, help="Ask each provider for its counts.")
 @click.option("--watch", is_flag=True, help="Go on, and show every change; Ctrl-C ends it.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="SECONDS",
+@click.option("--timeout", type=NOT_NEGATIVE, default=1.0, show_default=True, metavar="SECONDS",
               help="Wait this long at most for nodes to show themselves.")  # fmt: skip
 @session_options(json_help="One JSON document; with --watch one a line, at every change.")
 def services(session: Session, methods: bool, stats: bool, watch: bool, timeout: float) -> None:

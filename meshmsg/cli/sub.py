@@ -12,6 +12,7 @@ from meshmsg import WaitTimeout
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import describe_publication, to_single_line
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
+from meshmsg.cli.numbers import NOT_NEGATIVE
 from meshmsg.cli.pull import PREFETCH, BadFormat, Render, Wanted, close_on, make_render, pull_lines
 from meshmsg.cli.push import read_headers
 from meshmsg.cli.running import Stop, complain, run
@@ -72,7 +73,7 @@ async def print_topics(sub: Sub, wish: Wish, stop: Stop) -> int:
 @click.command("sub")
 @click.argument("pattern")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Leave after this many messages.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Leave after this long without one.")
+@click.option("--timeout", type=NOT_NEGATIVE, metavar="SECONDS", help="Leave after this long without one.")
 @click.option("--format", "template", metavar="TEXT", help="A line with {body} {topic} {sender} {number} and so on.")
 @click.option("--replay", type=click.Choice(["none", "latest", "history"]), default="none", show_default=True,
               help="What of the past to begin with, as far as publishers keep it.")  # fmt: skip

@@ -12,6 +12,7 @@ from meshmsg import Dealer, MeshError, Node
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import escape_invisible, to_json, to_single_line
 from meshmsg.cli.looking import settle
+from meshmsg.cli.numbers import POSITIVE
 from meshmsg.cli.push import read_headers
 from meshmsg.cli.requesting import (
     ArgumentsCommand,
@@ -68,7 +69,7 @@ async def find(node: Node, service: str, count: int | None, timeout_s: float) ->
 @click.command("survey", cls=ArgumentsCommand)
 @click.argument("target", metavar="SERVICE.METHOD")
 @click.argument("arguments", nargs=-1, metavar="[ARGUMENT | NAME=ARGUMENT]...")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=2.0, show_default=True,
+@click.option("--timeout", type=POSITIVE, default=2.0, show_default=True,
               metavar="SECONDS", help="For nodes to show themselves, and then for their answers.")  # fmt: skip
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Wait for so many nodes that serve it first.")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", callback=read_headers, help="Repeatable.")

@@ -12,6 +12,7 @@ from meshmsg import Message, NodeClosed, WaitTimeout
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import describe_publication, escape_invisible, to_json, to_single_line
 from meshmsg.cli.lines_out import LinesOut, OutputClosed
+from meshmsg.cli.numbers import NOT_NEGATIVE
 from meshmsg.cli.pull import close_on
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
@@ -135,7 +136,7 @@ async def watch(sub: Sub, tape: Tape, timeout_s: float | None, stop: Stop) -> in
 @click.command("tap")
 @click.argument("pattern")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Leave after this many messages.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Leave after this long without one.")
+@click.option("--timeout", type=NOT_NEGATIVE, metavar="SECONDS", help="Leave after this long without one.")
 @click.option("--replay", type=click.Choice(["none", "latest", "history"]), default="none", show_default=True,
               help="What of the past to begin with, as far as publishers keep it.")  # fmt: skip
 @session_options(json_help="One JSON object a message, gap or skip.")

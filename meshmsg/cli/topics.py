@@ -10,6 +10,7 @@ import click
 
 from meshmsg import Node
 from meshmsg.cli.looking import Listing, Rows
+from meshmsg.cli.numbers import NOT_NEGATIVE
 from meshmsg.cli.running import run
 from meshmsg.cli.session import Session, session_options
 from meshmsg.engine.topics import is_pattern, overlaps
@@ -127,7 +128,7 @@ def _label(who: dict[str, Any], topic: str = "") -> str:
 
 @click.command("topics")
 @click.option("--watch", is_flag=True, help="Go on, and show every change; Ctrl-C ends it.")
-@click.option("--timeout", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="SECONDS",
+@click.option("--timeout", type=NOT_NEGATIVE, default=1.0, show_default=True, metavar="SECONDS",
               help="Wait this long at most for nodes to show themselves.")  # fmt: skip
 @session_options(json_help="One JSON document; with --watch one a line, at every change.")
 def topics(session: Session, watch: bool, timeout: float) -> None:

@@ -19,6 +19,7 @@ class Call:
     __slots__ = (
         "attempts",
         "avoid",
+        "awaited",
         "body",
         "came",
         "deadline",
@@ -79,6 +80,7 @@ class Call:
         self.hedges: dict[int, tuple[Provider, float]] | None = None  # other attempts under way, by number
         self.attempts = 0
         self.avoid: set[str] = set()  # keys of providers that are asked again only if there is nobody else
+        self.awaited: Provider | None = None  # was suspect, and this waited for what becomes of it
         self.lacking = _NOBODY  # keys of those that had no such method; a later retry may find them upgraded
         self.refusal: tuple[RequestError, float | None] | None = None  # the last failure that a retry may mend
         self.deadline: float | None = None
@@ -90,6 +92,11 @@ class Call:
     def tries(self) -> int:
         """How many attempts there were at providers that have the method, as far as one knows."""
         return self.attempts - len(self.lacking)
+
+    def start_clock(self, now: float) -> None:
+        """Its time begins now, if it has not begun."""
+        if self.deadline is None and self.timeout is not None:
+            self.deadline = now + self.timeout
 
     def is_from(self, number: int, peer: str) -> bool:
         """Whether an attempt is under way at the peer with this key."""

@@ -13,8 +13,9 @@ from itertools import count
 from typing import Any
 
 from meshmsg.engine.call import Call as Call
+from meshmsg.engine.directory import Directory
 from meshmsg.engine.faults import RETRYABLE, is_answer, make_error
-from meshmsg.engine.providers import BUILT_IN, Clients, Provider
+from meshmsg.engine.providers import BUILT_IN, Provider
 from meshmsg.engine.retry import backoff
 from meshmsg.engine.streams import BYTES_UNDER_WAY
 from meshmsg.errors import (
@@ -52,7 +53,8 @@ class Calls:
         self._generator = generator
         self._send = send
         self._limit_of = limit_of  # the largest body that a peer takes
-        self._clients: dict[str, Clients] = {}
+        self._clients = Directory(generator)
+        self.clients = self._clients.of  # what is known of a service
         self.staged: list[Call] = []
         self.given_up: list[Call] = []
         self._table: dict[int, Call] = {}
@@ -72,13 +74,6 @@ class Calls:
         """Attempts that have no answer yet, and calls that wait to be sent or for their retry."""
         kept = (self._table.values(), self.staged, self._resting, self._waiting)
         return sum(not call.done for calls in kept for call in calls)
-
-    def clients(self, service: str) -> Clients:
-        """What is known of a service."""
-        known = self._clients.get(service)
-        if known is None:
-            known = self._clients[service] = Clients(self._generator)
-        return known
 
     def responders(self, service: str) -> list[Provider]:
         """Who serves it now."""
@@ -210,10 +205,11 @@ class Calls:
             provider = known.providers.pick(call.options.balance, now, call.key, call.avoid)
         if provider is None:
             call.attempts += call.attempts > 0  # a retry that finds nobody is one, too
-            self._fail(call, NoResponders(known.providers.explain_nobody(call.service, call.peer)), now)
+            text = known.providers.explain_nobody(call.service, call.peer, call.awaited)
+            self._fail(call, NoResponders(text), now)
             return None
         if provider.suspect:
-            self._wait(call, now)
+            self._wait(call, provider, now)
             return None
         limit = self._limit_of(provider.key)
         if limit is not None and len(call.body) > limit:
@@ -233,10 +229,10 @@ class Calls:
         known.providers.started(provider, now)
         return provider
 
-    def _wait(self, call: Call, now: float) -> None:
+    def _wait(self, call: Call, provider: Provider, now: float) -> None:
         """Who is to be asked is suspect. Soon it is back or gone; until then nobody has the call."""
-        if call.deadline is None and call.timeout is not None:
-            call.deadline = now + call.timeout
+        call.start_clock(now)
+        call.awaited = provider
         mark = self._waiting[call] = _WAIT - next(self._tie)
         if call.deadline is not None:
             heappush(self._timers, (call.deadline, next(self._tie), mark, call))
@@ -344,30 +340,13 @@ class Calls:
         self, key: str, name: str, services: dict[str, dict[str, Any]], *, alive: bool, suspect: bool = False
     ) -> None:
         """What a peer offers, and whether it can be asked; ``suspect``: not now, and that is soon decided."""
-        for service in services:
-            self.clients(service)
-        changed: set[str] = set()
-        for service, known in self._clients.items():
-            offer = services.get(service)
-            if offer is None:
-                news = known.providers.remove(key)
-            else:
-                serving = offer.get("serving", True) is not False
-                news = known.providers.update(key, name, serving=serving, alive=alive, suspect=suspect)
-            if news:
-                changed.add(service)
-        self._decide(changed)
-        self._forget_unused()
-
-    def _forget_unused(self) -> None:
-        """Keeps nothing of services that nobody offers any more and this node never asked."""
-        for service in [service for service, known in self._clients.items() if known.unused]:
-            del self._clients[service]
+        self._decide(self._clients.update_peer(key, name, services, alive=alive, suspect=suspect))
+        self._clients.forget_unused()
 
     def on_peer_gone(self, key: str, name: str, why: str, now: float) -> None:
         """A peer's life ended: whatever it had to answer is lost."""
-        self._decide({service for service, known in self._clients.items() if known.providers.remove(key)})
-        self._forget_unused()
+        self._decide(self._clients.remove_peer(key))
+        self._clients.forget_unused()
         lost = [(number, call) for number, call in self._table.items() if call.is_from(number, key)]
         for number, call in lost:
             if not call.done:
@@ -451,8 +430,7 @@ class Calls:
             delay = backoff(retry, max(1, call.tries), self._generator)
             if pause is not None:
                 delay = max(delay, pause)
-            if call.deadline is None and call.timeout is not None:
-                call.deadline = now + call.timeout
+            call.start_clock(now)
             in_time = call.deadline is None or now + delay < call.deadline
             if in_time and call.attempts and self.clients(call.service).budget.take(now):
                 self.retries += 1
@@ -593,8 +571,4 @@ class Calls:
         assert len(self._deadlines) <= self._most[0], f"{len(self._deadlines)} deadlines of {len(self._table)} calls"
         most = self._most[1] + len(retries) + len(self._waiting)
         assert len(self._timers) <= most, f"{len(self._timers)} timers"
-        for service, clients in self._clients.items():
-            clients.providers.check()
-            for each in clients.providers.everybody():
-                counted, found = each.pending, asked.get(id(each), 0)
-                assert counted == found, f"{each.name} owes {found} answers of {service}, counted are {counted}"
+        self._clients.check(asked)

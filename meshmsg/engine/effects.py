@@ -1,6 +1,6 @@
-"""What the engine wants done: one batch of effects a drain, in the order of the fields.
+"""What the engine wants done: one batch of effects a drain.
 
-The driver sends before it hands out ``deliver``, and arms one timer for ``wake_at``.
+The driver carries them out in the order of the fields: first what goes to others, then what the application is told.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 class Effects:
-    """One batch of output. Every list may be empty."""
+    """One batch of output, in the order in which it is carried out. Every list may be empty."""
 
     __slots__ = (
         "answered",
@@ -62,11 +62,11 @@ class Effects:
         self.send: list[tuple[int, list[bytes]]] = []  # (link, parts)
         self.hang_up: list[int] = []
         self.publish: list[list[bytes | memoryview]] = []  # parts
-        self.follow: list[Follow] = []
         self.unfollow: list[int] = []
-        self.deliver: list[str] = []  # queues and subscriptions that got messages
+        self.follow: list[Follow] = []
         self.answered: list[tuple[Any, Any, MeshError | None]] = []  # (call, value, error)
         self.settled: list[Outcome] = []
         self.dead: list[DeadLetter] = []
         self.events: list[Event] = []
-        self.wake_at: float | None = None
+        self.deliver: list[str] = []  # queues and subscriptions that got messages
+        self.wake_at: float | None = None  # for the one timer

@@ -1,7 +1,7 @@
 """The engine: composes the machines, routes frames and time to them, and collects what they want done.
 
-Call any command or ``handle_*``, then ``drain(now)`` once, and carry out the effects in their order. Nothing here
-knows a socket, a loop, a thread or a clock. The machines never call one another.
+Call any command or ``handle_*``, then ``drain(now)`` once, and carry out the fields of its ``Effects`` in their order.
+Nothing here knows a socket, a loop, a thread or a clock. The machines never call one another.
 """
 
 from __future__ import annotations
@@ -474,7 +474,8 @@ class Engine:
         for key, link in links.items():
             self._output.send(link, frames.Beat())
             if key in unheard:
-                self._output.send(link, frames.Offers(self.identity.offers_version, self.identity.offers))
+                self.peers.introduce_again((link,))  # with the offers, and the answer to the HELLO of another link
+                self._apply_peer_news(self._output.now)
         self._sender.repeat_states(links, unheard)
         self._sender.forget_over()
         self._receiver.repeat_states(unheard)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -114,6 +114,7 @@ class PeerState:
     link: int | None = None
     routes: set[bytes] = field(default_factory=set)
     answered: int = -1  # the newest token of its links that we answered
+    answered_over: list[int] = field(default_factory=list)  # our links that carried the answer
     broken_at: float | None = None  # since when our link to it is down
     process_seen_at: float = 0.0
     max_body_bytes: int | None = None  # what it takes; None if it did not say
@@ -198,12 +199,16 @@ class Peers:
             self._by_link[link] = prospect
             who = self.identity
             self.dial.append(Dial(link, endpoint, f"{who.node_id}.{who.incarnation}.{link}".encode()))
-            self._introduce(link, prospect.node_id or prospect.reached, None)
+            self._introduce(link, prospect)
         if not prospect.links:
             self._retry_later(prospect, now)  # it named no address; it may yet
 
-    def _introduce(self, link: int, expects: str | None, answers: int | None) -> None:
+    def _introduce(self, link: int, prospect: Prospect) -> None:
         who = self.identity
+        expects = prospect.reached or prospect.node_id
+        peer = self.by_id.get(expects or "")
+        # A link that is new may lead to another life of the node, whose links have the same numbers.
+        answers = peer.answered if peer is not None and link in peer.answered_over else None
         self.hello.append(
             (
                 link,
@@ -222,6 +227,13 @@ class Peers:
                 ),
             )
         )
+
+    def introduce_again(self, links: Iterable[int]) -> None:
+        """Says HELLO on links that have said it: it answers something now, or there was no room for it then."""
+        for link in links:
+            prospect = self._by_link.get(link)
+            if prospect is not None:
+                self._introduce(link, prospect)
 
     def _drop_links(self, prospect: Prospect, keep: int | None = None) -> None:
         for link in [link for link in prospect.links if link != keep]:
@@ -297,9 +309,8 @@ class Peers:
         if peer.link is None and not prospect.links:
             self._dial(prospect, now)
         if hello.token > peer.answered:
-            peer.answered = hello.token
-            for link in [peer.link] if peer.link is not None else list(prospect.links):
-                self._introduce(link, peer.node_id, hello.token)
+            peer.answered, peer.answered_over = hello.token, self.links_to(peer)
+            self.introduce_again(peer.answered_over)
 
     def _met_myself(self, hello: Hello) -> None:
         prospect = self._by_link.get(hello.token)
@@ -343,6 +354,8 @@ class Peers:
         prospect.pause_s = REDIAL_S
         peer.link = token
         peer.broken_at = None
+        if token not in peer.answered_over:
+            peer.answered = -1  # it went over a link that broke, and perhaps was lost: the HELLO at hand is answered
         self.ups.append((peer, peer.state == "new"))  # also after a broken link: the lanes compare notes
         peer.state = "alive"
 

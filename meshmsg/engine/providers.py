@@ -163,14 +163,21 @@ class Providers:
                     break
         return found
 
-    def explain_nobody(self, service: str, peer: str | None) -> str:
-        """Why nobody can be asked, or not this peer."""
+    def explain_nobody(self, service: str, peer: str | None, awaited: Provider | None = None) -> str:
+        """Why nobody can be asked, or not this peer; ``awaited`` was suspect, and the request waited for it."""
         everybody = self.everybody()
+        if awaited is not None and awaited.key not in self._by_key:
+            lost = f"{awaited.name!r} was suspect, and is gone; it never had this request"
+            if peer is None:
+                if everybody:
+                    return f"{lost}, and nobody else is serving {service!r}, or can be reached yet"
+                return f"{lost}, and nobody else offers {service!r}"
+            return f"{lost}; {_name_all(everybody, service)}"
         if peer is not None:
             if any(each.is_called(peer) for each in everybody):
                 return f"{peer!r} offers {service!r}, and says that it is not serving, or cannot be reached yet"
-            names = ", ".join(sorted({repr(each.name) for each in everybody})) or "nobody"
-            return f"{peer!r} does not offer {service!r}; {names} does: give peer= a node's name or id"
+            others = _name_all(everybody, service)
+            return f"no node known as {peer!r} offers {service!r}; {others}: give peer= a node's name or id"
         if everybody:
             told = "say that they are not serving, or cannot be reached yet"
             return f"all {len(everybody)} nodes that offer {service!r} {told}"
@@ -330,6 +337,16 @@ class Providers:
             assert bool(self._usable) == bool(self.there()), "somebody serves, and nobody is asked"
             for each in self._usable:
                 assert self._by_key.get(each.key) is each, f"{each.name} is gone, and is asked"
+
+
+def _name_all(providers: list[Provider], service: str) -> str:
+    """Who offers a service, as a sentence's part.
+
+    >>> _name_all([Provider("1", "b"), Provider("2", "a")], "math")
+    "'a' and 'b' offer 'math'"
+    """
+    *names, last = sorted({repr(each.name) for each in providers}) or ["nobody"]
+    return f"{', '.join(names)} and {last} offer {service!r}" if names else f"{last} offers {service!r}"
 
 
 def _seed(name: str) -> bytes:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from meshmsg.engine.pieces import Assembly, Spare
-from meshmsg.engine.publisher import make_marker
+from meshmsg.engine.publisher import MAX_PATTERNS, make_marker
 from meshmsg.engine.stream import Stream
 from meshmsg.engine.subscription import Subscription
 from meshmsg.engine.topic_log import Headers
 from meshmsg.engine.topics import PatternIndex, filters_of, find_fault
-from meshmsg.errors import ProtocolError
+from meshmsg.errors import ConfigurationError, ProtocolError
 from meshmsg.wire import frames
 from meshmsg.wire.codec import decode_batch
 
@@ -48,7 +48,15 @@ class Subscriptions:
         self.stirred: dict[Reception, None] = {}  # something happened to them, or is still to
 
     def add(self, subscription: Subscription, version: int) -> None:
-        """A subscription that the offers of this version hold; it begins where each publisher confirms it."""
+        """A subscription that the offers of this version hold; it begins where each publisher confirms it.
+
+        Raises ``ConfigurationError``, and changes nothing, for one pattern more than publishers take.
+        """
+        if len(self._patterns) >= MAX_PATTERNS and subscription.pattern not in self._patterns:
+            raise ConfigurationError(
+                f"this node subscribes to {MAX_PATTERNS} patterns already, {subscription.pattern!r} is one too many: "
+                "close some, or subscribe to patterns that many topics match"
+            )
         subscription.version = self.version = version
         subscription.on_room = self._on_room
         self.generation += 1

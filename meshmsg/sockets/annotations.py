@@ -155,6 +155,45 @@ def find_reference(annotation: Any) -> str | None:
     return next((name for name in found if name is not None), None)
 
 
+# --- what is no type of a value -----------------------------------------------------------------------------------
+
+_NEVER = (typing.Never, typing.NoReturn)
+
+
+def is_never(annotation: Any) -> bool:
+    """Whether a method says by this result that it only raises."""
+    return simplify(annotation, True) in _NEVER
+
+
+def require_values(annotation: Any, where: str) -> None:
+    """Raises where no value fits (``Never``, ``NoReturn``), or only Python knows which (``Self``).
+
+    Fields of models are their library's to judge, where ``Self`` is the model.
+    """
+    found = _find_valueless(annotation, set())
+    if found is None:
+        return
+    reason = "no value is one" if found in _NEVER else "which class that is says nothing over the wire"
+    raise ConfigurationError(
+        f"{where} is annotated {shorten(describe_type(annotation), MAX_WANTED)}, and {describe_type(found)} can come "
+        f"from nobody: {reason}; annotate what comes, or leave the annotation out"
+    )
+
+
+def _find_valueless(annotation: Any, seen: set[Any]) -> Any:
+    aliases = list[Any]()
+    annotation = simplify(annotation, True, aliases)
+    if not seen.isdisjoint(aliases):
+        return None
+    seen.update(aliases)
+    if annotation in (*_NEVER, typing.Self):
+        return annotation
+    if get_origin(annotation) is typing.Literal:
+        return None
+    found = (_find_valueless(each, seen) for each in get_args(annotation))
+    return next((each for each in found if each is not None), None)
+
+
 # --- what nobody can send ---------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import PULL, PUSH, RawSocket
 from meshmsg.wire import frames
-from meshmsg.wire.codec import Undecodable, decode_body, explain_encode_error, make_packer
+from meshmsg.wire.codec import LARGE_BYTES, Undecodable, decode_body, explain_encode_error, make_packer, renew_packer
 
 BURST = 256
 
@@ -84,9 +84,12 @@ class BarePush(Shown):
         self._require_open()
         assert self._pump is not None, "a usable node has started its sockets"
         try:
-            return self._pack(body), self._pump
+            encoded = self._pack(body)
         except Exception as error:
             raise explain_encode_error(body, error) from None
+        if len(encoded) > LARGE_BYTES:
+            self._pack = renew_packer(self._pack, len(encoded))
+        return encoded, self._pump
 
     def _title(self) -> str:
         return of_node(self.queue, self._driver)
@@ -174,7 +177,7 @@ class BarePull(Pull):
                 self._tell_refused()
                 await yield_turn()  # what is refused fills no prefetch: a flood of it would never wait
 
-    def _decode(self, arrived: list[list[bytes]]) -> list[Any]:
+    def _decode(self, arrived: list[list[Any]]) -> list[Any]:
         """The bodies that are some. Each is decoded alone: joined, two broken ones can swallow what is between."""
         bodies = []
         for parts in arrived:
@@ -197,6 +200,8 @@ class BarePull(Pull):
         return bodies
 
     def _refuse(self, why: str) -> None:
+        assert self._raws is not None, "what arrived came over a socket"
+        self._raws.refused += 1
         self.refused += 1
         self._untold += 1
         self._why_refused = why

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -22,7 +23,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.engine.publisher import MARKER
 from meshmsg.engine.subscription import Delivery, Subscription
-from meshmsg.engine.topics import PatternIndex, choose_topic, find_fault, matches, prefix_of
+from meshmsg.engine.topics import MAX_TOPIC_BYTES, PatternIndex, choose_topic, find_fault, matches, prefix_of
 from meshmsg.errors import ConfigurationError, NodeClosed, ProtocolError
 from meshmsg.message import Event
 from meshmsg.options import SubOptions
@@ -32,9 +33,10 @@ from meshmsg.sockets.raw import RawSockets
 from meshmsg.sockets.sending import encode, require_size
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
+from meshmsg.transport.filters import BYTE_COST, FILTER_COST, MAX_COST_EACH
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import PUBLISHER, SUBSCRIBER, RawSocket
-from meshmsg.wire.codec import Undecodable, decode_body, make_packer
+from meshmsg.wire.codec import LARGE_BYTES, Undecodable, decode_body, make_packer, renew_packer
 
 NAME = "meshmsg.topics"  # of the raw sockets, one of each kind a node
 BARE_PUB, BARE_SUB = "bare_pub", "bare_sub"  # what peers are told, beside "pub" and "sub"
@@ -59,6 +61,8 @@ class BareTopics:
         self._readers: list[asyncio.Task[None]] = []
         self._markers: set[tuple[str, str]] = set()  # node id and pattern of subscribers
         self._numbers: dict[BareSub, int] = {}
+        self._filters = Counter[bytes]()  # of this node's subscriptions, as ZeroMQ counts them
+        self._cost = 0  # of these filters to a publisher, as it counts them
         self._told_at: float | None = None
 
     def connect(self, raws: RawSockets) -> None:
@@ -86,8 +90,22 @@ class BareTopics:
         """Ids of the nodes that get what is published here to a topic, unless they have no room."""
         return {node_id for node_id, pattern in self._markers if matches(pattern, topic)}
 
+    def require_room(self, pattern: str) -> None:
+        """Raises ``ConfigurationError`` for the pattern whose filters would have publishers cut off this node."""
+        cost = self._cost + sum(_cost_of(each) for each in self._filters_of(pattern) if each not in self._filters)
+        if cost > MAX_COST_EACH:
+            raise ConfigurationError(
+                f"sub({pattern!r}, reliable=False) is one too many for this node, after {len(self._numbers)}: each "
+                f"sets filters at the publishers, which cut off a node beyond {MAX_COST_EACH >> 20} MiB of them; "
+                "subscribe to fewer patterns that match more, or reliably"
+            )
+
     def add(self, sub: BareSub) -> None:
-        """A new subscription."""
+        """A new subscription, for which there is room."""
+        for text in self._filters_of(sub.pattern):
+            self._filters[text] += 1
+            if self._filters[text] == 1:
+                self._cost += _cost_of(text)
         self._subs.add(sub.pattern, sub)
         self._numbers[sub] = 0
         self._driver.engine.offer(BARE_SUB, sub.pattern, {})
@@ -101,12 +119,18 @@ class BareTopics:
         """It hears no more."""
         self._subs.remove(sub.pattern, sub)
         del self._numbers[sub]
+        prefix, marker = self._filters_of(sub.pattern)
         if self._socket is not None:
-            self._socket.unsubscribe(self._marker_of(sub.pattern))  # ZeroMQ counts them
-            self._socket.unsubscribe(prefix_of(sub.pattern).encode())
+            self._socket.unsubscribe(marker)  # ZeroMQ counts them
+            self._socket.unsubscribe(prefix)
         elif sub in self._early:
             self._early.remove(sub)
-        if not any(other.pattern == sub.pattern for other in self._numbers):
+        for text in (prefix, marker):
+            self._filters[text] -= 1
+            if not self._filters[text]:
+                del self._filters[text]
+                self._cost -= _cost_of(text)
+        if marker not in self._filters:  # no other has this pattern
             self._driver.engine.withdraw(BARE_SUB, sub.pattern)
             self._driver.wake()
 
@@ -124,11 +148,13 @@ class BareTopics:
             self._socket = self._raws.open(SUBSCRIBER, NAME).socket
             self._in = Pump(self._socket, asyncio.get_running_loop())
             self._start(self._read(self._in))
-        self._socket.subscribe(prefix_of(pattern).encode())
-        self._socket.subscribe(self._marker_of(pattern))
+        for text in self._filters_of(pattern):
+            self._socket.subscribe(text)
 
-    def _marker_of(self, pattern: str) -> bytes:
-        return MARKER + f"{self._driver.engine.identity.node_id} {pattern}".encode()
+    def _filters_of(self, pattern: str) -> tuple[bytes, bytes]:
+        """The prefix of a pattern, and the marker that comes behind it."""
+        marker = MARKER + f"{self._driver.engine.identity.node_id} {pattern}".encode()
+        return prefix_of(pattern).encode(), marker
 
     def _start(self, reading: Coroutine[Any, Any, None]) -> None:
         reader = asyncio.ensure_future(reading)
@@ -175,10 +201,12 @@ class BareTopics:
                     self._refuse(str(error))
             await yield_turn()
 
-    def _deliver(self, parts: list[bytes]) -> None:
+    def _deliver(self, parts: list[Any]) -> None:
+        raws = self._raws
+        assert raws is not None, "what arrived came over a socket"
         if len(parts) != 2:
             raise ProtocolError(f"a message of {len(parts)} frames; a topic and a body make two")
-        topic = parts[0].decode("utf-8", "replace")
+        topic = parts[0].decode("utf-8", "replace") if len(parts[0]) <= MAX_TOPIC_BYTES else ""
         if find_fault(topic) is not None:
             raise ProtocolError("a message with a topic that is none")
         for sub in self._subs.match(topic):
@@ -187,10 +215,13 @@ class BareTopics:
                 raise ProtocolError(f"the body cannot be decoded: {body.error}")
             number = self._numbers[sub]
             self._numbers[sub] = number + 1
-            sub._put(topic, number, body, len(parts[1]))
+            if not sub._put(topic, number, body, len(parts[1])):
+                raws.dropped += 1
 
     def _refuse(self, why: str) -> None:
         """An event for the first, then one in some seconds at most: a flood must not become one of events."""
+        assert self._raws is not None, "what arrived came over a socket"
+        self._raws.refused += 1
         self.refused += 1
         now = self._driver.now()
         if self._told_at is None or now - self._told_at >= REPEAT_AFTER_S:
@@ -235,6 +266,8 @@ class BarePub(Shown):
             raise NodeClosed(f"pub({self.pattern!r}) is closed: open another one")
         name = choose_topic(self.pattern, topic)
         encoded = encode(self._pack, body)
+        if len(encoded) > LARGE_BYTES:
+            self._pack = renew_packer(self._pack, len(encoded))
         require_size(encoded, self.pattern, self._max_bytes)
         self._topics.out.send([name.encode(), encoded])
 
@@ -279,8 +312,8 @@ class BareSub(Sub):
         self.dropped = 0
         self._bare = topics
 
-    def _put(self, topic: str, number: int, body: Any, size: int) -> None:
-        """One message came."""
+    def _put(self, topic: str, number: int, body: Any, size: int) -> bool:
+        """One message came; whether there was room."""
         subscription = self._subscription
         if subscription.latest:
             fits = subscription.put_latest(Delivery(topic, "", number, [body], None, size))
@@ -290,6 +323,7 @@ class BareSub(Sub):
             self.dropped += 1
         else:
             self._arrived()
+        return fits
 
     def _state(self) -> str:
         return f"{super()._state()}{f', {self.dropped} dropped' if self.dropped else ''}"
@@ -309,8 +343,14 @@ def open_bare_sub(
     """A subscription to bare publishers; raises ``ConfigurationError`` for what they cannot give."""
     if options.replay != "none" or options.where is not None:
         raise ConfigurationError(f"sub({pattern!r}, reliable=False) is bare ZeroMQ and has no replay, no where")
+    topics.require_room(pattern)
     subscription = Subscription(pattern, latest=options.latest, buffer=options.buffer)
     subscription.name = f"sub:{pattern}#{number}"
     sub = BareSub(driver, subscription, options, topics, forget)
     topics.add(sub)
     return sub
+
+
+def _cost_of(text: bytes) -> int:
+    """As ``Filters`` of a publisher counts it."""
+    return FILTER_COST + BYTE_COST * len(text)

@@ -31,8 +31,10 @@ from meshmsg.sockets.annotations import (
     describe_type,
     find_loop,
     find_reference,
+    is_never,
     require_end,
     require_sendable,
+    require_values,
     rules_of,
     shorten,
     simplify,
@@ -41,7 +43,7 @@ from meshmsg.sockets.annotations import (
 _SIMPLE = (NoneType, bool, int, float, str, bytes, datetime)
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
-_UNCHECKED = (Any, object, typing.NoReturn, typing.Never, typing.Self)
+_UNCHECKED = (Any, object)
 _MAX_VALUE = 100
 _INSTEAD_OF_LOOP = "write it as a dataclass or a model with a field that is annotated with the class"
 _MAX_REASON = 300
@@ -118,6 +120,7 @@ def make_argument_check(annotation: Any, where: str) -> Check | None:
     """
     loop = find_loop(annotation)
     require_end(annotation, loop, where)
+    require_values(annotation, where)
     require_sendable(annotation, where)
     check = _make_native(annotation, False, {})
     if check is None:
@@ -130,13 +133,21 @@ def make_result_check(annotation: Any, where: str) -> Check | None:
     """Returns a check that what a method returns is what it promised; None if it promised nothing that can be told.
 
     It converts nothing: models travel as dicts anyway. It is lenient where Python's own types are, and where they are
-    not, with what becomes the same on the wire. Raises ``ConfigurationError`` for what cannot be sent.
+    not, with what becomes the same on the wire. ``NoReturn`` is what a method promises that only raises. Raises
+    ``ConfigurationError`` for what cannot be sent.
     """
     loop = find_loop(annotation)
     require_end(annotation, loop, where)
+    if is_never(annotation):
+        return Check(describe_type(annotation), _NONE_EXACT, _refuse_all)
+    require_values(annotation, where)
     require_sendable(annotation, where)
     check = _make_native(annotation, True, {})
     return None if check is ANYTHING or check is None else _limit(check, loop)
+
+
+def _refuse_all(value: Any) -> Any:
+    raise Misfit
 
 
 def make_converter(wanted: Any, label: str) -> Callable[[Any], Any] | None:
@@ -155,6 +166,7 @@ def make_converter(wanted: Any, label: str) -> Callable[[Any], Any] | None:
     where = f"{label.removesuffix(')')}, type=...): the body"
     loop = find_loop(wanted)
     require_end(wanted, loop, where)
+    require_values(wanted, where)
     check = _make_native(wanted, False, {})
     if check is ANYTHING:
         return None
@@ -307,9 +319,13 @@ def _make_dict(key: Check, item: Check, wanted: str) -> Check:
 
 
 def _make_instance(wanted: Any, text: str) -> Check | None:
-    """For results: models (or the dicts that they become), tuples and lists; everything else may be anything."""
+    """For results: models (or what they travel as), tuples and lists; everything else may be anything."""
     if wanted is tuple:
         kinds: tuple[type, ...] = (tuple, list)
+    elif getattr(wanted, "__pydantic_root_model__", False):  # travels as whatever its root is
+        return ANYTHING
+    elif getattr(getattr(wanted, "__struct_config__", None), "array_like", False):
+        kinds = (wanted, list, tuple)
     elif isinstance(wanted, type) and (
         dataclasses.is_dataclass(wanted) or hasattr(wanted, "__struct_fields__") or hasattr(wanted, "model_dump")
     ):

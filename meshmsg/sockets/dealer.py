@@ -25,7 +25,7 @@ from meshmsg.sockets.sending import freeze_headers
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.transfers import Progress, Target, Upload, fetch, send_file
 from meshmsg.sockets.under_way import UnderWay, about
-from meshmsg.wire.codec import explain_encode_error, make_packer
+from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error, make_packer, renew_packer
 from meshmsg.wire.frames import MAX_DETAILS_BYTES, measure_details
 
 # Names of methods that are kept with what is known of them.
@@ -41,10 +41,10 @@ def refuse(kind: str, kwargs: Mapping[str, Any], *names: str) -> None:
             )
 
 
-def require_headers(headers: object) -> None:
+def require_headers(headers: object, verb: str = "request") -> None:
     """Checks the names of headers; their values are checked when they are encoded."""
     if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
-        raise ConfigurationError(f"request(headers=) takes a dict with str keys, got {reprlib.repr(headers)}")
+        raise ConfigurationError(f"{verb}(headers=) takes a dict with str keys, got {reprlib.repr(headers)}")
 
 
 def require_method_name(dealer: object, name: str) -> None:
@@ -82,6 +82,7 @@ class Dealer(Shown):
         self._driver = driver
         self._pack = make_packer()
         self._max_bytes = max_message_bytes
+        self._small = min(max_message_bytes, LARGE_BYTES)  # bodies up to this are not looked at
         self._under_way = UnderWay(driver, calls, service, options.max_pending)
         self._repeatable: dict[str, bool] = {}  # by method
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -295,15 +296,17 @@ class Dealer(Shown):
             body = self._pack((args, kwargs))
         except Exception as error:
             raise self._explain(method, args, kwargs, error) from None
-        if len(body) > self._max_bytes:
-            raise BodyTooLarge(self._describe_large(method, "arguments", body))
+        if len(body) > self._small:
+            self._require_size(method, "arguments", body)
+        # Nobody but a request has somewhere to put its result already.
+        verb = "stream" if down is not None else "survey" if sink is None else "request"
         if timeout is ...:
             timeout = self.options.timeout
         elif timeout is not None:
-            require_number("request(timeout=)", timeout, above=0)
+            require_number(f"{verb}(timeout=)", timeout, above=0)
         up = None
         if headers is not None or peer is not None or key is not None or idempotent is not None or items is not None:
-            headers = self._check_details(method, headers, peer, key, idempotent, items)
+            headers = self._check_details(verb, method, headers, peer, key, idempotent, items)
             repeatable = repeatable if idempotent is None else idempotent
             up = OutStream() if items is not None else None
         call = Call(
@@ -325,6 +328,7 @@ class Dealer(Shown):
 
     def _check_details(
         self,
+        verb: str,
         method: str,
         headers: Mapping[str, Any] | None,
         peer: str | None,
@@ -338,16 +342,16 @@ class Dealer(Shown):
             ("key", key, "key=str(...)"),
         ):
             if value is not None and (not isinstance(value, str) or not value):
-                raise ConfigurationError(f"request({name}=) takes a str, not {type(value).__name__} {value!r}: {hint}")
+                raise ConfigurationError(f"{verb}({name}=) takes a str, not {type(value).__name__} {value!r}: {hint}")
         if idempotent is not None:
-            require_bool("request(idempotent=)", idempotent)
+            require_bool(f"{verb}(idempotent=)", idempotent)
         if items is not None and not isinstance(items, AsyncIterable):
-            require_items("request(items=)", items, "or an async iterable; one value is an argument")
+            require_items(f"{verb}(items=)", items, "or an async iterable; one value is an argument")
             if not isinstance(items, Iterable):
-                raise ConfigurationError(f"request(items=) takes what can be iterated, not {type(items).__name__}")
+                raise ConfigurationError(f"{verb}(items=) takes what can be iterated, not {type(items).__name__}")
         if headers is None:
             return None
-        require_headers(headers)
+        require_headers(headers, verb)
         frozen = freeze_headers(self._pack, headers)
         try:
             measure_details(None, frozen)  # they travel in a frame's header: one that cannot be read ends the link
@@ -377,8 +381,8 @@ class Dealer(Shown):
         except Exception as error:
             explained = explain_encode_error(item, error)
             raise self._place(method, explained, f"items[{place}]") from None
-        if len(body) > self._max_bytes:
-            raise BodyTooLarge(self._describe_large(method, f"items[{place}]", body))
+        if len(body) > self._small:
+            self._require_size(method, f"items[{place}]", body)
         return body
 
     def _explain(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> EncodeError:
@@ -395,8 +399,10 @@ class Dealer(Shown):
         path = error.path.replace("body", name, 1)
         return EncodeError(f"{self.service}.{method}: {str(error).replace(error.path, path, 1)}", path)
 
-    def _describe_large(self, method: str, what: str, body: bytes) -> str:
-        return (
-            f"{self.service}.{method}: {what} of {len(body)} bytes; the limit is {self._max_bytes}, "
-            "Node(max_message_bytes=): send parts as a stream with items=, or raise it on both sides"
-        )
+    def _require_size(self, method: str, what: str, body: bytes) -> None:
+        self._pack = renew_packer(self._pack, len(body))
+        if len(body) > self._max_bytes:
+            raise BodyTooLarge(
+                f"{self.service}.{method}: {what} of {len(body)} bytes; the limit is {self._max_bytes}, "
+                "Node(max_message_bytes=): send parts as a stream with items=, or raise it on both sides"
+            )

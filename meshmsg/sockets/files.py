@@ -187,9 +187,10 @@ def remove_unused(path: Path) -> None:
 class PartFile:
     """A file that comes: under another name until it is whole. What has come stays there when the transfer breaks."""
 
-    def __init__(self, target: Path, part: Path, label: str, stopped: Stopped) -> None:
+    def __init__(self, target: Path, part: Path, label: str, stopped: Stopped, shown: str | None = None) -> None:
         self._target = target
         self._part = part
+        self._shown = shown or str(part)  # in errors
         self._label = label
         self._there = True  # under the part's name
         self._file = self._open()
@@ -217,14 +218,14 @@ class PartFile:
 
     def _refuse_other(self, other: bool) -> None:
         if other:
-            raise FileExistsError(f"{self._part} is no regular file, and {self._label} would grow there")
+            raise FileExistsError(f"{self._shown} is no regular file, and {self._label} would grow there")
 
     def _lock(self, descriptor: int) -> bool:
         """Keeps others from it. False if it has become the target, or was removed, just before."""
         if sys.platform == "win32":
             return True
         if not lock(descriptor):
-            raise RemoteError(f"{self._label} is transferred already: {self._part} is in use", code=BUSY)
+            raise RemoteError(f"{self._label} is transferred already: {self._shown} is in use", code=BUSY)
         try:
             named = os.stat(self._part, follow_symlinks=False)
         except FileNotFoundError:

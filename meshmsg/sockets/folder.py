@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import stat
 import threading
@@ -12,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from meshmsg.checks import require_bool, require_int
-from meshmsg.errors import BadRequest, ConfigurationError, RemoteError
+from meshmsg.errors import BadRequest, ConfigurationError, MeshError, RemoteError
 from meshmsg.sockets.context import Context
 from meshmsg.sockets.files import (
     FULL,
@@ -30,6 +32,9 @@ from meshmsg.sockets.files import (
 PART = ".part"
 PART_KEPT_S = 3600.0  # what nobody went on with for so long is removed
 LOOK_EVERY_S = 600.0  # for such files, if there is no other reason to go through all of the directory
+_NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+logger = logging.getLogger("meshmsg.handlers")
 
 
 class Folder:
@@ -61,9 +66,10 @@ class Folder:
 
     def list_files(self, under: str = "") -> Iterator[FileInfo]:
         """Files, sorted by name; only those below a directory inside, if one is given."""
-        top = self._find(under) if under else self._root
-        if not top.is_dir():
-            raise RemoteError(f"there is no directory {under!r}", code=NOT_FOUND)
+        with without_path(under, "under"):
+            top = self._find(under, "under") if under else self._root
+            if not top.is_dir():
+                raise RemoteError(f"there is no directory {under!r}", code=NOT_FOUND)
         for folder, inner, names in os.walk(top):
             inner[:] = sorted(name for name in inner if not name.startswith("."))
             for name in sorted(names):
@@ -75,7 +81,7 @@ class Folder:
 
     def stat(self, name: str, context: Context, digest: bool = False) -> FileInfo:
         """One file; with ``digest=True`` it is read for its SHA-256."""
-        with closing(self._open(name)) as source:
+        with without_path(name), closing(self._open(name)) as source:
             sha256 = source.hash(lambda: context.cancelled) if digest else None
             return FileInfo(name, source.size_bytes, source.modified, sha256)
 
@@ -83,7 +89,7 @@ class Folder:
         """A file in chunks, behind ``offset`` bytes if these have this SHA-256. The last chunk has that of all."""
         if offset < 0:
             raise BadRequest(f"a file has no byte {offset}", "offset")
-        with closing(self._open(name)) as source:
+        with without_path(name), closing(self._open(name)) as source:
             source.begin(offset, digest, lambda: context.cancelled)
             facts = {"offset": source.place, "size_bytes": source.size_bytes, "modified": source.modified}
             while True:
@@ -99,10 +105,11 @@ class Folder:
         """Says what it has of a file, takes the rest in chunks, and says what came of it."""
         if size_bytes < 0:
             raise BadRequest(f"a file has no {size_bytes} bytes", "size_bytes")
-        target = self._place(name)
-        part_path = target.with_name(f".{target.name}{PART}")
-        part_file = PartFile(target, part_path, name, lambda: context.cancelled)
-        with closing(part_file) as part, self._reserve(part_path, name, size_bytes):
+        with without_path(name):
+            target = self._place(name)
+            part_path = target.with_name(f".{target.name}{PART}")
+            part_file = PartFile(target, part_path, name, lambda: context.cancelled, shown=part_path.name)
+        with without_path(name), closing(part_file) as part, self._reserve(part_path, name, size_bytes):
             yield {"offset": part.place, "digest": part.digest}
             begun = False
             for item in items:
@@ -162,11 +169,11 @@ class Folder:
 
     # -- names -----------------------------------------------------------------------------------------------
 
-    def _find(self, name: str) -> Path:
+    def _find(self, name: str, argument: str = "name") -> Path:
         """Where a name leads, with all links followed."""
-        path = Path(os.path.realpath(self._root.joinpath(*split_name(name))))
+        path = Path(os.path.realpath(self._root.joinpath(*split_name(name, argument))))
         if not path.is_relative_to(self._root):
-            raise BadRequest(f"{name!r} leads out of the directory", "name")
+            raise BadRequest(f"{name!r} leads out of the directory", argument)
         return path
 
     def _open(self, name: str) -> SourceFile:
@@ -214,7 +221,31 @@ def is_part(name: str) -> bool:
     return name.startswith(".") and name.endswith(PART)
 
 
-def split_name(name: str) -> list[str]:
+@contextmanager
+def without_path(name: str, argument: str = "name") -> Iterator[None]:
+    """Tells the caller what the system says of a file, by the caller's own name for it: where it is, it need not know.
+
+    What is nobody's mistake but this side's is logged here, with the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, MeshError):  # of the caller's items, such as one that came too late
+            raise
+        if error.errno == errno.ENAMETOOLONG:
+            raise BadRequest(f"{shorten_name(name)} is no name of a file: it is too long", argument) from None
+        logger.warning("%s: %s", shorten_name(name), error)
+        code = FULL if error.errno in _NO_ROOM else RemoteError.code
+        reason = error.strerror or type(error).__name__
+        raise RemoteError(f"{shorten_name(name)}: {reason} ({type(error).__name__})", code=code) from None
+
+
+def shorten_name(name: str) -> str:
+    """A name, for errors."""
+    return repr(name) if len(name) <= 100 else f"{name[:97]!r}..."
+
+
+def split_name(name: str, argument: str = "name") -> list[str]:
     """The parts of a file's name.
 
     >>> split_name("models/small.bin")
@@ -228,5 +259,6 @@ def split_name(name: str) -> list[str]:
     for part in parts:
         plain = part and not part.startswith(".") and "\0" not in part
         if not plain or (os.name == "nt" and (PureWindowsPath(part).name != part or ":" in part)):
-            raise BadRequest(f"{name!r} is no name of a file: write folder/name, without leading dots", "name")
+            text = f"{shorten_name(name)} is no name of a file: write folder/name, without leading dots"
+            raise BadRequest(text, argument)
     return parts

@@ -27,7 +27,7 @@ from meshmsg.sockets.line import Line
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
-from meshmsg.wire.codec import explain_encode_error, make_packer
+from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error, make_packer, renew_packer
 
 logger = logging.getLogger("meshmsg.sockets")
 
@@ -126,14 +126,15 @@ class Pub(Shown):
             if log is not None and log.staged:
                 log.staged.append(encoded)  # what ``publish`` does, without a call; a turn is to come
                 return
+            if not self._driver.scheduled:
+                self._driver.wake()  # before it is published: in another loop this raises
             self._publisher.publish(name, encoded)
         else:
             details = make_details(self._pack, key, priority, None, None, headers, 0.0)
             if self._groups.busy and (self._line.busy or not self._groups.promise(name, size, details.headers)):
                 await self._wait_for_groups(name, size, details.headers)
-            self._publish_special(name, encoded, details)
-        if not self._driver.scheduled:
             self._driver.wake()
+            self._publish_special(name, encoded, details)
 
     def send_nowait(
         self,
@@ -152,8 +153,8 @@ class Pub(Shown):
         details = make_details(self._pack, key, priority, None, None, headers, 0.0)
         if self._groups.busy and not self._groups.promise(name, len(encoded), details.headers):
             raise OutboxFull(self._describe_no_room(name))
-        self._publish_special(name, encoded, details)
         self._driver.wake()
+        self._publish_special(name, encoded, details)
 
     def _publish_special(self, name: str, encoded: bytes, details: Details) -> None:
         number = self._publisher.publish(name, encoded, details.headers)
@@ -167,13 +168,14 @@ class Pub(Shown):
         iterator what came more than a burst before it.
         """
         self._require_open()
+        self._driver.require_loop()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         name = self._require_fitting(topic)
         for part in encode_parts(self._pack, bodies, SEND_BURST):
             await self._publish_part(name, part)
 
     async def _publish_part(self, name: str, part: list[bytes]) -> None:
-        if sum(map(len, part)) > self._max_bytes:
+        if sum(map(len, part)) > min(self._max_bytes, LARGE_BYTES):
             self._check(max(part, key=len))
         for stretch in _cut(part, self.options.window if self._blocks else SEND_BURST):
             await yield_turn()
@@ -278,6 +280,8 @@ class Pub(Shown):
             raise NodeClosed(f"pub({self.pattern!r}) is closed: open another one")
 
     def _check(self, encoded: bytes) -> None:
+        if len(encoded) > LARGE_BYTES:
+            self._pack = renew_packer(self._pack, len(encoded))
         self._require_open()
         require_size(encoded, self.pattern, self._max_bytes)
 
@@ -292,10 +296,12 @@ class Pub(Shown):
 
     async def _begin_burst(self, encoded: bytes) -> None:
         self._check(encoded)
+        self._driver.require_loop()
         await yield_turn()
         self._require_open()
-        # Never more than a body may have: so one that is too large always comes here to be refused.
-        self._burst, self._burst_bytes = SEND_BURST, max(min(TURN_BYTES, self._max_bytes), len(encoded))
+        # Never more than a body may have: so one that is too large always comes here to be refused, and a large one
+        # to have the packer renewed.
+        self._burst, self._burst_bytes = SEND_BURST, max(min(TURN_BYTES, LARGE_BYTES, self._max_bytes), len(encoded))
 
     async def _wait_for(self, name: str) -> None:
         """Until no subscriber of a topic is too far behind, and nobody else waits for that."""
@@ -408,7 +414,11 @@ def open_sub(
     subscription = Subscription(pattern, latest=checked.latest, replay=checked.replay, buffer=checked.buffer)
     subscription.name = f"sub:{pattern}#{number}"
     sub = Sub(driver, subscription, checked, on_gap, forget)
-    driver.engine.open_sub(subscription)
+    try:
+        driver.engine.open_sub(subscription)
+    except BaseException:  # one too many
+        del driver.on_arrival[subscription.name]
+        raise
     driver.wake()
     return sub
 

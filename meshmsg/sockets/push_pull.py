@@ -28,7 +28,7 @@ from meshmsg.sockets.line import Line
 from meshmsg.sockets.sending import MessageIds, encode, encode_parts, make_details, require_size
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
-from meshmsg.wire.codec import explain_encode_error, make_packer
+from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error, make_packer, renew_packer
 
 logger = logging.getLogger("meshmsg.sockets")
 
@@ -67,7 +67,8 @@ class Push(Shown):
         self._pack = make_packer()
         self._max_bytes = min(max_message_bytes, options.max_pending_bytes)
         self._prefix = f"{driver.engine.identity.node_id[:12]}/{self.queue}/"
-        self._small = SMALL  # bodies up to this many bytes are let in by count; none once this is closed
+        # Bodies up to this many bytes are let in by count; none once this is closed.
+        self._small = min(SMALL, self._max_bytes)
         self._closed = False
         self._forget = forget  # called at the close
         self._line = Line(driver, self._require_open)  # of those who wait for room
@@ -155,8 +156,8 @@ class Push(Shown):
                 number = self._push_detailed(encoded, key, priority, ttl, delay, headers, has_room=False)
                 return f"{self._prefix}{number}"
         if headers is None and key is None and ttl is None and delay is None and not priority:
-            number = outbox.push(encoded)
             self._driver.wake()
+            number = outbox.push(encoded)
         else:
             number = self._push_detailed(encoded, key, priority, ttl, delay, headers)
         return f"{self._prefix}{number}"
@@ -168,6 +169,7 @@ class Push(Shown):
         iterator what came more than a burst before it.
         """
         self._require_open()
+        self._driver.require_loop()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         ids = MessageIds(self._prefix, [])
         for part in encode_parts(self._pack, bodies, SEND_BURST):
@@ -181,7 +183,7 @@ class Push(Shown):
         """Accepts encoded bodies as they find room: all at once, as a rule."""
         outbox = self._outbox
         size = sum(map(len, part))
-        if size > self._max_bytes:
+        if size > min(self._max_bytes, LARGE_BYTES):
             self._check(max(part, key=len))
         self._require_open()
         while part:
@@ -297,8 +299,10 @@ class Push(Shown):
             raise NodeClosed(f"push({self.queue!r}) was closed: open another one")
 
     def _check(self, encoded: bytes) -> None:
+        if len(encoded) > LARGE_BYTES:
+            self._pack = renew_packer(self._pack, len(encoded))
         self._require_open()
-        require_size(encoded, self.queue, self._max_bytes)
+        require_size(encoded, self.queue, self._max_bytes, "push(max_pending_bytes=)")
 
     def _push_detailed(
         self,
@@ -316,9 +320,8 @@ class Push(Shown):
         ttl = self.options.ttl if ttl is None else ttl
         details = make_details(self._pack, key, priority, ttl, delay, headers, now)
         accept = self._outbox.push_detailed if has_room else self._outbox.turn_away
-        number = accept(encoded, details, now)
-        self._driver.wake()
-        return number
+        self._driver.wake()  # before it is accepted: in another loop this raises
+        return accept(encoded, details, now)
 
     async def _make_room(self, encoded: bytes) -> bool:
         """Makes sure that a body fits, and finds out how many small ones after it will do so unasked.
@@ -326,6 +329,7 @@ class Push(Shown):
         False if nothing could be dropped for it.
         """
         self._check(encoded)
+        self._driver.require_loop()
         await yield_turn()
         if not await self._wait_for_room(len(encoded)):
             return False

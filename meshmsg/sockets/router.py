@@ -221,13 +221,14 @@ class Router(Shown):
         """Counts of requests and errors since the start, and what time they took, in all and by method."""
         offer, apart, missing = self._offer, self._apart, self._workers.unknown
         unknown = {UNKNOWN: missing.stats()} if missing.requests else {}
+        errors = missing.errors + sum(each.errors for each in self._methods.values())
         return {
             **await self._ping(),
             "up_s": round(self._driver.now() - self._started_at, 3),
             "running": offer.busy,
             "waiting": offer.waiting,
             "requests": offer.requests + apart.requests,
-            "errors": offer.errors + apart.errors,
+            "errors": errors,
             "overloaded": offer.overloaded + apart.overloaded,
             "cancelled": offer.cancelled + apart.cancelled,
             "expired": offer.expired + apart.expired,

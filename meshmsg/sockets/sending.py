@@ -100,12 +100,13 @@ def encode_parts(pack: Pack, bodies: Iterable[Any], most: int) -> Iterator[list[
         count += len(part)
 
 
-def require_size(encoded: bytes, queue: str, limit: int) -> None:
-    """Raises ``BodyTooLarge`` for a body over ``limit`` bytes."""
+def require_size(encoded: bytes, queue: str, limit: int, option: str = "") -> None:
+    """Raises ``BodyTooLarge`` for a body over ``limit`` bytes; ``option`` is the socket's own that limits them, too."""
     if len(encoded) > limit:
+        options = f"the lesser of Node(max_message_bytes=) and {option}" if option else "Node(max_message_bytes=)"
         raise BodyTooLarge(
-            f"a body of {len(encoded)} bytes for {queue!r}; the limit is {limit}, the lesser of "
-            "Node(max_message_bytes=) and push(max_pending_bytes=): raise it on both sides, or send a reference"
+            f"a body of {len(encoded)} bytes for {queue!r}; the limit is {limit}, {options}: "
+            "raise it on both sides, or send a reference"
         )
 
 

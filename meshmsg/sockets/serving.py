@@ -14,7 +14,7 @@ from typing import Any
 
 from meshmsg.driver import Driver
 from meshmsg.engine.outbox import MAX_FRAME_BYTES
-from meshmsg.engine.served import BY_CALLER, Served, Service, Serving
+from meshmsg.engine.served import BY_CALLER, BY_DEADLINE, BY_LOSS, Served, Service, Serving
 from meshmsg.errors import BadRequest, BodyTooLarge, Cancelled, DeadlineExceeded, EncodeError, NoSuchMethod, Unavailable
 from meshmsg.message import describe_error
 from meshmsg.options import RouterOptions
@@ -23,7 +23,7 @@ from meshmsg.sockets.context import Context, Place, current
 from meshmsg.sockets.failures import fail, say
 from meshmsg.sockets.methods import Counts, Method
 from meshmsg.sockets.turns import yield_turn
-from meshmsg.wire.codec import explain_encode_error, make_packer
+from meshmsg.wire.codec import explain_encode_error, make_packer, renew_packer
 from meshmsg.wire.items import SENDS_ITEMS, WANTS_ITEMS
 
 Proceed = Callable[[], Awaitable[Any]]
@@ -247,6 +247,8 @@ class CallWorkers:
             else:
                 result = await self._call(worker, context, served, method)
             self._answer(served, result)
+            if served.cancelled is not None:
+                failure = self._unheard(served, served.cancelled)
         except BaseException as error:
             failure = self._failed(served, context, error)
             if not isinstance(error, Exception):
@@ -267,7 +269,7 @@ class CallWorkers:
     def _failed(self, served: Served, context: Context, error: BaseException) -> str | None:
         """The call has ended with an exception, which its caller gets as a fault; returns what the statistics say."""
         if served.cancelled is not None:
-            return served.cancelled if served.cancelled != BY_CALLER else None  # nobody hears it
+            return self._unheard(served, served.cancelled)
         label = f"{served.service}.{served.method}"
         if isinstance(error, asyncio.CancelledError):
             error = Cancelled(f"{label} was cancelled{f': {error}' if str(error) else ''}")
@@ -279,6 +281,15 @@ class CallWorkers:
             return describe_error(error)
         fail(self._serving, served, error, self._options.tracebacks)
         return describe_error(error)
+
+    def _unheard(self, served: Served, why: str) -> str | None:
+        """What the statistics say of a call that ended too late for an answer, well or not.
+
+        Not to be through in time is an error of the method; that nobody wants to know any more is none.
+        """
+        if why == BY_DEADLINE:
+            self._service.last_error = f"{served.method}: {why}"
+        return None if why in (BY_CALLER, BY_LOSS) else why
 
     # -- a call ----------------------------------------------------------------------------------------------
 
@@ -412,6 +423,8 @@ class CallWorkers:
         except Exception as error:
             raise explain_unsendable(f"{served.service}.{served.method}", value, error, what) from None
         if len(body) > self._small:
+            if pack is self._pack:
+                self._pack = renew_packer(pack, len(body))
             self._require_size(served, body, what)
         return body
 

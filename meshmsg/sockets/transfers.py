@@ -63,7 +63,7 @@ class Patience:
 
     def __init__(self, label: str, timeout: float | None, now: Callable[[], float]) -> None:
         if timeout is not None:
-            require_number(f"{label}(timeout=)", timeout, above=0)
+            require_number(f"{label.partition('(')[0]}(timeout=)", timeout, above=0)
         self._label = label
         self._timeout = timeout
         self._now = now
@@ -224,7 +224,11 @@ class Upload(Transfer):
     def open(self) -> None:
         """Before each attempt: takes the file as it is now."""
         self._close()
-        self._source = SourceFile(Path(os.path.realpath(self._path)), str(self._path))
+        path = Path(os.path.realpath(self._path))
+        other = describe_other(path)
+        if other is not None:
+            raise ConfigurationError(f"send_file(source) takes a file's own path, and {self._path} is {other}")
+        self._source = SourceFile(path, str(self._path))
 
     def begin(self, item: Any) -> None:
         """What the other side has of it."""

@@ -1,12 +1,14 @@
 """MessagePack for bodies: encoded once at ``send``, decoded a batch at a time.
 
 A body is None, a bool, an int of 64 bits, a float, a str, bytes, an aware datetime, or a list, tuple or dict of
-bodies; dict keys are any of the scalars. Dataclasses, msgspec structs and pydantic models travel as dicts.
+bodies; dict keys are any of the scalars. Dataclasses, msgspec structs and pydantic models travel as what their own
+library would send: mostly dicts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,6 +19,9 @@ from meshmsg.errors import EncodeError, ProtocolError
 
 # The C packer and unpacker stop at 1024 levels; errors lead into a body this far, well within Python's own recursion.
 MAX_DEPTH = 255
+
+# A packer that encoded more than this at once is not used again.
+LARGE_BYTES = 2**20
 
 # What to send instead of common things that MessagePack lacks, by the name of the type or of one of its bases.
 _INSTEAD = {
@@ -57,6 +62,17 @@ def make_packer() -> Callable[[Any], bytes]:
     """
     pack: Callable[[Any], bytes] = msgpack.Packer(default=_to_plain, datetime=True, autoreset=True).pack
     return pack
+
+
+def renew_packer(pack: Callable[[Any], bytes], size: int) -> Callable[[Any], bytes]:
+    """What to encode with after a body of ``size`` bytes: the same, or a new one after a large body.
+
+    A packer keeps its buffer, which is up to twice the largest body that it ever encoded. What ``make_packer`` did not
+    make is left as it is.
+    """
+    if size <= LARGE_BYTES or not isinstance(getattr(pack, "__self__", None), msgpack.Packer):
+        return pack
+    return make_packer()
 
 
 def encode_batch(bodies: Sequence[bytes]) -> bytes:
@@ -104,16 +120,59 @@ def explain_encode_error(body: Any, error: Exception) -> EncodeError:
 
 
 def _to_plain(value: Any) -> Any:
-    """Models travel as dicts: dataclasses, msgspec structs, pydantic models."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-    struct_fields = getattr(value, "__struct_fields__", None)
-    if struct_fields is not None and not isinstance(value, type):
-        return {name: getattr(value, name) for name in struct_fields}
-    model_dump = getattr(value, "model_dump", None)
-    if model_dump is not None and not isinstance(value, type):
-        return model_dump(mode="python")
+    """Models travel as what becomes the same model again; models in them may stay what they are, as they come next."""
+    kind = type(value)
+    if dataclasses.is_dataclass(kind):
+        serializer = vars(kind).get("__pydantic_serializer__")
+        if serializer is not None:
+            return serializer.to_python(value, by_alias=True, round_trip=True)
+        return _leave_out_unset({each.name: getattr(value, each.name) for each in dataclasses.fields(value)})
+    if hasattr(kind, "__struct_encode_fields__") and not isinstance(value, type):
+        return _write_struct(value)
+    if hasattr(kind, "__pydantic_serializer__"):
+        # Asked for what can be read again, pydantic leaves out computed fields, which no model takes.
+        return value.model_dump(mode="python", by_alias=True, round_trip=True)
+    if hasattr(kind, "model_dump"):
+        return value.model_dump(mode="python")
     raise TypeError(_why_unsendable(value))
+
+
+def _write_struct(struct: Any) -> Any:
+    """One level of what msgspec writes: names as they are renamed, with its tag, and an array if it is array_like."""
+    config = struct.__struct_config__
+    values = [getattr(struct, name) for name in struct.__struct_fields__]
+    if config.array_like:
+        return values if config.tag is None else [config.tag, *values]
+    plain = dict(zip(struct.__struct_encode_fields__, values, strict=True))
+    if config.omit_defaults:
+        defaults = struct.__struct_defaults__  # of the last fields
+        names = struct.__struct_encode_fields__[len(values) - len(defaults) :]
+        for name, default in zip(names, defaults, strict=True):
+            if _is_default(plain[name], default):
+                del plain[name]
+    plain = _leave_out_unset(plain)
+    return plain if config.tag is None else {config.tag_field: config.tag, **plain}
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """As msgspec tells it: by identity, or both an empty list, dict or set."""
+    return value is default or (type(value) in (list, dict, set) and not value and _factory_of(default) is type(value))
+
+
+def _factory_of(default: Any) -> Any:
+    return getattr(default, "factory", None)
+
+
+def _leave_out_unset(plain: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that hold msgspec's UNSET."""
+    msgspec = sys.modules.get("msgspec")  # who has a value of it has imported it
+    if msgspec is None:
+        return plain
+    unset = getattr(msgspec, "UNSET", None)
+    for value in plain.values():
+        if value is unset and unset is not None:
+            return {name: value for name, value in plain.items() if value is not unset}
+    return plain
 
 
 def _why_unsendable(value: Any) -> str:
@@ -155,6 +214,8 @@ def _find_unsendable(value: Any, path: str, above: tuple[int, ...]) -> tuple[str
             return path, value, _why_unsendable(value)
         except Exception as error:  # a model that fails to become a dict
             return path, value, f"{type(error).__name__}: {error}"
+        if not isinstance(plain, dict):  # of a root model, or a struct that travels as an array
+            return _find_unsendable(plain, path, inside)
         for name, item in plain.items():
             found = _find_unsendable(item, f"{path}.{name}", inside)
             if found is not None:

@@ -275,10 +275,9 @@ def test_a_body_that_cannot_be_sent_fails_in_the_callers_thread(node: Node) -> N
     threads = []
 
     class Body:
-        @property
-        def __struct_fields__(self) -> tuple[str, ...]:
+        def model_dump(self, **options: Any) -> dict[str, Any]:
             threads.append(threading.current_thread())
-            return ()
+            return {}
 
     node.push("work").send(Body())
     assert set(threads) == {threading.current_thread()}

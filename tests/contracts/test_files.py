@@ -231,13 +231,15 @@ def test_mistakes_are_named(face: Face, offered: Path, here: Path) -> None:
         files.fetch("a", 7)
     with pytest.raises(ConfigurationError, match=r"fetch\(progress=\)"):
         files.fetch("a", here / "a", progress=7)
-    with pytest.raises(ConfigurationError, match=r"timeout="):
+    with pytest.raises(ConfigurationError, match=r"^fetch\(timeout=\) takes"):
         files.fetch("a", here / "a", timeout=0)
     with pytest.raises(FileNotFoundError):
         files.fetch("a", here / "nothing" / "a")
     with pytest.raises(FileNotFoundError):
         files.send_file(here / "nothing")
-    with pytest.raises(ConfigurationError, match=r"send_file\(source\) takes a file's own path, and .*here is a directory"):
+    with pytest.raises(
+        ConfigurationError, match=r"send_file\(source\) takes a file's own path, and .*here is a directory"
+    ):
         files.send_file(here)
     assert names_in(here) == []
 

@@ -94,3 +94,32 @@ def test_encoding_keeps_no_memory(face: Face, count_bytes: Callable[[], int]) ->
 
 def give(size: int) -> Any:
     return bytes(size) if size > 1 else size
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (
+            "push",
+            r"the limit is 1024, the lesser of Node\(max_message_bytes=\) and push\(max_pending_bytes=\): raise it",
+        ),
+        ("pub", r"the limit is 1024, Node\(max_message_bytes=\): raise it"),
+    ],
+)
+def test_small_limits_are_kept_and_named(face: Face, kind: str, why: str) -> None:
+    """Also below the size up to which bodies are let in by count, and behind the first one of a burst."""
+    node = face.node(max_message_bytes=1024)
+    out = node.push("news") if kind == "push" else node.pub("news")
+    for size in (1024, 1025, 4000, 5000):
+        out.send("ok")
+        for attempt_it in (out.send, out.send_nowait):
+            with pytest.raises(BodyTooLarge, match=f"a body of {size + 3} bytes for 'news'; {why}"):
+                attempt_it("x" * size)
+        with pytest.raises(BodyTooLarge, match=why):
+            out.send_many(["x" * size])
+    if kind == "push":
+        assert out.ledger().accepted == 4
+        few = node.push("few", max_pending_bytes=500)
+        few.send("ok")
+        with pytest.raises(BodyTooLarge, match="the limit is 500"):
+            few.send("x" * 600)

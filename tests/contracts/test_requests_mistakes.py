@@ -74,6 +74,11 @@ def test_names_and_unknown_options(face: Face) -> None:
         node.router("math", concurency=1)
     with pytest.raises(UnknownOption, match=r"^dealer\('math'\) has no option 'timeot': did you mean 'timeout'\?"):
         node.dealer("math", timeot=1)
+    for make in (node.dealer, node.router):
+        with pytest.raises(UnknownOption, match=r"has no option 'foo': it has .*, interceptors$"):
+            make("math", foo=1)
+        with pytest.raises(UnknownOption, match=r"did you mean 'interceptors'\?"):
+            make("math", interceptor=[])
 
 
 @pytest.mark.parametrize(
@@ -95,8 +100,11 @@ def test_requests_that_cannot_work(face: Face, options: dict[str, Any], why: str
     with pytest.raises(ConfigurationError, match=why):
         math.request("add", **options)
     if "idempotent" not in options:
-        with pytest.raises(ConfigurationError, match=why):
+        with pytest.raises(ConfigurationError, match=why.replace("request", "stream")):
             list(math.stream("add", **options))
+    if "timeout" in options or "headers" in options:
+        with pytest.raises(ConfigurationError, match=why.replace("request", "survey")):
+            list(math.survey("add", **options))
 
 
 def test_methods_that_are_none(face: Face) -> None:

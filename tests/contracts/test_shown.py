@@ -8,8 +8,14 @@ from meshmsg import Context
 from tests.contracts.faces import PATIENCE_S, Face, take, until
 
 # By the kinds of the asyncio face, what the other one calls them.
-BLOCKING = {"GroupSub": "GroupMember", "BarePush": "UnreliablePush", "BarePull": "Pull", "EventStream": "Events"}
-BLOCKING |= {"BarePub": "UnreliablePub", "BareSub": "Sub"}
+BLOCKING = {
+    "GroupSub": "GroupMember",
+    "BarePush": "UnreliablePush",
+    "BarePull": "Pull",
+    "BarePub": "UnreliablePub",
+    "BareSub": "Sub",
+    "EventStream": "Events",
+}
 
 
 def shown(face: Face, target: Any, kind: str) -> str:

@@ -62,6 +62,11 @@ class Desk:
         notes, self.peers.notes = self.peers.notes, []
         return [note[0] for note in notes]
 
+    def told(self) -> list[tuple[int, int | None]]:
+        """Links that are to carry a HELLO, and what each of them answers."""
+        hello, self.peers.hello = self.peers.hello, []
+        return [(link, told.answers) for link, told in hello]
+
     def connect(self) -> None:
         """Both directions are proven: our link is number 1."""
         self.found()
@@ -206,6 +211,62 @@ def test_who_is_announced_no_more_is_forgotten_after_a_while() -> None:
     assert desk.peers.prospects
     desk.at(FORGET_AFTER_S + 1)
     assert not desk.peers.prospects
+
+
+# --- answers that are lost ----------------------------------------------------------------------------------
+
+
+def test_an_answer_that_went_down_with_its_link_is_said_over_the_next_one() -> None:
+    desk = Desk()
+    desk.connect()
+    desk.hello(b"r2", token=9)  # its link broke, and ours did too: nobody knows yet
+    assert desk.told()[-1] == (1, 9)
+    desk.link(1, "down")
+    ((second, _),) = desk.dials()
+    desk.link(second, "failed")
+    desk.at(desk.now + 2 * REDIAL_BROKEN_S)
+    ((third, _),) = desk.dials()
+    assert desk.told() == [(second, None), (third, None)], "who is there now is not known yet"
+    desk.hello(b"r2", token=9, answers=third)
+    assert desk.told() == [(third, 9)]
+    desk.hello(b"r2", token=9, answers=third)
+    assert desk.told() == []
+
+
+def test_an_answer_that_the_proven_link_has_carried_is_not_said_twice() -> None:
+    desk = Desk()
+    desk.hello(token=7)
+    assert desk.told() == [(1, None), (1, 7)]
+    desk.hello(token=7, answers=1)
+    assert desk.told() == []
+
+
+def test_an_answer_over_addresses_that_lead_nowhere_is_said_where_a_seed_leads() -> None:
+    desk = Desk()
+    desk.found(None, "tcp://gate:1")
+    desk.hello(token=7)  # its first word; where it says that it is, nobody can reach it
+    assert desk.told() == [(1, None), (2, None), (2, 7)]
+    desk.hello(token=7, answers=1)
+    assert desk.told() == [(1, 7)]
+
+
+def test_an_answer_is_for_one_life_of_a_node() -> None:
+    """Link numbers begin anew with each life: a word for the former one would prove a link that nobody has seen."""
+    desk = Desk()
+    desk.connect()
+    desk.link(1, "down")
+    assert desk.told()[-1] == (2, None)
+    desk.hello(b"r2", incarnation=2, token=1, answers=2)
+    assert desk.told()[-1] == (3, 1)
+
+
+def test_an_answer_that_its_link_had_no_room_for_is_said_again() -> None:
+    desk = Desk()
+    desk.connect()
+    desk.hello(b"r2", token=9)
+    desk.told()
+    desk.peers.introduce_again([1, 99])
+    assert desk.told() == [(1, 9)]
 
 
 # --- losing a peer ------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from meshmsg import Message, Node, NodeClosed, WrongThread
+from meshmsg.unclosed import forget
 
 PATIENCE_S = 10.0
 
@@ -155,8 +156,8 @@ def test_nothing_is_accepted_in_another_loop(begun: bool, ended: bool) -> None:
         loop.run_until_complete(node.start())
         jobs, news, everything = node.push("work"), node.pub("news"), node.pub("all.*", block=True)
         if begun:
-            for use in (jobs.send(0), news.send(0), everything.send(0, topic="all.a")):
-                loop.run_until_complete(use)
+            for sending in (jobs.send(0), news.send(0), everything.send(0, topic="all.a")):
+                loop.run_until_complete(sending)
         loop.run_until_complete(asyncio.sleep(0))  # the turn that opening asked for
         if ended:
             loop.close()
@@ -164,7 +165,7 @@ def test_nothing_is_accepted_in_another_loop(begun: bool, ended: bool) -> None:
         async def plain(use: Callable[[], object]) -> None:
             use()
 
-        for use in (
+        uses: list[Callable[[], Coroutine[Any, Any, Any]]] = [
             lambda: jobs.send(1),
             lambda: jobs.send(1, key="k"),
             lambda: jobs.send_many([1, 2]),
@@ -178,7 +179,8 @@ def test_nothing_is_accepted_in_another_loop(begun: bool, ended: bool) -> None:
             lambda: everything.send(1, topic="all.a"),
             lambda: node.wait_for(pull="work", timeout=PATIENCE_S),
             lambda: node.close(drain=0),
-        ):
+        ]
+        for use in uses:
             with pytest.raises(
                 WrongThread, match="which has been closed: use it" if ended else "does not run now: use"
             ):
@@ -203,3 +205,4 @@ def abandon(node: Node) -> None:
     node._driver.stop()
     assert node._transport is not None
     node._transport.close()
+    forget(node)

@@ -151,6 +151,13 @@ def test_an_error_leads_into_models_that_travel_as_lists(value: Any) -> None:
     assert isinstance(error, EncodeError) and error.path in ("body[1]", "body[2]")
 
 
+@pytest.mark.parametrize("kind", [Paid, Cat, Zoo, Labelled])
+def test_a_class_is_no_model(kind: type) -> None:
+    with pytest.raises(TypeError) as failed:
+        make_packer()(kind)
+    assert explain_encode_error(kind, failed.value).path == "body"
+
+
 async def test_models_go_to_a_method_and_come_back_as_they_went() -> None:
     async with Node("node", mesh=f"models-{uuid.uuid4().hex[:12]}", mdns=False, drain=0) as node:
         router = node.router("echo")

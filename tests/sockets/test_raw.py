@@ -196,9 +196,9 @@ async def test_a_kind_that_cannot_be_raw(kind: Any) -> None:
 
 async def test_a_pair_would_meet_nobody() -> None:
     async with make("node", mesh()) as node:
-        with pytest.raises(ConfigurationError, match=r"zmq\.DEALER, .*, not .*; of two PAIRs none is offered") as caught:
+        with pytest.raises(ConfigurationError, match=r"zmq\.DEALER, .*, not .*; of two PAIRs none is offered") as told:
             node.raw(zmq.PAIR, "frames")
-        assert "zmq.PAIR" not in str(caught.value).partition(", not ")[0]
+        assert "zmq.PAIR" not in str(told.value).partition(", not ")[0]
 
 
 async def test_a_name_that_is_none() -> None:

@@ -13,7 +13,7 @@ from meshmsg import ConfigurationError, DeadlineExceeded, Overloaded, RemoteErro
 from meshmsg.sockets.context import Context, current
 from meshmsg.sockets.router import Router
 from meshmsg.wire import items
-from tests.sockets.desk import Desk, offer_counts, refused, until_free
+from tests.sockets.desk import PEER, Desk, offer_counts, refused, until_free
 
 PATIENCE_S = 10.0
 

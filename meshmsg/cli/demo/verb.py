@@ -17,6 +17,7 @@ from meshmsg.cli.demo.files import choose_folder, list_files
 from meshmsg.cli.demo.report import as_document, describe
 from meshmsg.cli.demo.stage import Plan, Stage
 from meshmsg.cli.demo.views import LiveView, PlainView
+from meshmsg.cli.numbers import NOT_NEGATIVE
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
 
@@ -55,7 +56,7 @@ def describe_plan(plan: Plan) -> str:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=NOT_NEGATIVE,
     default=5.0,
     show_default=True,
     metavar="SECONDS",
