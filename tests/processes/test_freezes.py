@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from meshmsg import Node
 from tests.processes.books import accepted_ids, check_outcomes
-from tests.processes.crew import IMPATIENT, Crew, Member
+from tests.processes.crew import DEADLINE_S, IMPATIENT, Crew, Member
 
 QUICK_RETRY = {"retry": {"backoff": 0.02, "max_backoff": 0.2}}
 
@@ -68,6 +70,26 @@ def test_a_frozen_producer_goes_on_where_it_stood(crew: Crew) -> None:
     second = producer.ask("send", bodies=bodies(30, 60))
     producer.ask("flush")
     check_outcomes(crew.journal, {producer: accepted_ids(first, second)})
+
+
+@pytest.mark.guarantee("G1")
+def test_who_was_frozen_is_reached_with_the_first_dial(crew: Crew) -> None:
+    """As it goes on, it often answers over a connection that the other side has given up, and the answer is lost."""
+    name = crew.consumer("frozen").started()["id"]
+
+    async def watch() -> None:
+        async with Node("watch", mesh=crew.mesh, gone_after=30.0) as node:
+            engine, until = node._engine, node._driver.until
+            await node.wait_for(pull="work", timeout=DEADLINE_S)
+            before = engine.peers._next_link
+            for round_ in range(1, 4):
+                crew.members[0].freeze()
+                assert await until(lambda: engine.peers.by_id[name].link is None, DEADLINE_S)
+                crew.members[0].thaw()
+                assert await until(lambda: engine.peers.by_id[name].state == "alive", DEADLINE_S)
+                assert engine.peers._next_link == before + round_
+
+    asyncio.run(watch())
 
 
 @pytest.mark.guarantee("G1", "G2")
