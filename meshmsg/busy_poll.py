@@ -31,13 +31,15 @@ class PolledLoop(Protocol):
 class BusyPoll:
     """Has a loop look for news again and again instead of sleeping, for ``limit_s`` after messages left.
 
-    It does so only if most of the last waits, until messages came, were shorter than that: who is answered later, or
-    not at all, sleeps in between. Others who want the processor go first, and the loop's other callbacks have their
+    It does so only in a quick exchange: they left that soon after others came, and most of the last waits, until
+    messages came, were shorter than that. Who is answered later, or not at all, or has work to do before it goes on,
+    sleeps in between. Others who want the processor go first, and the loop's other callbacks have their
     turns. Where others hold up the loop itself, such as a thread that computes and so has the GIL most of the time,
     each further pass would have to wait for them: then it sleeps for a while.
     """
 
     __slots__ = (
+        "_came",
         "_clock",
         "_limit_s",
         "_loop",
@@ -55,6 +57,7 @@ class BusyPoll:
         self._loop = loop
         self._limit_s = limit_s
         self._since: float | None = None  # when the first message left after the last one came
+        self._came = float("-inf")  # when messages came last
         self._wait_s = 0.0  # what counts as a short wait for it
         self._score = 0  # of the last waits
         self._until = float("-inf")  # the loop stays awake
@@ -75,10 +78,12 @@ class BusyPoll:
                 self._score = min(self._score + 1, MOST)
             if received:
                 self._since = None
+        if received:
+            self._came = now
         if not sent:
             self.stop()
             return
-        stays_awake = self._score >= ENOUGH and now >= self._resumes
+        stays_awake = self._score >= ENOUGH and now >= self._resumes and now - self._came < self._limit_s
         if self._since is None:
             self._since = now
             self._wait_s = self._limit_s if stays_awake else ASLEEP * self._limit_s

@@ -105,9 +105,9 @@ class Node(Shown):
     drain:
         Seconds that leaving the ``with`` block waits for pending work (G10).
     busy_poll:
-        Seconds that the event loop stays awake for an answer, where the last ones came sooner: one request or acked
-        message after the other takes a third less time then, and keeps the processor busy while it waits, though
-        anybody else who needs it goes first. 0 for a loop that always sleeps.
+        Seconds that the event loop stays awake for an answer in a quick exchange, where the last ones came sooner: one
+        request or acked message after the other takes a third less time then, and keeps the processor busy while it
+        waits, though anybody else who needs it goes first. 0 for a loop that always sleeps.
     secret, store:
         Not built yet: refused.
 

@@ -77,8 +77,14 @@ def bench() -> Bench:
 def test_a_loop_stays_awake_for_an_answer_when_the_last_ones_came_soon(bench: Bench) -> None:
     bench.learn()
     assert not bench.awake, "nothing has been sent since"
-    bench.turn(after=LONG_S, sent=True)
+    bench.turn(after=SHORT_S, sent=True)
     assert bench.awake
+
+
+def test_who_has_work_to_do_in_between_sleeps(bench: Bench) -> None:
+    bench.learn()
+    bench.turn(after=LONG_S, sent=True)
+    assert not bench.awake, "this is no quick exchange, and the work is what takes long"
 
 
 def test_it_sleeps_when_the_limit_is_over(bench: Bench) -> None:
@@ -197,7 +203,8 @@ def test_a_loop_that_others_hold_up_sleeps_for_a_while(bench: Bench) -> None:
     bench.turn(sent=True)
     assert not bench.awake, "it would take that long again"
     bench.turn(received=True)
-    bench.turn(after=ASIDE_S, sent=True)
+    bench.turn(after=ASIDE_S, received=True)
+    bench.turn(sent=True)
     assert bench.awake
 
 
