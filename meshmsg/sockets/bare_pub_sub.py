@@ -35,7 +35,7 @@ from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.filters import BYTE_COST, FILTER_COST, MAX_COST_EACH
 from meshmsg.transport.pump import Pump
-from meshmsg.transport.raw import PUBLISHER, SUBSCRIBER, RawSocket
+from meshmsg.transport.raw import SUB, XPUB, RawSocket
 from meshmsg.wire.codec import LARGE_BYTES, Undecodable, decode_body, make_packer, renew_packer
 
 NAME = "meshmsg.topics"  # of the raw sockets, one of each kind a node
@@ -82,7 +82,7 @@ class BareTopics:
         """Something will be published: whoever wants it may connect."""
         if self._out is None:
             assert self._raws is not None, "a started node has sockets"
-            raw = self._raws.open(PUBLISHER, NAME)
+            raw = self._raws.open(XPUB, NAME, for_topics=True)
             self._out = Pump(raw.socket, asyncio.get_running_loop())
             self._start(self._hear(raw, self._out))
 
@@ -145,7 +145,7 @@ class BareTopics:
     def _listen(self, pattern: str) -> None:
         if self._in is None:
             assert self._raws is not None
-            self._socket = self._raws.open(SUBSCRIBER, NAME).socket
+            self._socket = self._raws.open(SUB, NAME, for_topics=True).socket
             self._in = Pump(self._socket, asyncio.get_running_loop())
             self._start(self._read(self._in))
         for text in self._filters_of(pattern):

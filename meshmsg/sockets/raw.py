@@ -35,8 +35,8 @@ class RawSockets:
         self._open: dict[str, RawSocket] = {}  # by "KIND name"
         driver.on_topology.append(self.match)
 
-    def open(self, kind: int, name: str) -> RawSocket:
-        """A socket of a kind under a name. Raises ``ConfigurationError``, ``NameClash``."""
+    def open(self, kind: int, name: str, *, for_topics: bool = False) -> RawSocket:
+        """A socket of a kind under a name; ``RawSocket`` has more. Raises ``ConfigurationError``, ``NameClash``."""
         if not isinstance(kind, int) or kind not in KINDS:
             known = ", ".join(f"zmq.{kind_name(each)}" for each in KINDS)
             why = "; of two PAIRs none is offered, so they would not meet" if kind in COUNTERPARTS else ""
@@ -44,7 +44,7 @@ class RawSockets:
         key = f"{kind_name(kind)} {name}"
         if key in self._open and not self._open[key].socket.closed:
             raise NameClash(f"this node already has a raw {key!r}: use that socket, or another name")
-        raw = self._transport.raw(kind)
+        raw = self._transport.raw(kind, for_topics=for_topics)
         if kind in BINDING:
             try:
                 endpoints = raw.bind(self._addresses)

@@ -13,17 +13,7 @@ from meshmsg.transport.filters import Filters, limit_filters
 from meshmsg.transport.publishing import watch_connection
 from meshmsg.transport.tuning import Context, Socket, Tuning, explain
 
-
-class OwnKind(int):
-    """A kind of socket that nobody is handed out, so that it may be set up as only meshmsg's own use allows.
-
-    To ZeroMQ and to other nodes it is what its number says.
-    """
-
-
-PUSH, PULL = zmq.PUSH, zmq.PULL  # for rooms that don't know zmq
-PUBLISHER, SUBSCRIBER = OwnKind(zmq.XPUB), OwnKind(zmq.SUB)
-"""An XPUB whose filters are bounded, if its ``filters`` read it; and a SUB, of whose own filters none is lost."""
+PUSH, PULL, XPUB, SUB = zmq.PUSH, zmq.PULL, zmq.XPUB, zmq.SUB  # for rooms that don't know zmq
 
 LINGER_MS = 100  # libzmq's own default is for ever, the usual reason for programs that do not end (pyzmq#102)
 RECONNECT_MAX_MS = 5000  # libzmq's own default is every 100 ms without growth
@@ -56,32 +46,34 @@ class RawSocket:
     ``socket`` is the real one, for whoever asked for it; it must be used by one thread at a time, and may be
     closed there. ``BINDING`` says which kinds are to ``bind`` and which to ``connect``; both work.
 
-    What subscribers ask of a PUB or an XPUB is not bounded, other than that of a ``PUBLISHER``: only whoever reads an
-    XPUB hears of it, and the options that hold a flood back would also hold back what else an XSUB may send.
+    What subscribers ask of a PUB or an XPUB is not bounded: only whoever reads an XPUB hears of it, and the options
+    that hold a flood back would also hold back what else an XSUB may send. ``for_topics``, nobody is handed it out:
+    then an XPUB's filters are bounded, if its ``filters`` read it, and of a SUB's own filters none is lost.
 
     Attributes
     ----------
     filters:
-        Of a ``PUBLISHER`` that is bound.
+        Of an XPUB for topics that is bound.
     """
 
-    def __init__(self, context: Context, kind: int, tuning: Tuning) -> None:
+    def __init__(self, context: Context, kind: int, tuning: Tuning, *, for_topics: bool = False) -> None:
         if kind not in COUNTERPARTS:
             names = ", ".join(kind_name(known) for known in COUNTERPARTS)
             raise ConfigurationError(f"{kind!r} is no kind of socket that can be raw; choose one of {names}")
         self.kind = kind
-        self.socket: Socket = context.socket(int(kind))
+        self.socket: Socket = context.socket(kind)
         self.connected: set[str] = set()
         self.filters: Filters | None = None
+        self._is_bounded = for_topics and kind == XPUB
         self.socket.setsockopt(zmq.LINGER, LINGER_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         self.socket.setsockopt(zmq.MAXMSGSIZE, tuning.max_message_bytes)
         tuning.limit_handshake(self.socket)
-        if isinstance(kind, OwnKind):
+        if for_topics:
             # No heartbeats: they wait behind filters, of which a publisher takes in one at a time, and none while its
             # loop is held up.
             watch_connection(self.socket)
-            if kind is PUBLISHER:
+            if self._is_bounded:
                 limit_filters(self.socket)
             else:
                 self.socket.setsockopt(zmq.SNDHWM, 0)  # filters beyond it are lost without a word (libzmq#2258)
@@ -94,7 +86,7 @@ class RawSocket:
         Raises ``AddressUnavailable`` with nothing bound.
         """
         endpoints = bind_all(self.socket, addresses, port)
-        if self.kind is PUBLISHER:
+        if self._is_bounded:
             self.filters = Filters(endpoints)
         return endpoints
 

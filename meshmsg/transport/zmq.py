@@ -150,10 +150,10 @@ class ZmqTransport:
         self._wake = wake
         loop.call_soon(wake)  # as with a link's monitor: the descriptor is silent until the first read
 
-    def raw(self, kind: int) -> RawSocket:
+    def raw(self, kind: int, *, for_topics: bool = False) -> RawSocket:
         """A plain ZeroMQ socket, closed with this transport at the latest."""
         self._require_open()
-        socket = RawSocket(self._open_context(), kind, self._tuning)
+        socket = RawSocket(self._open_context(), kind, self._tuning, for_topics=for_topics)
         self._raw = [other for other in self._raw if not other.socket.closed]
         self._raw.append(socket)
         return socket

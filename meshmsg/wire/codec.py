@@ -7,8 +7,6 @@ library would send: mostly dicts.
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import msgpack
 
 from meshmsg.errors import EncodeError, ProtocolError
+from meshmsg.wire.models import to_plain
 
 # The C packer and unpacker stop at 1024 levels; errors lead into a body this far, well within Python's own recursion.
 MAX_DEPTH = 255
@@ -60,7 +59,7 @@ def make_packer() -> Callable[[Any], bytes]:
     >>> make_packer()([1, "a"])
     b'\\x92\\x01\\xa1a'
     """
-    pack: Callable[[Any], bytes] = msgpack.Packer(default=_to_plain, datetime=True, autoreset=True).pack
+    pack: Callable[[Any], bytes] = msgpack.Packer(default=to_plain, datetime=True, autoreset=True).pack
     return pack
 
 
@@ -119,62 +118,6 @@ def explain_encode_error(body: Any, error: Exception) -> EncodeError:
     return EncodeError(f"{path} cannot be sent: {reason} (value {_shorten(value)})", path)
 
 
-def _to_plain(value: Any) -> Any:
-    """Models travel as what becomes the same model again; models in them may stay what they are, as they come next."""
-    kind = type(value)
-    if dataclasses.is_dataclass(kind):
-        serializer = vars(kind).get("__pydantic_serializer__")
-        if serializer is not None:
-            return serializer.to_python(value, by_alias=True, round_trip=True)
-        return _leave_out_unset({each.name: getattr(value, each.name) for each in dataclasses.fields(value)})
-    if hasattr(kind, "__struct_encode_fields__") and not isinstance(value, type):
-        return _write_struct(value)
-    if hasattr(kind, "__pydantic_serializer__"):
-        # Asked for what can be read again, pydantic leaves out computed fields, which no model takes.
-        return value.model_dump(mode="python", by_alias=True, round_trip=True)
-    if hasattr(kind, "model_dump"):
-        return value.model_dump(mode="python")
-    raise TypeError(_why_unsendable(value))
-
-
-def _write_struct(struct: Any) -> Any:
-    """One level of what msgspec writes: names as they are renamed, with its tag, and an array if it is array_like."""
-    config = struct.__struct_config__
-    values = [getattr(struct, name) for name in struct.__struct_fields__]
-    if config.array_like:
-        return values if config.tag is None else [config.tag, *values]
-    plain = dict(zip(struct.__struct_encode_fields__, values, strict=True))
-    if config.omit_defaults:
-        defaults = struct.__struct_defaults__  # of the last fields
-        names = struct.__struct_encode_fields__[len(values) - len(defaults) :]
-        for name, default in zip(names, defaults, strict=True):
-            if _is_default(plain[name], default):
-                del plain[name]
-    plain = _leave_out_unset(plain)
-    return plain if config.tag is None else {config.tag_field: config.tag, **plain}
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    """As msgspec tells it: by identity, or both an empty list, dict or set."""
-    return value is default or (type(value) in (list, dict, set) and not value and _factory_of(default) is type(value))
-
-
-def _factory_of(default: Any) -> Any:
-    return getattr(default, "factory", None)
-
-
-def _leave_out_unset(plain: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that hold msgspec's UNSET."""
-    msgspec = sys.modules.get("msgspec")  # who has a value of it has imported it
-    if msgspec is None:
-        return plain
-    unset = getattr(msgspec, "UNSET", None)
-    for value in plain.values():
-        if value is unset and unset is not None:
-            return {name: value for name, value in plain.items() if value is not unset}
-    return plain
-
-
 def _why_unsendable(value: Any) -> str:
     if isinstance(value, datetime):
         return "a datetime needs a time zone, as in datetime.now(timezone.utc)"
@@ -209,7 +152,7 @@ def _find_unsendable(value: Any, path: str, above: tuple[int, ...]) -> tuple[str
                 return found
     elif not _packs_alone(value):
         try:
-            plain = _to_plain(value)
+            plain = to_plain(value)
         except TypeError:
             return path, value, _why_unsendable(value)
         except Exception as error:  # a model that fails to become a dict

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 
 from meshmsg.transport import LinkEvent
 from meshmsg.transport.interface import Published
+from meshmsg.transport.publishing import PublishingSocket
 from meshmsg.transport.zmq import ZmqTransport
 from tests.transport.side import UP, Side
 
@@ -36,6 +38,16 @@ class Station(Side):
         published = self.broadcast.receive_published(self.limit)
         self.shares.append(sum(len(part) for _, parts in published for part in parts))
         self.published += published
+
+    async def open_quietly(self) -> PublishingSocket:
+        """Opens the publisher's end, and waits until what comes of binding is over."""
+        self.broadcast.open_broadcast()
+        for _ in range(5):
+            await asyncio.sleep(0)
+            self.turn()
+        publishing = self.broadcast._publishing
+        assert publishing is not None
+        return publishing
 
     def publish(self, topic: bytes, bodies: bytes = b"", header: bytes = b"header") -> bool:
         return self.broadcast.publish([topic, header, bodies])

@@ -191,13 +191,8 @@ async def test_more_subscriptions_than_one_read_takes() -> None:
 async def test_publishing_does_not_swallow_the_news_of_subscriptions() -> None:
     """A send takes in the news of a subscription, and then the descriptor stays silent about it (pyzmq#1203)."""
     with Station() as camera, Station() as screen:
-        (endpoint,) = camera.broadcast.open_broadcast()
-        for _ in range(5):  # what comes of binding is over
-            await asyncio.sleep(0)
-            camera.turn()
-        screen.broadcast.follow(1, endpoint, [b""], b"\0m")
-        publishing = camera.broadcast._publishing
-        assert publishing is not None
+        publishing = await camera.open_quietly()
+        screen.broadcast.follow(1, publishing.endpoints[0], [b""], b"\0m")
         with selectors.DefaultSelector() as selector:
             selector.register(publishing.descriptor, selectors.EVENT_READ)
             # Nothing here gives way to the loop, until the subscriptions have come and the sends have swallowed that.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import selectors
 import time
@@ -71,13 +70,8 @@ async def test_what_waits_for_a_subscriber_is_bounded_in_bytes(monkeypatch: pyte
 async def test_pieces_take_in_no_news_of_subscriptions_in_silence() -> None:
     """A send takes in the news of a subscription, and then the descriptor stays silent about it (pyzmq#1203)."""
     with Station() as camera, Station() as screen:
-        (endpoint,) = camera.broadcast.open_broadcast()
-        for _ in range(5):  # what comes of binding is over
-            await asyncio.sleep(0)
-            camera.turn()
-        screen.broadcast.follow(1, endpoint, [b""], b"\0m")
-        publishing = camera.broadcast._publishing
-        assert publishing is not None
+        publishing = await camera.open_quietly()
+        screen.broadcast.follow(1, publishing.endpoints[0], [b""], b"\0m")
         camera.publish_pieces(b"topic", *[bytes(PIECE_BYTES)] * 200)
         camera.broadcast._looking = False  # that turn of the loop is over
         with selectors.DefaultSelector() as selector:
