@@ -172,7 +172,7 @@ class SharedDealer(Dealer):
     ) -> Any:
         """Makes a request, and waits for its outcome; Ctrl-C cancels it."""
         thread = self.require_thread()
-        require_plain(items)
+        require_plain("request", items)
         ticket = Ticket(self._ended)
         call = self._make_call(method, args, kwargs, timeout, headers, peer, key, idempotent, None, items, ticket)
         ticket.call = call
@@ -208,7 +208,7 @@ class SharedDealer(Dealer):
     ) -> ItemStream:
         """As ``stream``, with a plain iterable of items."""
         self.require_thread()
-        require_plain(items)
+        require_plain("stream", items)
         call = self._make_call(method, args, kwargs, timeout, headers, peer, key, False, InStream(), items, None)
         fed = None if items is None else self._feed(call, items)
         return ItemStream(self._under_way, call, fed, as_it_is)
@@ -314,7 +314,7 @@ class SharedDealer(Dealer):
             ticket.set_exception(error)
 
 
-def require_plain(items: object) -> None:
+def require_plain(verb: str, items: object) -> None:
     """Refuses what can only be iterated in a loop."""
     if isinstance(items, AsyncIterable):
-        raise ConfigurationError("request(items=) takes a plain iterable here; meshmsg.Node takes async ones")
+        raise ConfigurationError(f"{verb}(items=) takes a plain iterable here; meshmsg.Node takes async ones")

@@ -31,10 +31,12 @@ from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error, make_packer, r
 
 logger = logging.getLogger("meshmsg.sockets")
 
-# Messages published in one turn of the loop at most, if the application itself never waits.
-SEND_BURST = 1024
 # Bytes published in one turn, about: large bodies of one topic must not hold up the others for long.
 TURN_BYTES = 2**20
+# Messages published in one turn of the loop at most, if the application itself never waits.
+SEND_BURST = 1024
+# Larger bodies count as so many of this size.
+SMALL = TURN_BYTES // SEND_BURST
 # Topics that are known to fit a publisher's pattern; with more, they are checked again.
 MAX_KNOWN = 10_000
 
@@ -75,8 +77,10 @@ class Pub(Shown):
         self._forget = forget  # called at the close: the pattern is free for other options
         self._topic = None if is_pattern(pattern) else pattern
         self._known = set() if self._topic is None else {self._topic}
+        self._logs = self._publisher.logs
+        # Bodies up to this many bytes are let in by count, while the burst lasts.
+        self._small = min(SMALL, max_message_bytes)
         self._burst = 0
-        self._burst_bytes = 0
         self._closed = False
 
     async def send(
@@ -113,16 +117,15 @@ class Pub(Shown):
         else:
             name = topic if type(topic) is str and topic in self._known else self._require_fitting(topic)
         size = len(encoded)
-        if not self._burst or self._burst_bytes < size or get_ident() != self._driver.owner:
-            await self._begin_burst(encoded)
+        if not self._burst or size > self._small or get_ident() != self._driver.owner:
+            await self._let_in(encoded)
         self._burst -= 1
-        self._burst_bytes -= size
         if self._blocks and (self._lines or self._publisher.blocked(name)):
             await self._wait_for(name)
         if headers is None and key is None and not priority:
             if self._groups.busy and (self._line.busy or not self._groups.promise(name, size)):
                 await self._wait_for_groups(name, size, None)
-            log = self._publisher.logs.get(name)
+            log = self._logs.get(name)
             if log is not None and log.staged:
                 log.staged.append(encoded)  # what ``publish`` does, without a call; a turn is to come
                 return
@@ -294,14 +297,16 @@ class Pub(Shown):
             self._known.add(name)
         return name
 
-    async def _begin_burst(self, encoded: bytes) -> None:
+    async def _let_in(self, encoded: bytes) -> None:
+        """Checks a body that is not small, and gives the loop a turn when the burst is used up."""
         self._check(encoded)
         self._driver.require_loop()
-        await yield_turn()
-        self._require_open()
-        # Never more than a body may have: so one that is too large always comes here to be refused, and a large one
-        # to have the packer renewed.
-        self._burst, self._burst_bytes = SEND_BURST, max(min(TURN_BYTES, LARGE_BYTES, self._max_bytes), len(encoded))
+        share = -(-len(encoded) // SMALL)  # as many small ones
+        if self._burst < share:
+            await yield_turn()
+            self._require_open()
+            self._burst = max(SEND_BURST, share)
+        self._burst -= share - 1
 
     async def _wait_for(self, name: str) -> None:
         """Until no subscriber of a topic is too far behind, and nobody else waits for that."""

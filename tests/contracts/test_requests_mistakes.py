@@ -196,10 +196,9 @@ def test_coroutines_are_refused_where_nobody_runs_them(face: Face) -> None:
     for make in (node.router, node.dealer):
         with pytest.raises(ConfigurationError, match=f"takes a plain function .* here, not .*{hint}"):
             make("words", interceptors=[intercept])
-    with pytest.raises(ConfigurationError, match=f"takes a plain iterable here{hint.replace('runs', '.*')[:18]}"):
-        node.dealer("math").request("add", items=count())
-    with pytest.raises(ConfigurationError, match="takes a plain iterable here"):
-        node.dealer("math").stream("add", items=count())
+    for ask, verb in ((node.dealer("math").request, "request"), (node.dealer("math").stream, "stream")):
+        with pytest.raises(ConfigurationError, match=rf"^{verb}\(items=\) takes a plain iterable here; meshmsg\.Node"):
+            ask("add", items=count())
 
 
 def test_a_plain_function_behind_another_is_told_from_a_coroutine(face: Face) -> None:
