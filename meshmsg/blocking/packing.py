@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from meshmsg.wire.codec import LARGE_BYTES, make_packer, renew_packer
+from meshmsg.wire.codec import make_packer, renew_packer
+from meshmsg.wire.large import LARGE_BYTES
 
 
 class ThreadPacker(threading.local):

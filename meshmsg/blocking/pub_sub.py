@@ -22,7 +22,7 @@ from meshmsg.sockets.bare_pub_sub import BarePub, BareSub
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import Bell
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
-from meshmsg.wire.codec import LARGE_BYTES
+from meshmsg.wire.large import LARGE_BYTES
 
 PART = 1024  # messages encoded and put down at a time
 # What threads may have put down that the loop has not published yet.

@@ -23,7 +23,8 @@ from meshmsg.sockets import push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.handoff import Bell
 from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, require_size
-from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error
+from meshmsg.wire.codec import explain_encode_error
+from meshmsg.wire.large import LARGE_BYTES
 
 BURST = 256  # bodies of an iterator encoded at a time
 GATHER_S = 0.001  # what a sender that waited for room waits on, for more of it

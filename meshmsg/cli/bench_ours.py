@@ -15,6 +15,7 @@ from typing import Any
 
 import meshmsg
 from meshmsg.cli.bench_processes import Profiler, commands_in_loop, say
+from meshmsg.wire.large import LARGE_BYTES
 
 VALID = itemgetter("valid")
 QUEUE = "bench"
@@ -27,7 +28,8 @@ Options = dict[str, Any]
 def make_body(size_bytes: int) -> dict[str, Any]:
     """A dict of the kind people send, whose MessagePack encoding has this many bytes, 16 at least.
 
-    It is a byte shorter where MessagePack's header for the text grows, which no text can make up for.
+    Large ones hold bytes, as of an image, small ones a text. It is a byte shorter where MessagePack's header of these
+    grows, which no text can make up for.
 
     >>> import msgpack
     >>> len(msgpack.packb(make_body(100)))
@@ -35,9 +37,10 @@ def make_body(size_bytes: int) -> dict[str, Any]:
     """
     import msgpack
 
-    body: dict[str, Any] = {"valid": True, "text": ""}
+    name, filling = ("data", b"x") if size_bytes >= LARGE_BYTES else ("text", "x")
+    body: dict[str, Any] = {"valid": True, name: filling}
     for length in range(size_bytes):
-        body["text"] = "x" * (size_bytes - length)
+        body[name] = filling * (size_bytes - length)
         if len(msgpack.packb(body)) <= size_bytes:
             break
     return body

@@ -28,7 +28,8 @@ from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import PULL, PUSH, RawSocket
 from meshmsg.wire import frames
-from meshmsg.wire.codec import LARGE_BYTES, Undecodable, decode_body, explain_encode_error, make_packer, renew_packer
+from meshmsg.wire.codec import Undecodable, decode_body, explain_encode_error, make_packer
+from meshmsg.wire.large import LARGE_BYTES
 
 BURST = 256
 
@@ -88,7 +89,7 @@ class BarePush(Shown):
         except Exception as error:
             raise explain_encode_error(body, error) from None
         if len(encoded) > LARGE_BYTES:
-            self._pack = renew_packer(self._pack, len(encoded))
+            self._pack = make_packer()  # one keeps its buffer
         return encoded, self._pump
 
     def _title(self) -> str:

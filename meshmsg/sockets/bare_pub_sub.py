@@ -36,7 +36,8 @@ from meshmsg.sockets.turns import yield_turn
 from meshmsg.transport.filters import BYTE_COST, FILTER_COST, MAX_COST_EACH
 from meshmsg.transport.pump import Pump
 from meshmsg.transport.raw import SUB, XPUB, RawSocket
-from meshmsg.wire.codec import LARGE_BYTES, Undecodable, decode_body, make_packer, renew_packer
+from meshmsg.wire.codec import Undecodable, decode_body, make_packer
+from meshmsg.wire.large import LARGE_BYTES
 
 NAME = "meshmsg.topics"  # of the raw sockets, one of each kind a node
 BARE_PUB, BARE_SUB = "bare_pub", "bare_sub"  # what peers are told, beside "pub" and "sub"
@@ -267,7 +268,7 @@ class BarePub(Shown):
         name = choose_topic(self.pattern, topic)
         encoded = encode(self._pack, body)
         if len(encoded) > LARGE_BYTES:
-            self._pack = renew_packer(self._pack, len(encoded))
+            self._pack = make_packer()  # one keeps its buffer
         require_size(encoded, self.pattern, self._max_bytes)
         self._topics.out.send([name.encode(), encoded])
 

@@ -25,8 +25,9 @@ from meshmsg.sockets.sending import freeze_headers
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.transfers import Progress, Target, Upload, fetch, send_file
 from meshmsg.sockets.under_way import UnderWay, about
-from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error, make_packer, renew_packer
+from meshmsg.wire.codec import explain_encode_error, make_packer, renew_packer
 from meshmsg.wire.frames import MAX_DETAILS_BYTES, measure_details
+from meshmsg.wire.large import LARGE_BYTES
 
 # Names of methods that are kept with what is known of them.
 MAX_KNOWN_METHODS = 1000

@@ -27,7 +27,8 @@ from meshmsg.sockets.line import Line
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
-from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error, make_packer, renew_packer
+from meshmsg.wire.codec import explain_encode_error, make_packer, renew_packer
+from meshmsg.wire.large import LARGE_BYTES
 
 logger = logging.getLogger("meshmsg.sockets")
 
@@ -283,8 +284,7 @@ class Pub(Shown):
             raise NodeClosed(f"pub({self.pattern!r}) is closed: open another one")
 
     def _check(self, encoded: bytes) -> None:
-        if len(encoded) > LARGE_BYTES:
-            self._pack = renew_packer(self._pack, len(encoded))
+        self._pack = renew_packer(self._pack, len(encoded))
         self._require_open()
         require_size(encoded, self.pattern, self._max_bytes)
 

@@ -28,7 +28,8 @@ from meshmsg.sockets.line import Line
 from meshmsg.sockets.sending import MessageIds, encode, encode_parts, make_details, require_size
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
-from meshmsg.wire.codec import LARGE_BYTES, explain_encode_error, make_packer, renew_packer
+from meshmsg.wire.codec import explain_encode_error, make_packer, renew_packer
+from meshmsg.wire.large import LARGE_BYTES
 
 logger = logging.getLogger("meshmsg.sockets")
 
@@ -299,8 +300,7 @@ class Push(Shown):
             raise NodeClosed(f"push({self.queue!r}) was closed: open another one")
 
     def _check(self, encoded: bytes) -> None:
-        if len(encoded) > LARGE_BYTES:
-            self._pack = renew_packer(self._pack, len(encoded))
+        self._pack = renew_packer(self._pack, len(encoded))
         self._require_open()
         require_size(encoded, self.queue, self._max_bytes, "push(max_pending_bytes=)")
 

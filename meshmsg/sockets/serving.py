@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from meshmsg.driver import Driver
-from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.served import BY_CALLER, BY_DEADLINE, BY_LOSS, Served, Service, Serving
 from meshmsg.errors import BadRequest, BodyTooLarge, Cancelled, DeadlineExceeded, EncodeError, NoSuchMethod, Unavailable
 from meshmsg.message import describe_error
@@ -25,6 +24,7 @@ from meshmsg.sockets.methods import Counts, Method
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer, renew_packer
 from meshmsg.wire.items import SENDS_ITEMS, WANTS_ITEMS
+from meshmsg.wire.large import LARGE_BYTES
 
 Proceed = Callable[[], Awaitable[Any]]
 Interceptor = Callable[[Context, Proceed], Awaitable[Any]]
@@ -85,7 +85,7 @@ class CallWorkers:
         self.unknown = Counts()  # of calls of methods that it does not have
         self._interceptors = interceptors
         self._max_bytes = max_message_bytes
-        self._small = min(max_message_bytes, MAX_FRAME_BYTES)  # every node takes bodies up to this
+        self._small = min(max_message_bytes, LARGE_BYTES)  # every node takes bodies up to this
         self._pack = make_packer()
         self._place: Place | None = None
         self._threads: CallThreads | None = None

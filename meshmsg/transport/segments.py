@@ -14,6 +14,7 @@ from typing import Any
 import zmq
 
 from meshmsg.transport.tuning import LAST, NO_COPY_BYTES, Socket
+from meshmsg.wire.large import cut
 
 SEGMENT_BYTES = 256 * 1024
 
@@ -21,11 +22,12 @@ SEGMENT_BYTES = 256 * 1024
 def split_frame(frame: bytes) -> list[memoryview]:
     """The segments of one frame, without copying it; the last is shorter than ``SEGMENT_BYTES``, maybe empty.
 
+    The frame is ``bytes``, or a ``LargeBody``.
+
     >>> [len(segment) for segment in split_frame(bytes(2 * SEGMENT_BYTES))]
     [262144, 262144, 0]
     """
-    view = memoryview(frame)
-    return [view[start : start + SEGMENT_BYTES] for start in range(0, len(view) + 1, SEGMENT_BYTES)]
+    return cut(frame, SEGMENT_BYTES)
 
 
 def read_frames(socket: Socket, limit_bytes: int) -> tuple[list[Any], int]:

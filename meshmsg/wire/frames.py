@@ -18,6 +18,7 @@ from meshmsg.wire.codec import encode_batch, make_packer
 from meshmsg.wire.fields import MAX_SEQ as MAX_SEQ
 from meshmsg.wire.fields import array, flag, natural, naturals, seconds
 from meshmsg.wire.items import check_items
+from meshmsg.wire.large import cut
 
 PROTOCOL_VERSION = 1
 
@@ -277,7 +278,8 @@ def encode(frame: Frame, bodies: Sequence[bytes] = ()) -> list[bytes]:
         payload = encode_batch(bodies)
         if len(payload) <= MAX_INLINE_BYTES:
             return [_pack_data((_WITH_BODIES[kind], *frame[:-1], payload))]
-        return [_pack_data((_WITH_BODIES[kind], *frame[:-1])), payload]
+        header = _pack_data((_WITH_BODIES[kind], *frame[:-1]))
+        return [header, payload if len(payload) >= PIECE_BYTES else bytes(payload)]  # what leaves in pieces is as it is
     if isinstance(frame, Hello):
         return [_pack((HELLO, _tell_hello(frame)))]
     return [_pack((_PLAIN_KINDS[kind], *frame))]
@@ -292,14 +294,12 @@ def encode_published(frame: Published, piece_bytes: int = PIECE_BYTES) -> list[b
     parts: list[bytes | memoryview] = [frame.topic.encode()]
     size = len(frame.payload)
     if size <= piece_bytes:
-        parts += (_pack_data((PUBLISHED, *frame[1:6])), frame.payload)
+        parts += (_pack_data((PUBLISHED, *frame[1:6])), bytes(frame.payload))
         return parts
-    view = memoryview(frame.payload)
     count = -(-size // piece_bytes)
-    for index in range(count):
+    for index, piece in enumerate(cut(frame.payload, piece_bytes)[:count]):
         headers = None if index else frame.headers
-        header = _pack_data((PUBLISHED, *frame[1:5], headers, (index, count)))
-        parts += (header, view[index * piece_bytes : (index + 1) * piece_bytes])
+        parts += (_pack_data((PUBLISHED, *frame[1:5], headers, (index, count))), piece)
     return parts
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 import pytest
 
-from meshmsg import BodyTooLarge, RequestError
-from tests.contracts.faces import PATIENCE_S, Face
+from meshmsg import BodyTooLarge, RequestError, Retry
+from meshmsg.wire.frames import PIECE_BYTES
+from meshmsg.wire.large import LARGE_BYTES
+from tests.contracts.faces import PATIENCE_S, Face, bodies_of, take, until
 
 LARGE = 2**23
 LIMIT = 2**21
@@ -90,6 +94,68 @@ def test_encoding_keeps_no_memory(face: Face, count_bytes: Callable[[], int]) ->
             over.set()
             for thread in threads:
                 thread.join()
+
+
+@pytest.mark.parametrize("kind", ["push", "send_many", "pub"])
+def test_large_byte_strings_are_not_copied(face: Face, count_bytes: Callable[[], int], kind: str) -> None:
+    """What a socket holds of them is the application's own, from its second large body on."""
+    node = face.node()
+    data = bytes(LARGE)
+    push, pub = node.push("work"), node.pub("news", history=100, history_bytes=100 * LARGE)
+    before = count_bytes()
+    for _ in range(2):
+        if kind == "send_many":
+            push.send_many([{"data": data}] * (1 if push.ledger().accepted == 0 else 9))
+        else:
+            for _ in range(5):
+                (push if kind == "push" else pub).send({"data": data})
+    assert LARGE // 2 < count_bytes() - before < 2 * LARGE, "ten of them are held, the first as a copy"
+
+
+@pytest.mark.parametrize("size", [LARGE_BYTES, PIECE_BYTES - 3, PIECE_BYTES, LARGE])
+def test_large_bodies_arrive_whatever_happens_to_them(face: Face, size: int) -> None:
+    """The first of a socket, and those after it; beside small ones; again after a failure; out of a history."""
+    here, there = face.pair()
+    data = os.urandom(size)
+    bodies = [{"number": number, "data": data if number % 3 else data[:5]} for number in range(9)]
+
+    work, pull = here.push("work", retry=Retry(backoff=0)), there.pull("work", prefetch=2)
+    work.send_many(bodies[:4])
+    for body in bodies[4:]:
+        work.send(body)
+    handled: list[Any] = []
+    while len(handled) < len(bodies):
+        message = pull.get(timeout=PATIENCE_S)
+        if message.body["number"] % 2 and message.attempt == 1:
+            message.nack()
+        else:
+            handled.append(message.body)
+            message.ack()
+    assert sorted(handled, key=itemgetter("number")) == bodies
+
+    dead, refusing = here.push("refused"), there.pull("refused")
+    for body in bodies[:5]:
+        dead.send(body)
+        refusing.get(timeout=PATIENCE_S).reject("no")
+    until(lambda: dead.ledger().dead == 5)
+    assert [letter.body for letter in here.dead_letters("refused")] == bodies[:5]
+
+    news = here.pub("news", history=100, history_bytes=100 * LARGE)
+    live = there.sub("news")
+    here.wait_for(sub="news", timeout=PATIENCE_S)
+    for body in bodies:
+        news.send(body)
+    assert bodies_of(take(live, len(bodies))) == bodies
+    assert bodies_of(take(there.sub("news", replay="history"), len(bodies))) == bodies
+
+    there.router("echo").method(repeat)
+    here.wait_for(router="echo", timeout=PATIENCE_S)
+    echo = here.dealer("echo", timeout=PATIENCE_S)
+    assert [echo.request("repeat", body, more=[body]) for body in bodies] == [[body, [body]] for body in bodies]
+
+
+def repeat(body: Any, more: Any) -> Any:
+    return [body, more]
 
 
 def give(size: int) -> Any:

@@ -1,0 +1,127 @@
+"""Large byte strings in a body are not copied: what is sent, and kept to be sent again, is the application's own.
+
+In MessagePack a byte string is a head and then the bytes as they are. So an encoded body can be a list of parts that
+follow one another: what was encoded up to a large byte string, that string, what comes then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from meshmsg.wire.models import to_plain
+
+# From this size on. A smaller one costs less to copy than to send apart.
+LARGE_BYTES = 2**16
+
+# A body is searched so deep, in dicts, lists and tuples of so many items at most; anything else is encoded as usual.
+MAX_LEVELS = 4
+MAX_ITEMS = 64
+
+_BIN32, _STR32 = b"\xc6", b"\xdb"
+
+
+class LargeBody:
+    """An encoded body in parts. It has a length, and ``bytes`` of it are what the parts are together."""
+
+    __slots__ = ("_size", "parts")
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        self.parts = parts
+        self._size = sum(map(len, parts))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.parts)
+
+    def cut(self, size: int) -> list[memoryview]:
+        """As ``cut``; only what lies in two parts is copied."""
+        pieces: list[memoryview] = []
+        begun = b""  # of a piece, in the parts before
+        for part in self.parts:
+            view = memoryview(part)
+            if begun:
+                missing = size - len(begun)
+                begun += view[:missing]
+                view = view[missing:]
+                if len(begun) < size:
+                    continue
+                pieces.append(memoryview(begun))
+            *whole, rest = cut(view, size)
+            pieces += whole
+            begun = bytes(rest)
+        pieces.append(memoryview(begun))
+        return pieces
+
+
+def cut(payload: bytes | memoryview | LargeBody, size: int) -> list[memoryview]:
+    """Stretches of ``size`` bytes, and the rest, which is shorter and maybe empty.
+
+    >>> [bytes(piece) for piece in cut(LargeBody([b"abc", b"defgh"]), 2)]
+    [b'ab', b'cd', b'ef', b'gh', b'']
+    """
+    if isinstance(payload, LargeBody):
+        return payload.cut(size)
+    view = memoryview(payload)
+    return [view[start : start + size] for start in range(0, len(view) + 1, size)]
+
+
+def join_large(header: bytes, bodies: Sequence[bytes | LargeBody]) -> LargeBody:
+    """Bodies one behind the other, without copying them."""
+    parts = [header]
+    for body in bodies:
+        parts += body.parts if isinstance(body, LargeBody) else (body,)
+    return LargeBody(parts)
+
+
+class LargePacker:
+    """Encodes bodies that may have large byte strings in them, for one socket."""
+
+    def __init__(self) -> None:
+        self._packer = _make_packer()
+        self._parts: list[bytes] = []
+
+    def pack(self, body: Any) -> Any:
+        """The encoded body: ``bytes``, or a ``LargeBody``. Raises whatever msgpack raises."""
+        try:
+            self._add(body, 0)
+            self._parts.append(self._take())
+            parts = self._parts
+        finally:
+            self._parts = []
+            self._packer.reset()
+        return parts[0] if len(parts) == 1 else LargeBody(parts)
+
+    def _add(self, value: Any, level: int) -> None:
+        kind = type(value)
+        if (kind is bytes or kind is str) and len(value) >= LARGE_BYTES:
+            head, string = (_BIN32, value) if kind is bytes else (_STR32, value.encode())
+            self._parts += (self._take() + head + len(string).to_bytes(4, "big"), string)
+        elif kind is dict and level < MAX_LEVELS and len(value) <= MAX_ITEMS:
+            self._packer.pack_map_header(len(value))
+            for key, item in value.items():
+                self._packer.pack(key)
+                self._add(item, level + 1)
+        elif (kind is list or kind is tuple) and level < MAX_LEVELS and len(value) <= MAX_ITEMS:
+            self._packer.pack_array_header(len(value))
+            for item in value:
+                self._add(item, level + 1)
+        else:
+            self._packer.pack(value)
+
+    def _take(self) -> bytes:
+        """What was encoded since the last time. A packer keeps its buffer, so one that grew large is left behind."""
+        encoded: bytes = self._packer.bytes()
+        if len(encoded) < LARGE_BYTES:
+            self._packer.reset()
+        else:
+            self._packer = _make_packer()
+        return encoded
+
+
+def _make_packer() -> Any:
+    return msgpack.Packer(default=to_plain, datetime=True, autoreset=False)
