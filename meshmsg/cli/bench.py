@@ -129,7 +129,7 @@ def pub_sub(profile: bool, as_json: bool, repeat: int, **options: Any) -> None:
 @shared_options(repeat=3)
 @click.option("--count", type=click.IntRange(1), help="Requests a round.  [default: 2000 one by one, else 20000]")
 @click.option("--concurrency", multiple=True, type=click.IntRange(1), default=bench_request.CONCURRENCIES,
-              show_default=True, help="Requests under way at once; repeatable.")  # fmt: skip
+              show_default=True, help="Requests under way at once, of up to 32 MiB; repeatable.")  # fmt: skip
 @click.option("--stream", is_flag=True, help="Items of streams instead of requests; so many streams at once.")
 @click.option("--uvloop", is_flag=True, help="Run meshmsg's and zmq.asyncio's processes in uvloop.")
 @click.option("--profile", is_flag=True, help="Instead of rates: tables of where the time goes.")

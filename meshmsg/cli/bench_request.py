@@ -24,6 +24,8 @@ CONCURRENCIES = (1, 64, 512)
 MAIN_CONCURRENCY = 64  # the one that the budget is for
 # A round has so many requests, but fewer of large ones.
 ONE_BY_ONE, AT_ONCE, ITEMS, ROUND_BYTES, FEWEST = 2_000, 20_000, 50_000, 64 * 10**6, 16
+# Arguments at once; a server takes twice as many before it is Overloaded.
+MOST_BYTES = 32 * 2**20
 
 
 class Pair:
@@ -105,6 +107,16 @@ def choose_count(size: int, concurrency: int, *, stream: bool) -> int:
     return min(usual, max(FEWEST, concurrency, ROUND_BYTES // size))
 
 
+def choose_fitting(concurrency: Iterable[int], size: int) -> tuple[int, ...]:
+    """Those with at most ``MOST_BYTES`` of arguments at once; the least of them in any case.
+
+    >>> choose_fitting((1, 64, 512), 100), choose_fitting((1, 64, 512), 10**6)
+    ((1, 64, 512), (1,))
+    """
+    chosen = tuple(dict.fromkeys(concurrency))
+    return tuple(number for number in chosen if number * size <= MOST_BYTES) or (min(chosen),)
+
+
 def measure_requests(
     *,
     concurrency: Iterable[int] = CONCURRENCIES,
@@ -124,7 +136,7 @@ def measure_requests(
             # It brings a poller of its own, and is not made for uvloop.
             pairs["grpc.aio"] = open_pair(stack, GRPC, {**options, "uvloop": False})
         bare = None if stream else Bare(stack, size)
-        for number in dict.fromkeys(concurrency):
+        for number in choose_fitting(concurrency, size):
             amount = choose_count(size, number, stream=stream) if count is None else max(count, number)
             everybody: dict[str, Pair | Bare] = dict(pairs)
             if bare is not None and number == 1:
@@ -198,7 +210,7 @@ def profile_requests(
 ) -> str:
     """Markdown tables of the functions that the client and the server spent most of their time in."""
     options = {"mesh": uuid.uuid4().hex, "size": size, "stream": stream, "uvloop": uvloop}
-    number = max(concurrency)
+    number = max(choose_fitting(concurrency, size))
     with ExitStack() as stack:
         pair = open_pair(stack, OURS, options)
         processes = {"client": pair.client, "server": pair.server}
