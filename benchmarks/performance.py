@@ -80,10 +80,10 @@ PUB_SUB: list[tuple[str, dict[str, Any]]] = [
     ("1 → 1, 100 topics in turns", {"topics": 100}),
     ("1 → 1, 100 topics, `send_many` and `batches()`", {"topics": 100, "batches": True}),
     ("1 → 1, 10 kB", {"size": 10_000}),
-    ("1 → 1, 100 kB", {"size": 100_000}),
-    ("1 → 1, 10 MB", {"size": 10_000_000}),
-    ("1 → 1, 10 MB in 10 frames", {"size": 10_000_000, "frames": 10}),
-    ("1 → 8, 1 MB", {"size": 1_000_000, "subscribers": 8}),
+    ("1 → 1, 100 kB, `block=True`", {"size": 100_000, "block": True}),
+    ("1 → 1, 10 MB, `block=True`", {"size": 10_000_000, "block": True}),
+    ("1 → 1, 10 MB in 10 frames, `block=True`", {"size": 10_000_000, "frames": 10, "block": True}),
+    ("1 → 8, 1 MB, `block=True`", {"size": 1_000_000, "subscribers": 8, "block": True}),
 ]
 BESIDE = [("1 MB", 1_000_000), ("10 MB", 10_000_000)]
 REQUESTS: list[tuple[str, dict[str, Any]]] = [

@@ -163,6 +163,7 @@ class PubKeywords(TypedDict, total=False):
     history_s: float | None
     block: bool
     window: int
+    window_bytes: int
     will: Any
     reliable: Literal[True]
     retry: Retry
@@ -187,10 +188,12 @@ class PubOptions:
     history_s:
         Seconds after which a message leaves the history; None for never.
     block:
-        Let ``send`` wait for a subscriber that is ``window`` messages behind, instead of having it lose some.
-    window:
-        Messages of a topic that the slowest subscriber may be behind; counts with ``block``. Behind is what it has yet
-        to receive: what waits in its ``buffer`` it has. So handlers set the pace only with a small ``buffer`` there.
+        Let ``send`` wait for a subscriber that is ``window`` messages behind, or ``window_bytes``, instead of having it
+        lose some.
+    window, window_bytes:
+        Messages of a topic, and bytes of their bodies, that the slowest subscriber may be behind; they count with
+        ``block``, and one message may go beyond. Behind is what it has yet to receive: what waits in its ``buffer`` it
+        has. So handlers set the pace only with a small ``buffer`` there.
     will:
         A body that every subscriber of the topic gets when this node is gone without a goodbye: crashed, killed, or out
         of reach. It has the header ``will``. Needs one topic, and has 4 KiB at most.
@@ -207,6 +210,7 @@ class PubOptions:
     history_s: float | None = None
     block: bool = False
     window: int = 10_000
+    window_bytes: int = 64 * 2**20
     will: Any = None
     reliable: bool = True
     retry: Retry = field(default_factory=Retry)
@@ -222,6 +226,7 @@ class PubOptions:
             require_number("history_s=", self.history_s, above=0)
         require_bool("block=", self.block)
         require_int("window=", self.window, at_least=1)
+        require_int("window_bytes=", self.window_bytes, at_least=1)
         require_bool("reliable=", self.reliable)
         self.for_groups()
 

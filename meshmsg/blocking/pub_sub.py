@@ -37,8 +37,8 @@ class Pub(Face[pub_sub.Pub]):
     """A topic, or a pattern of topics, to publish to. ``node.pub(pattern, ...)`` makes it; any thread may use it.
 
     ``send`` encodes in the caller's thread and puts the message down for the loop, which takes along whatever has
-    come together by its next turn. With ``block=True`` up to ``window`` messages more than the window, but no more
-    than a few thousand, can lie there before ``send`` waits.
+    come together by its next turn. With ``block=True`` up to ``window`` messages, or ``window_bytes``, more than the
+    window can lie there before ``send`` waits, but no more than a few thousand, or 8 MiB.
 
     Examples
     --------
@@ -60,7 +60,10 @@ class Pub(Face[pub_sub.Pub]):
         self._put: deque[Put] = deque()
         self._count = 0
         self._bytes = 0
-        self._limit = min(MAX_PUT, self.options.window) if self.options.block else MAX_PUT
+        self._limit, self._limit_bytes = MAX_PUT, MAX_PUT_BYTES
+        if self.options.block:
+            self._limit = min(MAX_PUT, self.options.window)
+            self._limit_bytes = min(MAX_PUT_BYTES, self.options.window_bytes)
         self._waiting: asyncio.Future[None] | None = None  # for a slow subscriber, with what was put down
         self._bell: Bell
 
@@ -148,7 +151,7 @@ class Pub(Face[pub_sub.Pub]):
     def _put_down(self, name: str, bodies: list[bytes], size: int, details: Details | None) -> bool:
         """Whether there was room for them."""
         with self._lock:
-            if self._count and (self._count + len(bodies) > self._limit or self._bytes + size > MAX_PUT_BYTES):
+            if self._count and (self._count + len(bodies) > self._limit or self._bytes + size > self._limit_bytes):
                 return False
             self._count += len(bodies)
             self._bytes += size
@@ -161,9 +164,8 @@ class Pub(Face[pub_sub.Pub]):
         largest = max(encoded, key=len, default=b"")
         self._packer.renew(len(largest))
         require_size(largest, self.pattern, self._async._max_bytes)
-        step = min(PART, self._limit)
-        for start in range(0, len(encoded), step):
-            part = encoded[start : start + step]
+        for stretch in pub_sub.cut(encoded, min(PART, self._limit)):
+            part = encoded[stretch]
             self._require_open()
             while not self._put_down(name, part, sum(map(len, part)), None):
                 self._wait_for_room()
@@ -174,7 +176,10 @@ class Pub(Face[pub_sub.Pub]):
 
     async def _until_room(self) -> None:
         # Half of it: what is gained by waiting is fewer and larger bursts.
-        await self._driver.until(lambda: self._async._closed or self._count * 2 <= self._limit)
+        await self._driver.until(lambda: self._async._closed or self._has_half())
+
+    def _has_half(self) -> bool:
+        return self._count * 2 <= self._limit and self._bytes * 2 <= self._limit_bytes
 
     # -- in the loop -----------------------------------------------------------------------------------------
 

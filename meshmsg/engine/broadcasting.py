@@ -185,7 +185,7 @@ class Broadcaster:
             if endpoint is not None:
                 self._follow(peer, endpoint)
         else:
-            self.subscriptions.receptions[peer.key].report_each(self._window_of(peer))
+            self.subscriptions.receptions[peer.key].report_each(*self._report_steps(peer))
 
     def _find_reasons(self, peer: PeerState) -> set[str]:
         """Patterns for which a peer is followed, also when it publishes no more to them: what it did is on its way."""
@@ -218,7 +218,7 @@ class Broadcaster:
         self._next_number += 1
         self._followed[number] = peer.key
         reception = self.subscriptions.follow(peer.key)
-        reception.report_each(self._window_of(peer))
+        reception.report_each(*self._report_steps(peer))
         reception.forget_filters()
         reception.change_filters()
         if peer.link == SELF_LINK:
@@ -227,11 +227,14 @@ class Broadcaster:
             *filters, marker = reception.filters
             self._output.effects.follow.append(Follow(number, endpoint, filters, marker))
 
-    def _window_of(self, peer: PeerState) -> int | None:
+    def _report_steps(self, peer: PeerState) -> tuple[int | None, int | None]:
         """A publisher that waits for the slowest subscriber hears four times a window how far this one is."""
-        windows = [offer.get("window") for offer in peer.offers.get("pub", {}).values()]
-        windows = [window for window in windows if type(window) is int and window > 0]
-        return max(1, min(windows) // 4) if windows else None
+        steps: list[int | None] = []
+        for name in ("window", "window_bytes"):
+            windows = [offer.get(name) for offer in peer.offers.get("pub", {}).values()]
+            smallest = min((each for each in windows if type(each) is int and each > 0), default=None)
+            steps.append(None if smallest is None else max(1, smallest // 4))
+        return steps[0], steps[1]
 
     def _unfollow(self, key: str) -> None:
         number = self._numbers.pop(key, None)

@@ -137,7 +137,7 @@ class Engine:
 
     def declare_pub(self, pattern: str, options: TopicOptions, group_options: PushOptions | None = None) -> None:
         """As ``open_pub``, but tells nobody yet."""
-        with self.reserving_offer("pub", pattern, {"window": options.window} if options.window else {}):
+        with self.reserving_offer("pub", pattern, options.offer()):
             self.publisher.declare(pattern, options)
         self.groups.declare(pattern, group_options or PushOptions())
 

@@ -130,7 +130,7 @@ class Publisher:
             return
         self._options.add(pattern, options)
         self._alike.setdefault(options, {})[pattern] = None
-        self._offers[pattern] = {"window": options.window} if options.window else {}
+        self._offers[pattern] = options.offer()
         for log in self.logs.values() if is_pattern(pattern) else self._logs_of((pattern,)):
             if matches(pattern, log.topic):
                 self._adopt(log, options)
@@ -171,6 +171,7 @@ class Publisher:
                 raise
         staged = log.staged
         staged.append(body)
+        log.staged_bytes += len(body)
         return log.next_seq + len(staged) - 1
 
     def publish_many(self, topic: str, bodies: list[bytes]) -> int:
@@ -179,6 +180,8 @@ class Publisher:
         if not log.staged and bodies:
             self.staged.append(log)
         log.staged += bodies
+        if log.options.window:
+            log.staged_bytes += sum(map(len, bodies))
         return log.next_seq + len(log.staged) - len(bodies)
 
     def collect(self, now: float) -> list[Broadcast]:
@@ -388,12 +391,14 @@ class Publisher:
     def room(self, topic: str) -> int:
         """How many messages may follow before ``blocked``."""
         log = self.logs.get(topic)
-        return frames.MAX_SEQ if log is None else log.behind_limit - log.next_seq - len(log.staged)
+        if log is None:
+            return frames.MAX_SEQ
+        return 0 if log.blocked else log.behind_limit - log.next_seq - len(log.staged)
 
     def blocked(self, topic: str) -> bool:
         """Whether sending has to wait for the slowest subscriber; the end of it is told by ``unblocked``."""
         log = self.logs.get(topic)
-        return log is not None and log.next_seq + len(log.staged) >= log.behind_limit
+        return log is not None and log.blocked
 
     def lags(self, peer: str) -> dict[str, int]:
         """By topic, how many messages a subscriber is behind, as far as it has said; only topics with any."""
@@ -412,15 +417,17 @@ class Publisher:
             self._set_limit(log)
 
     def _set_limit(self, log: TopicLog) -> None:
-        was_blocked = self.blocked(log.topic)
-        log.behind_limit = frames.MAX_SEQ
-        if log.options.window:
-            for follower in self._followers_of(log):
-                if follower.confirmed and not follower.paused:
-                    position = follower.positions.get(log.topic, 0)
-                    log.behind_limit = min(log.behind_limit, position + log.options.window)
-        if was_blocked and not self.blocked(log.topic):
+        was_blocked = log.blocked
+        log.limit(self._slowest(log))
+        if was_blocked and not log.blocked:
             self.unblocked.append(log.topic)
+
+    def _slowest(self, log: TopicLog) -> int | None:
+        """The number that the slowest subscriber of a topic with a window expects next; None if there is nobody."""
+        if not log.options.window:
+            return None
+        waited_for = (each for each in self._followers_of(log) if each.confirmed and not each.paused)
+        return min((each.positions.get(log.topic, 0) for each in waited_for), default=None)
 
     # -- answers ---------------------------------------------------------------------------------------------
 
@@ -539,9 +546,9 @@ class Publisher:
             assert not owed or self.owed.get(follower.peer) is follower, f"{follower.peer} waits for nothing"
         assert self.owed.keys() <= self.followers.keys()
         for log in self._windowed.values():
-            limit = log.behind_limit
-            self._set_limit(log)
-            assert limit == log.behind_limit, f"{log.topic} waits at {limit} instead of {log.behind_limit}"
+            slowest = self._slowest(log)
+            limit = frames.MAX_SEQ if slowest is None else slowest + log.options.window
+            assert limit == log.behind_limit, f"{log.topic} waits at {log.behind_limit} instead of {limit}"
 
 
 def _read_subscriptions(

@@ -216,6 +216,7 @@ class Reception:
         self.marked = 0  # version of the marker that is set
         self._marked_before = 0  # the highest one that was ever set
         self.report_every: int | None = None  # messages, where the publisher waits for the slowest
+        self.report_every_bytes: int | None = None
         self.report_due = False
         self._subscriptions = subscriptions
         self._started: dict[Subscription, None] = {}
@@ -226,6 +227,7 @@ class Reception:
         self._start_came = False
         self._moved: dict[FollowedTopic, None] = {}
         self._unreported = 0
+        self._unreported_bytes = 0
         self._assembly = Assembly(subscriptions.spare)
         # Those that are long and lose their first; a plain dict would look past all that went before.
         self._late: OrderedDict[FollowedTopic, None] = OrderedDict()
@@ -280,9 +282,9 @@ class Reception:
         """Whether the publisher has confirmed it: it gets, or hears of, whatever is published from then on."""
         return subscription in self._started
 
-    def report_each(self, messages: int | None) -> None:
-        """Has the publisher told what arrived after so many messages; always once a heartbeat."""
-        self.report_every = messages
+    def report_each(self, messages: int | None, size: int | None) -> None:
+        """Has the publisher told what arrived after so many messages, or bytes; always once a heartbeat."""
+        self.report_every, self.report_every_bytes = messages, size
         self._subscriptions.stir(self)
 
     def require_report(self) -> None:
@@ -442,6 +444,7 @@ class Reception:
             return
         self._moved[topic] = None
         self._unreported += total
+        self._unreported_bytes += len(payload)
         self._subscriptions.stir(self)
         if not complete or topic.line is not None:
             self._look(topic, now)
@@ -507,9 +510,14 @@ class Reception:
             topic.due = now + ASK_AGAIN_S
             topic.wait_in(self._asked)
             due.append(frames.Want(topic.name, start, stop if arriving is None else min(stop, arriving)))
-        if self.report_due or (self.report_every is not None and self._unreported >= self.report_every):
+        if self.report_due or self._has_much_to_report():
             due += self._report()
         return due
+
+    def _has_much_to_report(self) -> bool:
+        if self.report_every is not None and self._unreported >= self.report_every:
+            return True
+        return self.report_every_bytes is not None and self._unreported_bytes >= self.report_every_bytes
 
     def _report(self) -> list[frames.PubSubFrame]:
         positions: list[list[Any]] = []
@@ -519,7 +527,7 @@ class Reception:
                 topic.reported = position
                 positions.append([topic.name, position])
         self._moved = {}
-        self._unreported = 0
+        self._unreported = self._unreported_bytes = 0
         must, self._start_came, self.report_due = self._start_came, False, False
         parts = [positions[start : start + MAX_ENTRIES] for start in range(0, len(positions), MAX_ENTRIES)]
         return [frames.Lag(self.version, part) for part in parts or ([[]] if must else [])]

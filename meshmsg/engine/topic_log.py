@@ -38,8 +38,9 @@ class TopicOptions:
         together, so that a little more is held than late joiners get.
     history_s:
         Age in seconds at which a message leaves the history; None for never.
-    window:
-        Messages that the slowest subscriber may be behind before sending waits; 0 to never wait.
+    window, window_bytes:
+        Messages, and bytes of bodies, that the slowest subscriber may be behind before sending waits; a window of 0 to
+        never wait.
     """
 
     retain: bool = False
@@ -47,12 +48,17 @@ class TopicOptions:
     history_bytes: int = 64 * 2**20
     history_s: float | None = None
     window: int = 0
+    window_bytes: int = 64 * 2**20
 
     @classmethod
     def of(cls, chosen: PubOptions) -> TopicOptions:
         """What a ``pub`` was opened with; only one that blocks has a window."""
-        window = chosen.window if chosen.block else 0
-        return cls(chosen.retain, chosen.history, chosen.history_bytes, chosen.history_s, window)
+        windows = (chosen.window, chosen.window_bytes) if chosen.block else ()
+        return cls(chosen.retain, chosen.history, chosen.history_bytes, chosen.history_s, *windows)
+
+    def offer(self) -> dict[str, Any]:
+        """What subscribers hear of them: how far behind they may be decides how often they say how far they are."""
+        return {"window": self.window, "window_bytes": self.window_bytes} if self.window else {}
 
 
 class Entry(NamedTuple):
@@ -81,6 +87,7 @@ class TopicLog:
 
     __slots__ = (
         "behind_limit",
+        "behind_size",
         "cost",
         "entries",
         "followers",
@@ -91,6 +98,7 @@ class TopicLog:
         "retained",
         "size",
         "staged",
+        "staged_bytes",
         "staged_headers",
         "topic",
     )
@@ -105,10 +113,12 @@ class TopicLog:
         self.retained: tuple[int, bytes, dict[str, Any] | None] | None = None
         self.retain_from = 0  # older messages are not retained: that was taken back
         self.staged: list[bytes] = []
+        self.staged_bytes = 0  # counted with a window only
         self.staged_headers: dict[int, tuple[dict[str, Any], int]] | None = None  # with their size
         self.followers: tuple[Any, ...] = ()  # whoever subscribed to it
         self.followers_of = -1  # the generation of subscriptions that these are of
         self.behind_limit = MAX_SEQ  # the sequence number at which sending waits for the slowest subscriber
+        self.behind_size = MAX_SEQ  # the same in bytes of everything that was ever published
 
     # -- publishing ------------------------------------------------------------------------------------------
 
@@ -116,6 +126,7 @@ class TopicLog:
         """Takes a message for this turn and returns its number."""
         seq = self.next_seq + len(self.staged)
         self.staged.append(body)
+        self.staged_bytes += len(body)
         if headers:
             if self.staged_headers is None:
                 self.staged_headers = {}
@@ -124,7 +135,7 @@ class TopicLog:
 
     def absorb(self, now: float) -> list[Entry]:
         """Numbers what was staged and cuts it into batches; a body over the cut goes alone."""
-        staged, self.staged = self.staged, []
+        staged, self.staged, self.staged_bytes = self.staged, [], 0
         given, self.staged_headers = self.staged_headers, None
         made: list[Entry] = []
         size = sum(map(len, staged))
@@ -155,6 +166,27 @@ class TopicLog:
         self.retained = None
         self.retain_from = self.next_seq + len(self.staged)
         return found
+
+    # -- waiting for the slowest -----------------------------------------------------------------------------
+
+    @property
+    def blocked(self) -> bool:
+        """Whether sending has to wait."""
+        return (
+            self.next_seq + len(self.staged) >= self.behind_limit or self.size + self.staged_bytes >= self.behind_size
+        )
+
+    def limit(self, slowest: int | None) -> None:
+        """Says which number the slowest subscriber expects next; None if nobody has to be waited for."""
+        self.behind_limit = self.behind_size = MAX_SEQ
+        if slowest is not None:
+            self.behind_limit = slowest + self.options.window
+            self.behind_size = self._size_before(slowest) + self.options.window_bytes
+
+    def _size_before(self, number: int) -> int:
+        """Bytes that were published before a message, or before the batch that it left in."""
+        index = bisect.bisect_right(self.entries, number, key=lambda entry: entry.stop)
+        return self.entries[index].bytes_before if index < len(self.entries) else self.size
 
     # -- keeping ---------------------------------------------------------------------------------------------
 

@@ -129,6 +129,8 @@ class Pub(Shown):
             log = self._logs.get(name)
             if log is not None and log.staged:
                 log.staged.append(encoded)  # what ``publish`` does, without a call; a turn is to come
+                if self._blocks:
+                    log.staged_bytes += size
                 return
             if not self._driver.scheduled:
                 self._driver.wake()  # before it is published: in another loop this raises
@@ -181,7 +183,7 @@ class Pub(Shown):
     async def _publish_part(self, name: str, part: list[bytes]) -> None:
         if sum(map(len, part)) > min(self._max_bytes, LARGE_BYTES):
             self._check(max(part, key=len))
-        for stretch in _cut(part, self.options.window if self._blocks else SEND_BURST):
+        for stretch in cut(part, self.options.window if self._blocks else SEND_BURST):
             await yield_turn()
             if self._blocks:
                 await self._wait_for(name)
@@ -262,7 +264,8 @@ class Pub(Shown):
     def _describe_no_room(self, name: str) -> str:
         """Why a message cannot be published now."""
         if self._blocks and self._publisher.blocked(name):
-            return f"a subscriber of {name!r} is {self.options.window} messages behind: await send(), or widen window="
+            behind = f"{self.options.window} messages or {self.options.window_bytes} bytes behind"
+            return f"a subscriber of {name!r} is {behind}: await send(), or widen window= and window_bytes="
         return self._groups.describe_full(name)
 
     def _has_room(self, name: str, size: int, headers: dict[str, Any] | None) -> bool:
@@ -446,7 +449,7 @@ def require_will(pattern: str, will: Any) -> dict[str, Any]:
     return wrap_will(encoded)
 
 
-def _cut(part: Sequence[bytes], most: int) -> list[slice]:
+def cut(part: Sequence[bytes], most: int) -> list[slice]:
     """Stretches of about ``TURN_BYTES``, and ``most`` messages."""
     cuts: list[slice] = []
     start = size = 0

@@ -45,6 +45,7 @@ def test_patterns_that_are_none(face: Face, pattern: Any, why: str) -> None:
         ({"history_s": NAN}, "^history_s= takes a finite number, got nan"),
         ({"block": None}, "^block= takes True or False, got None"),
         ({"window": 0}, "^window= takes 1 or more, got 0"),
+        ({"window_bytes": 0.5}, "^window_bytes= takes a whole number, not float 0.5"),
         ({"reliable": 0}, "^reliable= takes True or False, got 0"),
         ({"reliable": False, "retain": True}, r"^pub\('a', reliable=False\) is bare ZeroMQ and has no retain"),
         ({"will": "x" * 5000}, r"^pub\('a', will=...\) has 5003 bytes; at most 4096"),

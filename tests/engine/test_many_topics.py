@@ -64,7 +64,7 @@ def test_what_shares_topics_with_other_options_is_refused(first: str, second: st
         publisher.declare(second, KINDS[1])
     publisher.withdraw(first)
     publisher.declare(second, KINDS[2])
-    assert publisher.offers() == {"c": {}, second: {"window": 9}}
+    assert publisher.offers() == {"c": {}, second: KINDS[2].offer()}
     publisher.publish("a.b", b"1")
     assert publisher.logs["a.b"].options == KINDS[2]
 

@@ -101,8 +101,8 @@ def test_patterns_that_share_topics_need_the_same_options() -> None:
         publisher.declare("sensors.*", TopicOptions())
     publisher.withdraw("sensors.**")
     publisher.withdraw("sensors.kitchen")
-    publisher.declare("sensors.*", TopicOptions(window=9))
-    assert publisher.offers() == {"other": {}, "sensors.*": {"window": 9}}
+    publisher.declare("sensors.*", TopicOptions(window=9, window_bytes=99))
+    assert publisher.offers() == {"other": {}, "sensors.*": {"window": 9, "window_bytes": 99}}
 
 
 def test_topics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,6 +461,36 @@ def test_sending_waits_for_the_slowest() -> None:
     assert publisher.lags("t.1") == {"a": 10}
     publisher.on_down("t.1")
     assert not publisher.blocked("a") and publisher.unblocked == ["a"]
+    publisher.check()
+
+
+@pytest.mark.guarantee("G6")
+def test_sending_waits_for_the_slowest_in_bytes_too() -> None:
+    publisher = Publisher()
+    publisher.declare("a", TopicOptions(window=100, window_bytes=1000))
+    publish(publisher, "a", 10)
+    for peer in ("s.1", "t.1"):
+        join(publisher, "a", peer=peer)
+        publisher.on_lag(peer, frames.Lag(1, [["a", 10]]))
+    publisher.publish("a", bytes(400))
+    publisher.publish_many("a", [bytes(300), bytes(299)])
+    assert not publisher.blocked("a") and publisher.room("a") == 97
+    publisher.publish("a", bytes(1), {"headers": "do not count"})
+    assert publisher.blocked("a") and publisher.room("a") == 0
+    publisher.collect(0.0)
+    assert publisher.blocked("a") and publisher.room("a") == 0
+    publisher.on_lag("s.1", frames.Lag(1, [["a", 14]]))
+    assert publisher.blocked("a") and not publisher.unblocked
+    publisher.on_lag("t.1", frames.Lag(1, [["a", 13]]))  # of a batch whose rest it has yet to get, all of it counts
+    assert publisher.blocked("a") and not publisher.unblocked
+    publisher.on_lag("t.1", frames.Lag(1, [["a", 14]]))
+    assert not publisher.blocked("a") and publisher.unblocked == ["a"]
+    publisher.publish("a", bytes(5000))
+    assert publisher.blocked("a"), "one larger than the window may go alone"
+    publisher.collect(0.0)
+    publisher.on_down("t.1")
+    publisher.on_lag("s.1", frames.Lag(1, [["a", 15]]))
+    assert not publisher.blocked("a")
     publisher.check()
 
 

@@ -428,11 +428,18 @@ def test_positions_are_told_earlier_to_a_publisher_that_waits() -> None:
     side = Side(Subscription("a"))
     side.start()
     side.lags()
-    side.reception.report_every = 3
+    side.reception.report_each(3, None)
     side.live("a", 0, 2)
     assert side.lags() == []
     side.live("a", 2)
     assert side.lags() == [frames.Lag(1, [["a", 3]])]
+    side.reception.report_each(None, 2)  # bytes of what arrived
+    side.live("a", 3)
+    assert side.lags() == []
+    side.live("a", 4)
+    assert side.lags() == [frames.Lag(1, [["a", 5]])]
+    side.live("a", 5)
+    assert side.lags() == []
 
 
 def test_few_topics_are_asked_for_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -47,7 +47,9 @@ async def _first(source: Any, count: int) -> AsyncIterator[Any]:
             return
 
 
-async def test_sending_without_an_end_lets_others_run() -> None:
+@pytest.mark.parametrize(("body", "burst"), [(1, SEND_BURST), (bytes(100_000), 11), (bytes(2**20), 2)])
+async def test_sending_without_an_end_lets_others_run(body: Any, burst: int) -> None:
+    """After about a thousand messages, or a mebibyte."""
     async with running() as node:
         out = node.pub("numbers")
         turns = 0
@@ -58,8 +60,8 @@ async def test_sending_without_an_end_lets_others_run() -> None:
             asyncio.get_running_loop().call_soon(count)
 
         count()
-        for number in range(SEND_BURST * 3 + 1):
-            await out.send(number)
+        for _ in range(burst * 3 + 1):
+            await out.send(body)
         assert turns >= 3
 
 
@@ -109,18 +111,32 @@ async def test_who_waits_in_send_is_woken_by_room_and_by_nothing_else() -> None:
     async with running() as node:
         out, sub = node.pub("steady", block=True, window=3), node.sub("steady", buffer=1)
         await node.wait_for(sub="steady", timeout=5)
-        sending = asyncio.ensure_future(_send(out, 20))
+        sending = asyncio.ensure_future(_send(out, range(20)))
         while not out.lag().get("node", {}).get("steady") == 3:
             await asyncio.sleep(0)
-        with pytest.raises(OutboxFull, match=r"^a subscriber of 'steady' is 3 messages behind"):
+        with pytest.raises(OutboxFull, match=r"^a subscriber of 'steady' is 3 messages or 67108864 bytes behind"):
             out.send_nowait("no")
         assert [(await sub.get(timeout=5)).body for _ in range(20)] == list(range(20))
         await asyncio.wait_for(sending, 5)
 
 
-async def _send(out: Any, count: int) -> None:
-    for number in range(count):
-        await out.send(number)
+async def test_what_waits_for_the_turn_counts_for_the_window() -> None:
+    async with running() as node:
+        out, sub = node.pub("steady", block=True, window_bytes=5000), node.sub("steady")
+        await node.wait_for(sub="steady", timeout=5)
+        sending = asyncio.ensure_future(_send(out, [bytes(1000)] * 20))
+        publisher = node._engine.publisher
+        while not publisher.blocked("steady"):
+            await asyncio.sleep(0)
+        log = publisher.logs["steady"]
+        assert log.next_seq + len(log.staged) <= 6
+        assert len([await sub.get(timeout=5) for _ in range(20)]) == 20
+        await asyncio.wait_for(sending, 5)
+
+
+async def _send(out: Any, bodies: Iterable[Any]) -> None:
+    for body in bodies:
+        await out.send(body)
 
 
 async def test_threads_are_lent_only_what_they_take_soon() -> None:
@@ -213,10 +229,10 @@ async def test_a_window_that_is_opened_later_counts_as_well() -> None:
         subscriber.sub("*")
         await publisher.wait_for(sub="first", timeout=5)
         (reception,) = subscriber._engine.subscriptions.receptions.values()
-        assert reception.report_every is None
-        out = publisher.pub("second", block=True, window=400)
+        assert (reception.report_every, reception.report_every_bytes) == (None, None)
+        out = publisher.pub("second", block=True, window=400, window_bytes=8000)
         await out.send("and the offer has come before it")
-        while reception.report_every != 100:
+        while (reception.report_every, reception.report_every_bytes) != (100, 2000):
             await asyncio.sleep(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -69,8 +70,18 @@ def test_after_an_error_it_begins_anew() -> None:
     for wrong in ([LARGE, object()], {LARGE: {1, 2}}, ["\ud800" * LARGE_BYTES]):
         with pytest.raises((TypeError, ValueError)):
             packer.pack(wrong)
-        assert packer.pack([LARGE]).parts[1] is LARGE
+        assert bytes(packer.pack([LARGE])) == pack([LARGE])
         assert packer.pack([1]) == pack([1])
+
+
+def test_it_keeps_no_large_buffer() -> None:
+    packer = LargePacker()
+    tracemalloc.start()
+    try:
+        packer.pack([[0] * 2**21, LARGE])
+        assert tracemalloc.get_traced_memory()[0] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_packer_is_chosen_by_what_came_before() -> None:
@@ -124,4 +135,4 @@ def test_frames_hold_it(size: int) -> None:
     assert bytes(payload) == pack(data)
     assert type(payload) is (LargeBody if len(body) >= PIECE_BYTES else bytes)  # what leaves at once has to be whole
     parts = encode_published(Published("topic", "a" * 32, 1, 0, 1, None, body))
-    assert b"".join(map(bytes, parts[2::2])) == pack(data)
+    assert b"".join(parts[2::2]) == pack(data)
