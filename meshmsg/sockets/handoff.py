@@ -14,7 +14,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.topic_buffer import Source, TopicBuffer
-from meshmsg.message import Arrival, Batch, Message, describe_error
+from meshmsg.message import Arrival, Batch, Message, Settler, describe_error
 from meshmsg.wire import frames
 
 logger = logging.getLogger("meshmsg.sockets")
@@ -180,7 +180,7 @@ class Handoff:
         self._lent.extendleft(reversed(messages))
         if self.closed:
             for message in self._drain():
-                lane = message._lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
+                lane = lane_behind(message._lane)
                 self.verdicts.append((lane, message._seq, frames.RETURNED, None, "the consumer left"))
             if self.driver.owner:
                 self.bell.ring()
@@ -205,7 +205,7 @@ class Handoff:
 
     def _may_start(self, message: Message) -> bool:
         arrival = message._arrival
-        lane: InLane = arrival.lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
+        lane = lane_behind(arrival.lane)
         if lane.alive and arrival.expires_at is None:
             return True
         if lane in self._given_up:
@@ -356,7 +356,7 @@ class Handoff:
         back: list[Arrival] = []
         for message in self._drain():
             arrival = message._alone()  # apart from those that threads hold, and settle by way of this hand-off
-            arrival.lane = arrival.lane.lane  # type: ignore[attr-defined]  # what is on loan has a ThreadLane
+            arrival.lane = lane_behind(arrival.lane)
             if arrival.expires_at is not None:
                 arrival.expires_at -= offset
             back.append(arrival)
@@ -420,6 +420,13 @@ class ThreadLane:
 
     def extend(self, seq: int) -> None:
         self._handoff.settle(self.lane, seq, EXTENDED)
+
+
+def lane_behind(settler: Settler) -> InLane:
+    """The lane that a message on loan came on."""
+    assert isinstance(settler, ThreadLane), "what is on loan has one of these"
+    lane: InLane = settler.lane
+    return lane
 
 
 class ThreadPublication(ThreadLane):

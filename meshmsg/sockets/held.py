@@ -11,7 +11,7 @@ from meshmsg.driver import Driver
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.message import Event
-from meshmsg.sockets.handoff import LATE, Hand
+from meshmsg.sockets.handoff import LATE, Hand, lane_behind
 from meshmsg.wire import frames
 
 # After so long without a verdict, a consumer that asks for more is told why it gets none. Whoever works on all that it
@@ -110,7 +110,7 @@ class Held:
                 message._arrival, message._index = message._alone(), 0
                 message._arrival.lane = LeftLane(self._driver, lane)
             else:  # a thread has it, and a second verdict of such a one does nothing
-                lane = lane.lane  # type: ignore[attr-defined]  # a ThreadLane
+                lane = lane_behind(lane)
             left.add((lane, message._seq))
         count = 0
         for lane in self._inbox.lanes.values():

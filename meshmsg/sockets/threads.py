@@ -14,7 +14,7 @@ from meshmsg.engine.lane import InLane
 from meshmsg.errors import AlreadySettled, Reject
 from meshmsg.message import Event, Message, judge_by_error
 from meshmsg.options import PullOptions
-from meshmsg.sockets.handoff import Handoff
+from meshmsg.sockets.handoff import Handoff, lane_behind
 from meshmsg.sockets.workers import refuse_result
 from meshmsg.wire import frames
 
@@ -134,7 +134,7 @@ class ThreadWorkers:
         """A message asked for more time."""
         for worker in self._workers:
             message = worker.message
-            if message is not None and message._seq == seq and message._lane.lane is lane:  # type: ignore[attr-defined]  # a ThreadLane
+            if message is not None and message._seq == seq and lane_behind(message._lane) is lane:
                 worker.started_at = time.monotonic()
 
     def _note_end(self) -> None:
@@ -177,6 +177,5 @@ class ThreadWorkers:
         """Nacks in the place of a handler; what that says from now on is too late."""
         if not message.settled and self._handoff is not None:
             message.settled = True
-            lane: InLane = message._lane.lane  # type: ignore[attr-defined]  # a ThreadLane
-            self._handoff.settle(lane, message._seq, frames.NACKED, None, error)
+            self._handoff.settle(lane_behind(message._lane), message._seq, frames.NACKED, None, error)
             self._handoff.apply()

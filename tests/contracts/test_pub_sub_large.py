@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.contracts.faces import PATIENCE_S, Collected, Face
-from tests.contracts.test_pub_sub import connect, get_all
+from tests.contracts.topics import connect, get_all
 
 pytestmark = pytest.mark.guarantee("G6")
 
