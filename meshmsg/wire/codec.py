@@ -64,7 +64,7 @@ def make_packer() -> Callable[[Any], bytes]:
 def renew_packer(pack: Callable[[Any], bytes], size: int) -> Callable[[Any], bytes]:
     """What to encode with after a body of ``size`` bytes: after a large one, what does not copy large byte strings.
 
-    That returns a ``LargeBody`` instead of bytes for what has any. It would cost small bodies a quarter of their rate.
+    That returns a ``LargeBody`` instead of bytes for what has any. Small bodies take it several times as long.
     What ``make_packer`` and this did not make is left as it is.
     """
     packer = getattr(pack, "__self__", None)
