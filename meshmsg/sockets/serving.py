@@ -389,8 +389,12 @@ class CallWorkers:
         pack, check = make_packer(), method.signature.check_result
 
         def encode(item: Any) -> bytes:
+            nonlocal pack
             check(item)
-            return self._encode(served, pack, item, "item")
+            body = self._encode(served, pack, item, "item")
+            if len(body) >= LARGE_BYTES:
+                pack = renew_packer(pack, len(body))
+            return body
 
         out.wake = stir.set
         running = asyncio.ensure_future(threads.run(lambda: feed.run(function(), encode)))

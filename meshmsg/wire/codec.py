@@ -62,15 +62,15 @@ def make_packer() -> Callable[[Any], bytes]:
 
 
 def renew_packer(pack: Callable[[Any], bytes], size: int) -> Callable[[Any], bytes]:
-    """What to encode with after a body of ``size`` bytes: after a large one, what does not copy large byte strings.
+    """What to encode with after a body of ``size`` bytes: after a large one, what does not copy large strings.
 
-    That returns a ``LargeBody`` instead of bytes for what has any. Small bodies take it several times as long.
-    What ``make_packer`` and this did not make is left as it is.
+    That returns a ``LargeBody`` instead of bytes for what has any. It takes longer for small bodies, so it is given up
+    again when it finds nothing. What ``make_packer`` and this did not make is left as it is.
     """
     packer = getattr(pack, "__self__", None)
     if isinstance(packer, msgpack.Packer):
         return pack if size < LARGE_BYTES else LargePacker().pack
-    return make_packer() if isinstance(packer, LargePacker) and size < LARGE_BYTES else pack
+    return make_packer() if isinstance(packer, LargePacker) and packer.is_idle else pack
 
 
 def encode_batch(bodies: Sequence[bytes]) -> Any:

@@ -6,7 +6,7 @@ follow one another: what was encoded up to a large byte string, that string, wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import msgpack
@@ -16,9 +16,12 @@ from meshmsg.wire.models import to_plain
 # From this size on. A smaller one costs less to copy than to send apart.
 LARGE_BYTES = 2**16
 
-# A body is searched so deep, in dicts, lists and tuples of so many items at most; anything else is encoded as usual.
+# A body is searched so deep, in dicts, lists and tuples, and no more than so many items; the rest is encoded as usual.
 MAX_LEVELS = 4
-MAX_ITEMS = 64
+MAX_ITEMS = 256
+
+# After so many bodies in a row without a large string the next are not searched.
+PATIENCE = 16
 
 _BIN32, _STR32 = b"\xc6", b"\xdb"
 
@@ -79,14 +82,36 @@ def join_large(header: bytes, bodies: Sequence[bytes | LargeBody]) -> LargeBody:
 
 
 class LargePacker:
-    """Encodes bodies that may have large byte strings in them, for one socket."""
+    """Encodes bodies that may have large strings in them, for one socket.
+
+    Not in one go, as ``make_packer``'s does: if another thread changes the body meanwhile, each dict, list and tuple in
+    it is as it was at one moment.
+    """
 
     def __init__(self) -> None:
+        self._plain = _make_packer(autoreset=True).pack
         self._packer = _make_packer()
         self._parts: list[bytes] = []
+        self._left = 0  # items that may yet be searched
+        self._misses = 0  # bodies in a row without a large string
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it finds nothing any more."""
+        return self._misses >= PATIENCE
 
     def pack(self, body: Any) -> Any:
         """The encoded body: ``bytes``, or a ``LargeBody``. Raises whatever msgpack raises."""
+        if not self.is_idle:
+            return self._search(body)
+        encoded = self._plain(body)
+        if len(encoded) >= LARGE_BYTES:
+            self._misses = 0
+            self._plain = _make_packer(autoreset=True).pack
+        return encoded
+
+    def _search(self, body: Any) -> bytes | LargeBody:
+        self._left = MAX_ITEMS
         try:
             self._add(body, 0)
             self._parts.append(self._take())
@@ -94,24 +119,36 @@ class LargePacker:
         finally:
             self._parts = []
             self._packer.reset()
-        return parts[0] if len(parts) == 1 else LargeBody(parts)
+        if len(parts) == 1:
+            self._misses += 1
+            return parts[0]
+        self._misses = 0
+        return LargeBody(parts)
 
     def _add(self, value: Any, level: int) -> None:
         kind = type(value)
         if (kind is bytes or kind is str) and len(value) >= LARGE_BYTES:
             head, string = (_BIN32, value) if kind is bytes else (_STR32, value.encode())
             self._parts += (self._take() + head + len(string).to_bytes(4, "big"), string)
-        elif kind is dict and level < MAX_LEVELS and len(value) <= MAX_ITEMS:
-            self._packer.pack_map_header(len(value))
-            for key, item in value.items():
+        elif kind is dict and self._is_searched(value, level):
+            items = tuple(value.items())  # another thread must not change how many there are
+            self._packer.pack_map_header(len(items))
+            for key, item in items:
                 self._packer.pack(key)
                 self._add(item, level + 1)
-        elif (kind is list or kind is tuple) and level < MAX_LEVELS and len(value) <= MAX_ITEMS:
-            self._packer.pack_array_header(len(value))
-            for item in value:
+        elif (kind is list or kind is tuple) and self._is_searched(value, level):
+            items = tuple(value)
+            self._packer.pack_array_header(len(items))
+            for item in items:
                 self._add(item, level + 1)
         else:
             self._packer.pack(value)
+
+    def _is_searched(self, value: Sized, level: int) -> bool:
+        if level == MAX_LEVELS or len(value) > self._left:
+            return False
+        self._left -= len(value)
+        return True
 
     def _take(self) -> bytes:
         """What was encoded since the last time. A packer keeps its buffer, so one that grew large is left behind."""
@@ -123,5 +160,6 @@ class LargePacker:
         return encoded
 
 
-def _make_packer() -> Any:
-    return msgpack.Packer(default=to_plain, datetime=True, autoreset=False)
+def _make_packer(*, autoreset: bool = False) -> Any:
+    # A buffer that grows with what it gets: each thread of the blocking face has such packers, for each of its sockets.
+    return msgpack.Packer(default=to_plain, datetime=True, autoreset=autoreset, buf_size=4096)

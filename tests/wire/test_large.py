@@ -6,13 +6,14 @@ import dataclasses
 import tracemalloc
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshmsg.wire.codec import decode_batch, decode_body, encode_batch, make_packer, renew_packer
 from meshmsg.wire.frames import PIECE_BYTES, Data, Published, encode, encode_published
-from meshmsg.wire.large import LARGE_BYTES, MAX_ITEMS, MAX_LEVELS, LargeBody, LargePacker, cut
+from meshmsg.wire.large import LARGE_BYTES, MAX_ITEMS, MAX_LEVELS, PATIENCE, LargeBody, LargePacker, cut
 
 LARGE = bytes(range(256)) * (LARGE_BYTES // 256)
 SMALL_OR_LARGE = st.sampled_from([b"small", LARGE[1:], LARGE, LARGE + b"more", "text", "ä" * LARGE_BYTES, None, 7])
@@ -45,7 +46,16 @@ def test_it_is_the_same_memory(body: Any) -> None:
     assert all(part is LARGE for part in encoded.parts if len(part) > 100) and LARGE in encoded.parts
 
 
-@pytest.mark.parametrize("body", [LARGE[1:], nest(LARGE, MAX_LEVELS + 1), [0] * MAX_ITEMS + [LARGE], bytearray(LARGE)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        LARGE[1:],
+        nest(LARGE, MAX_LEVELS + 1),
+        [0] * MAX_ITEMS + [LARGE],
+        [[0] * (MAX_ITEMS - 3), [0, 0, LARGE]],  # two and all but three of them leave one
+        bytearray(LARGE),
+    ],
+)
 def test_the_rest_is_encoded_as_usual(body: Any) -> None:
     assert LargePacker().pack(body) == pack(body)
 
@@ -88,9 +98,39 @@ def test_a_packer_is_chosen_by_what_came_before() -> None:
     plain = make_packer()
     assert renew_packer(plain, LARGE_BYTES - 1) is plain
     large = renew_packer(plain, LARGE_BYTES)
-    assert isinstance(large([LARGE]), LargeBody) and large(7) == b"\x07"
-    assert renew_packer(large, LARGE_BYTES) is large
-    assert type(renew_packer(large, LARGE_BYTES - 1)([LARGE])) is bytes
+    for _ in range(3):
+        for _ in range(PATIENCE - 1):
+            assert large(7) == b"\x07" and renew_packer(large, 1) is large
+        assert isinstance(large([LARGE]), LargeBody) and renew_packer(large, LARGE_BYTES) is large
+    for _ in range(PATIENCE):
+        large(7)
+    assert type(renew_packer(large, 1)([LARGE])) is bytes
+
+
+def test_who_finds_nothing_searches_no_more_until_a_large_one_comes() -> None:
+    packer = LargePacker()
+    for _ in range(PATIENCE):
+        packer.pack(7)
+    assert type(packer.pack([LARGE])) is bytes
+    assert isinstance(packer.pack([LARGE]), LargeBody)
+
+
+def test_what_another_thread_changes_is_well_formed() -> None:
+    """As it was at one moment: more items than the header says would end the link (G11)."""
+
+    shared: list[Any] = [0]
+    mapping: dict[Any, Any] = {0: 0}
+
+    def change(value: Any) -> Any:
+        shared.append(len(shared))
+        mapping[len(mapping)] = 0
+        return 0
+
+    packer = LargePacker()
+    packer._packer = msgpack.Packer(default=change, autoreset=False)
+    body = [LARGE, shared, mapping, 1]
+    shared[0] = mapping[0] = object()
+    assert decode_body(packer.pack(body)) == [LARGE, [0], {0: 0, 1: 0}, 1]
 
 
 def test_one_of_the_users_own_stays() -> None:
