@@ -99,6 +99,7 @@ class Driver:
         self.scheduled = False  # whether a turn is to come
         self._timer: TimerHandle | None = None
         self._timer_at = 0.0
+        self.turns = 0
         self._time_is_due = True
         self._own: list[list[bytes]] = []  # frames of this node to itself
         self._conditions: dict[asyncio.Future[None], Callable[[], bool]] = {}
@@ -134,6 +135,7 @@ class Driver:
     def turn(self) -> None:
         """Everything that has happened, in one batch; now, instead of when the loop gets to it."""
         self.scheduled = False
+        self.turns += 1
         loop, transport = self._loop, self._transport
         if loop is None or transport is None or not (self.owner or self._retired):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -16,13 +17,15 @@ from meshmsg.blocking.packing import ThreadPacker
 from meshmsg.checks import require_items
 from meshmsg.driver import Driver
 from meshmsg.engine.run import Details
-from meshmsg.errors import NodeClosed, OutboxFull
+from meshmsg.errors import ConfigurationError, NodeClosed, OutboxFull
 from meshmsg.sockets import pub_sub
 from meshmsg.sockets.bare_pub_sub import BarePub, BareSub
 from meshmsg.sockets.group_sub import GroupSub
 from meshmsg.sockets.handoff import Bell
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
 from meshmsg.wire.large import LARGE_BYTES
+
+logger = logging.getLogger("meshmsg.blocking")
 
 PART = 1024  # messages encoded and put down at a time
 # What threads may have put down that the loop has not published yet.
@@ -87,7 +90,7 @@ class Pub(Face[pub_sub.Pub]):
         """
         name, encoded, details = self._prepare(body, topic, headers, key, priority)
         while not self._put_down(name, [encoded], len(encoded), details):
-            self._wait_for_room()
+            self._wait_for_room(1, len(encoded))
 
     def send_nowait(
         self,
@@ -109,7 +112,7 @@ class Pub(Face[pub_sub.Pub]):
         """
         self._require_open()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
-        name = self._async._require_fitting(topic)
+        name = self._choose_topic(topic)
         for part in encode_parts(self._packer.pack, bodies, PART):
             self._put_many(name, part)
 
@@ -135,12 +138,17 @@ class Pub(Face[pub_sub.Pub]):
         encoded = encode(pack, body)
         if len(encoded) > LARGE_BYTES:
             self._packer.renew(len(encoded))
-        name = self._async._require_fitting(topic)
+        name = self._choose_topic(topic)
         self._require_open()
         require_size(encoded, self.pattern, self._async._max_bytes)
         if headers is None and key is None and not priority:
             return name, encoded, None
         return name, encoded, make_details(pack, key, priority, None, None, headers, 0.0)
+
+    def _choose_topic(self, topic: str | None) -> str:
+        name = self._async._require_fitting(topic)
+        self._async._publisher.require_place(name)
+        return name
 
     def _require_open(self) -> None:
         if not self._driver.owner:
@@ -151,7 +159,7 @@ class Pub(Face[pub_sub.Pub]):
     def _put_down(self, name: str, bodies: list[bytes], size: int, details: Details | None) -> bool:
         """Whether there was room for them."""
         with self._lock:
-            if self._count and (self._count + len(bodies) > self._limit or self._bytes + size > self._limit_bytes):
+            if not self._fits(len(bodies), size):
                 return False
             self._count += len(bodies)
             self._bytes += size
@@ -167,19 +175,22 @@ class Pub(Face[pub_sub.Pub]):
         for stretch in pub_sub.cut(encoded, min(PART, self._limit)):
             part = encoded[stretch]
             self._require_open()
-            while not self._put_down(name, part, sum(map(len, part)), None):
-                self._wait_for_room()
+            size = sum(map(len, part))
+            while not self._put_down(name, part, size, None):
+                self._wait_for_room(len(part), size)
 
-    def _wait_for_room(self) -> None:
-        self._running_loop().wait(self._until_room())
+    def _fits(self, count: int, size: int) -> bool:
+        """Whether these may be put down; into what is empty any may."""
+        return not self._count or (self._count + count <= self._limit and self._bytes + size <= self._limit_bytes)
+
+    def _wait_for_room(self, count: int, size: int) -> None:
+        self._running_loop().wait(self._until_room(count, size))
         self._require_open()
 
-    async def _until_room(self) -> None:
-        # Half of it: what is gained by waiting is fewer and larger bursts.
-        await self._driver.until(lambda: self._async._closed or self._has_half())
-
-    def _has_half(self) -> bool:
-        return self._count * 2 <= self._limit and self._bytes * 2 <= self._limit_bytes
+    async def _until_room(self, count: int, size: int) -> None:
+        # Half of it at least: what is gained by waiting is fewer and larger bursts.
+        most, most_bytes = max(count, self._limit // 2), max(size, self._limit_bytes // 2)
+        await self._driver.until(lambda: self._async._closed or self._fits(most, most_bytes))
 
     # -- in the loop -----------------------------------------------------------------------------------------
 
@@ -214,7 +225,11 @@ class Pub(Face[pub_sub.Pub]):
         try:
             while self._put:
                 name, bodies, details = self._put[0]
-                count = self._async._pass_on(name, bodies, details, heedless=heedless)
+                try:
+                    count = self._async._pass_on(name, bodies, details, heedless=heedless)
+                except ConfigurationError:  # two threads had the last topic that there is a place for
+                    logger.exception("%d messages to %r are lost", len(bodies), name)
+                    count = len(bodies)
                 taken += count
                 size += sum(map(len, bodies[:count]))
                 if count < len(bodies):

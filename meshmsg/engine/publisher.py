@@ -24,6 +24,7 @@ MAX_ENTRIES = 2_000  # topics in one START or BEACON
 MAX_BEACONS = 4_000  # topics told to one subscriber at a heartbeat: it can repair no more until the next
 ANSWER_BYTES = 2**20  # of repairs to one subscriber in one turn, and in one answer
 REPAIR_BYTES_IN_ALL = 64 * 2**20  # kept for repairs over all topics without a history
+MAX_LOOKS = 100  # topics that are looked at in a turn for what can be forgotten of them
 START_AGAIN_S = 1.0
 START_PART_S = 0.1  # later for each full part of it: so long it may take to be read
 
@@ -159,20 +160,11 @@ class Publisher:
 
     def publish(self, topic: str, body: bytes, headers: dict[str, Any] | None = None) -> int:
         """Stages a message and returns its number. The caller has checked the topic and looked at ``blocked``."""
+        headers_size = frames.measure_details(None, headers) if headers else 0
         log = self.logs.get(topic) or self._open(topic)
         if not log.staged:
             self.staged.append(log)
-        if headers:
-            try:
-                return log.stage(body, headers, frames.measure_details(None, headers))
-            except Exception:
-                if not log.staged:
-                    self.staged.pop()
-                raise
-        staged = log.staged
-        staged.append(body)
-        log.staged_bytes += len(body)
-        return log.next_seq + len(staged) - 1
+        return log.stage(body, headers, headers_size)
 
     def publish_many(self, topic: str, bodies: list[bytes]) -> int:
         """Stages messages without headers and returns the number of the first."""
@@ -195,7 +187,7 @@ class Publisher:
                 broadcasts.append(Broadcast(log.topic, entry.first_seq, entry.bodies, entry.headers))
             self.published += log.next_seq - before
             self._touched[log.topic] = None
-            if not log.options.history and not log.options.window:
+            if not log.options.history:
                 self._repairs[log.topic] = log
                 self._repairs.move_to_end(log.topic)
                 self._repairs_cost += log.cost - cost
@@ -203,12 +195,16 @@ class Publisher:
             self._shed()
         return broadcasts
 
-    def _open(self, topic: str) -> TopicLog:
-        if len(self.logs) >= MAX_TOPICS:
+    def require_place(self, topic: str) -> None:
+        """Raises ``ConfigurationError`` for one topic too many."""
+        if len(self.logs) >= MAX_TOPICS and topic not in self.logs:
             raise ConfigurationError(
                 f"{MAX_TOPICS} topics are published here already, {topic!r} is one too many: "
                 "put what varies without end into headers or the body"
             )
+
+    def _open(self, topic: str) -> TopicLog:
+        self.require_place(topic)
         found = self._options.match(topic)
         log = self.logs[topic] = TopicLog(topic, DEFAULT_OPTIONS)
         self._adopt(log, found[0] if found else DEFAULT_OPTIONS)
@@ -218,7 +214,7 @@ class Publisher:
         if self._repairs.pop(log.topic, None) is not None:
             self._repairs_cost -= log.cost
         log.options = options
-        if log.entries and not options.history and not options.window:
+        if log.entries and not options.history:
             self._repairs[log.topic] = log
             self._repairs_cost += log.cost
         _put(self._windowed, log, bool(options.window))
@@ -228,24 +224,26 @@ class Publisher:
         self._set_limit(log)
 
     def _shed(self) -> None:
-        """Forgets the least recently published topics, then all but the newest batch of the last one."""
-        while self._repairs_cost > REPAIR_BYTES_IN_ALL:
+        """Forgets the least recently published topics, then all but the newest batch of the last one.
+
+        What sending waits for is kept, and its topic gets another turn; only some of these are looked at.
+        """
+        for _ in range(min(MAX_LOOKS, len(self._repairs))):
+            if self._repairs_cost <= REPAIR_BYTES_IN_ALL:
+                return
             if len(self._repairs) == 1:
                 (log,) = self._repairs.values()
                 self._repairs_cost -= log.shed(1)
                 return
-            _, log = self._repairs.popitem(last=False)
+            topic, log = self._repairs.popitem(last=False)
             self._repairs_cost -= log.shed(0)
+            if log.entries:
+                self._repairs[topic] = log
 
     def delete_retained(self, topic: str) -> bool:
         """Late joiners get no last value of this topic until the next is published; says whether there was one."""
         log = self.logs.get(topic)
         return log is not None and log.delete_retained()
-
-    def retained(self, topic: str) -> bytes | None:
-        """The last value of a topic, encoded; None if there is none."""
-        log = self.logs.get(topic)
-        return log.retained[1] if log is not None and log.retained is not None else None
 
     # -- subscribers -----------------------------------------------------------------------------------------
 
@@ -388,12 +386,14 @@ class Publisher:
         elif follower.start is None and follower.confirmed:  # it lost what it knew
             self._take_stock(follower)
 
-    def room(self, topic: str) -> int:
-        """How many messages may follow before ``blocked``."""
+    def room(self, topic: str) -> tuple[int, int]:
+        """How many messages, and bytes, may follow before ``blocked``; the last message may go beyond the bytes."""
         log = self.logs.get(topic)
-        if log is None:
-            return frames.MAX_SEQ
-        return 0 if log.blocked else log.behind_limit - log.next_seq - len(log.staged)
+        return log.room if log is not None else (frames.MAX_SEQ, frames.MAX_SEQ)
+
+    def count_fitting(self, topic: str, bodies: list[bytes]) -> int:
+        """How many of these may follow, of which the last may go beyond the bytes."""
+        return (self.logs.get(topic) or self._open(topic)).count_fitting(bodies)
 
     def blocked(self, topic: str) -> bool:
         """Whether sending has to wait for the slowest subscriber; the end of it is told by ``unblocked``."""

@@ -113,7 +113,7 @@ class TopicLog:
         self.retained: tuple[int, bytes, dict[str, Any] | None] | None = None
         self.retain_from = 0  # older messages are not retained: that was taken back
         self.staged: list[bytes] = []
-        self.staged_bytes = 0  # counted with a window only
+        self.staged_bytes = 0  # headers included; right where there is a window
         self.staged_headers: dict[int, tuple[dict[str, Any], int]] | None = None  # with their size
         self.followers: tuple[Any, ...] = ()  # whoever subscribed to it
         self.followers_of = -1  # the generation of subscriptions that these are of
@@ -126,7 +126,7 @@ class TopicLog:
         """Takes a message for this turn and returns its number."""
         seq = self.next_seq + len(self.staged)
         self.staged.append(body)
-        self.staged_bytes += len(body)
+        self.staged_bytes += len(body) + headers_size
         if headers:
             if self.staged_headers is None:
                 self.staged_headers = {}
@@ -170,11 +170,24 @@ class TopicLog:
     # -- waiting for the slowest -----------------------------------------------------------------------------
 
     @property
+    def room(self) -> tuple[int, int]:
+        """How many messages, and bytes, may follow until sending has to wait."""
+        return self.behind_limit - self.next_seq - len(self.staged), self.behind_size - self.size - self.staged_bytes
+
+    def count_fitting(self, bodies: list[bytes]) -> int:
+        """How many of these may follow until then; the last may go beyond the bytes."""
+        count, size = self.room
+        most = max(0, min(count, len(bodies)))
+        for index in range(most):
+            if size <= 0:
+                return index
+            size -= len(bodies[index])
+        return most
+
+    @property
     def blocked(self) -> bool:
         """Whether sending has to wait."""
-        return (
-            self.next_seq + len(self.staged) >= self.behind_limit or self.size + self.staged_bytes >= self.behind_size
-        )
+        return min(self.room) <= 0
 
     def limit(self, slowest: int | None) -> None:
         """Says which number the slowest subscriber expects next; None if nobody has to be waited for."""
@@ -197,9 +210,12 @@ class TopicLog:
             self._drop_oldest()
 
     def shed(self, keep: int) -> int:
-        """Drops the oldest batches except ``keep`` of them, when memory over all topics runs out; returns the bytes."""
+        """Drops the oldest batches except ``keep`` of them, when memory over all topics runs out; returns the bytes.
+
+        None that sending waits for.
+        """
         before = self.cost
-        while len(self.entries) > keep:
+        while len(self.entries) > keep and not self._is_awaited(self.entries[0]):
             self._drop_oldest()
         return before - self.cost
 
@@ -208,9 +224,13 @@ class TopicLog:
         self.cost -= entry.size + OVERHEAD_BYTES * len(entry.bodies)
 
     def _repairs(self, entry: Entry) -> bool:
-        if self.options.window and entry.stop > self.behind_limit - self.options.window:
-            return True  # a subscriber's buffer is full: sending waits for it, so nothing may be lost meanwhile
+        if self._is_awaited(entry):
+            return True
         return self.next_seq - entry.stop < REPAIR_MESSAGES and self.size - entry.bytes_before <= REPAIR_BYTES
+
+    def _is_awaited(self, entry: Entry) -> bool:
+        """Whether a subscriber has yet to get it and sending waits for that; so nothing may be lost meanwhile."""
+        return bool(self.options.window) and entry.stop > self.behind_limit - self.options.window
 
     def _remembers(self, entry: Entry, now: float) -> bool:
         """Whether the history reaches back to the last message of a batch, whose headers don't count here."""

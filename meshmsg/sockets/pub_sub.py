@@ -82,6 +82,7 @@ class Pub(Shown):
         # Bodies up to this many bytes are let in by count, while the burst lasts.
         self._small = min(SMALL, max_message_bytes)
         self._burst = 0
+        self._burst_turn = -1  # in which it began
         self._closed = False
 
     async def send(
@@ -122,7 +123,7 @@ class Pub(Shown):
             await self._let_in(encoded)
         self._burst -= 1
         if self._blocks and (self._lines or self._publisher.blocked(name)):
-            await self._wait_for(name)
+            await self._wait_for(name, size)
         if headers is None and key is None and not priority:
             if self._groups.busy and (self._line.busy or not self._groups.promise(name, size)):
                 await self._wait_for_groups(name, size, None)
@@ -183,16 +184,17 @@ class Pub(Shown):
     async def _publish_part(self, name: str, part: list[bytes]) -> None:
         if sum(map(len, part)) > min(self._max_bytes, LARGE_BYTES):
             self._check(max(part, key=len))
-        for stretch in cut(part, self.options.window if self._blocks else SEND_BURST):
+        for stretch in cut(part, SEND_BURST):
             await yield_turn()
-            if self._blocks:
-                await self._wait_for(name)
             self._require_open()
             rest = part[stretch]
             while rest:
                 count = len(rest)
+                if self._blocks:
+                    await self._wait_for(name, len(rest[0]))
+                    count = self._publisher.count_fitting(name, rest)
                 if self._groups.busy:
-                    count = 0 if self._line.busy else self._groups.promise_many(name, rest)
+                    count = 0 if self._line.busy else self._groups.promise_many(name, rest[:count])
                     if not count:
                         await self._wait_for_groups(name, len(rest[0]), None)
                         count = 1
@@ -240,10 +242,13 @@ class Pub(Shown):
 
         With ``details`` there is one body. Everything has been checked.
         """
-        count = len(bodies)
         headers = details.headers if details is not None else None
-        if not heedless and not self._has_room(name, len(bodies[0]), headers):
-            return 0
+        if not heedless:
+            if not self._has_room(name, len(bodies[0]), headers):
+                return 0
+            if self._blocks:
+                bodies = bodies[: self._publisher.count_fitting(name, bodies)]
+        count = len(bodies)
         if self._groups.busy:
             if details is not None:
                 self._groups.promise(name, len(bodies[0]), headers)
@@ -305,22 +310,29 @@ class Pub(Shown):
         self._check(encoded)
         self._driver.require_loop()
         share = -(-len(encoded) // SMALL)  # as many small ones
-        if self._burst < share:
+        while self._burst < share:
+            self._driver.wake()
             await yield_turn()
             self._require_open()
-            self._burst = max(SEND_BURST, share)
+            if self._burst_turn != self._driver.turns:  # else somebody else who waited here has used it up
+                self._burst, self._burst_turn = max(SEND_BURST, share), self._driver.turns
         self._burst -= share - 1
 
-    async def _wait_for(self, name: str) -> None:
-        """Until no subscriber of a topic is too far behind, and nobody else waits for that."""
+    async def _wait_for(self, name: str, size: int) -> None:
+        """Until no subscriber of a topic is too far behind for a body, and nobody else waits for that."""
         publisher = self._publisher
         line = self._lines.get(name)
         if line is None:
             if not publisher.blocked(name):
                 return
             line = self._lines[name] = Line(self._driver, self._require_open)
+
+        def room() -> tuple[int, int]:
+            count, left = publisher.room(name)
+            return count, left + size - 1 if left > 0 else 0  # it may go beyond
+
         try:
-            await line.wait(0, lambda: (publisher.room(name), 0), lambda: not publisher.blocked(name))
+            await line.wait(size, room, lambda: not publisher.blocked(name))
         finally:
             if not line.busy:
                 self._lines.pop(name, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshmsg.engine.publisher import Publisher
 from meshmsg.engine.subscription import Gap as Missed
 from meshmsg.engine.topics import matches
 from meshmsg.message import Gap, Message
@@ -174,7 +175,7 @@ class TopicBooks:
             replay, options = sub.options.replay, record.options
             due = (
                 (replay == "history" and options.history > 0 and options.history_s is None and not record.mixed)
-                or (replay == "latest" and record.node.engine.publisher.retained(record.topic) is not None)
+                or (replay == "latest" and _has_retained(record.node.engine.publisher, record.topic))
             ) and self._is_offered(record)
             due = due or (view is not None and (view.next is not None or view.required is not None))
             at = view.next if view is not None else None
@@ -206,3 +207,8 @@ class TopicBooks:
     @staticmethod
     def _is_offered(record: Record) -> bool:
         return any(matches(pub.pattern, record.topic) for pub in record.node.pubs)
+
+
+def _has_retained(publisher: Publisher, topic: str) -> bool:
+    log = publisher.logs.get(topic)
+    return log is not None and log.retained is not None

@@ -91,11 +91,11 @@ def test_a_topic_is_compared_with_groups_and_with_no_other_topic(compared: list[
 def test_how_much_may_follow() -> None:
     publisher = Publisher()
     publisher.declare("a", KINDS[2])
-    assert publisher.room("a") > 10**6  # nobody is there who could be behind
+    assert min(publisher.room("a")) > 10**6  # nobody is there who could be behind
     publisher.publish("a", b"1")
     publisher.logs["a"].behind_limit = 9
     for number in range(1, 9):
-        assert (publisher.room("a"), publisher.blocked("a")) == (9 - number, False)
+        assert (publisher.room("a")[0], publisher.blocked("a")) == (9 - number, False)
         publisher.publish("a", b"1")
         publisher.collect(0.0)
-    assert (publisher.room("a"), publisher.blocked("a")) == (0, True)
+    assert (publisher.room("a")[0], publisher.blocked("a")) == (0, True)

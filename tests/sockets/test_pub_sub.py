@@ -120,11 +120,17 @@ async def test_who_waits_in_send_is_woken_by_room_and_by_nothing_else() -> None:
         await asyncio.wait_for(sending, 5)
 
 
-async def test_what_waits_for_the_turn_counts_for_the_window() -> None:
+@pytest.mark.parametrize("window", [{"window_bytes": 5000}, {"window": 5}])
+@pytest.mark.parametrize("how", ["send", "send_many", "gather"])
+async def test_what_waits_for_the_turn_counts_for_the_window(window: dict[str, Any], how: str) -> None:
     async with running() as node:
-        out, sub = node.pub("steady", block=True, window_bytes=5000), node.sub("steady")
+        out, sub = node.pub("steady", block=True, **window), node.sub("steady")
         await node.wait_for(sub="steady", timeout=5)
-        sending = asyncio.ensure_future(_send(out, [bytes(1000)] * 20))
+        bodies = [bytes(1000)] * 20
+        ways = {"send": _send(out, bodies), "send_many": out.send_many(bodies), "gather": _send_at_once(out, bodies)}
+        sending = asyncio.ensure_future(ways.pop(how))
+        for other in ways.values():
+            other.close()
         publisher = node._engine.publisher
         while not publisher.blocked("steady"):
             await asyncio.sleep(0)
@@ -132,6 +138,24 @@ async def test_what_waits_for_the_turn_counts_for_the_window() -> None:
         assert log.next_seq + len(log.staged) <= 6
         assert len([await sub.get(timeout=5) for _ in range(20)]) == 20
         await asyncio.wait_for(sending, 5)
+
+
+async def _send_at_once(out: Any, bodies: Iterable[Any]) -> None:
+    await asyncio.gather(*map(out.send, bodies))
+
+
+async def test_who_sends_at_once_shares_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as node:
+        out, publisher = node.pub("large"), node._engine.publisher
+        collect, counts = publisher.collect, list[int]()
+
+        def count(now: float) -> Any:
+            counts.append(sum(len(log.staged) for log in publisher.staged))
+            return collect(now)
+
+        monkeypatch.setattr(publisher, "collect", count)
+        await _send_at_once(out, [bytes(2**19)] * 20)
+        assert sum(counts) >= 18 and max(counts) <= 3
 
 
 async def _send(out: Any, bodies: Iterable[Any]) -> None:
