@@ -191,9 +191,9 @@ class PubOptions:
         Let ``send`` wait for a subscriber that is ``window`` messages behind, or ``window_bytes``, instead of having it
         lose some.
     window, window_bytes:
-        Messages of a topic, and bytes of their bodies, that the slowest subscriber may be behind; they count with
-        ``block``, and one message may go beyond. Behind is what it has yet to receive: what waits in its ``buffer`` it
-        has. So handlers set the pace only with a small ``buffer`` there.
+        Messages of a topic, and bytes of their bodies and headers, that the slowest subscriber may be behind; they
+        count with ``block``, and one message may go beyond the bytes. Behind is what it has yet to receive: what waits
+        in its ``buffer`` it has. So handlers set the pace only with a small ``buffer`` there.
     will:
         A body that every subscriber of the topic gets when this node is gone without a goodbye: crashed, killed, or out
         of reach. It has the header ``will``. Needs one topic, and has 4 KiB at most.

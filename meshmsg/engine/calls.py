@@ -215,7 +215,8 @@ class Calls:
         if limit is not None and len(call.body) > limit:
             if call.number in self._table:
                 return None  # a hedge, and only the first one takes as much
-            text = f"{provider.name!r} takes {limit} bytes of arguments, got {len(call.body)}: stream them, items=..."
+            text = f"{provider.name!r} takes {limit} bytes of arguments, got {len(call.body)}: raise"
+            text += " Node(max_message_bytes=) there, or have the method take them as a stream (items=)"
             self._report(call, None, BodyTooLarge(f"{call.service}.{call.method}: {text}"))
             return None
         if call.attempts == 0:

@@ -132,6 +132,8 @@ def _why_unsendable(value: Any) -> str:
         return "MessagePack carries integers of 64 bits; send str(value)"
     if isinstance(value, str):
         return "the text is not valid Unicode (a lone surrogate); send bytes, as of os.fsencode(value)"
+    if isinstance(value, memoryview):
+        return "a memoryview with gaps in it; send bytes(value)"
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     for base in type(value).__mro__:
         if base.__name__ in _INSTEAD:

@@ -48,7 +48,7 @@ pack = make_packer()
 
 
 def encode_error(body: Any) -> EncodeError:
-    with pytest.raises((TypeError, ValueError, OverflowError, LookupError)) as caught:
+    with pytest.raises((TypeError, ValueError, OverflowError, LookupError, BufferError)) as caught:
         pack(body)
     return explain_encode_error(body, caught.value)
 
@@ -250,6 +250,7 @@ DEEP.append(DEEP)
         ({"a": ({"b": Decimal(1)},)}, "body['a'][0]['b']", "decimal.Decimal; send str(value)"),
         ({(1, Decimal(2)): 1}, "body key (1, Decimal('2'))[1]", "send str(value)"),
         ([{1}], "body[0]", "send list(value)"),
+        ([memoryview(b"abcd")[::2]], "body[0]", "with gaps in it; send bytes(value)"),
         ([frozenset()], "body[0]", "send list(value)"),
         ((each for each in ()), "body", "send list(value)"),
         ([PurePosixPath("a")], "body[0]", "send str(value)"),
