@@ -190,13 +190,17 @@ sys.exit(failed)
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_every_module_imports_alone(part: int, tmp_path: Path) -> None:
+def test_every_module_imports_alone(part: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     names = sorted(MODULES.keys() - {"meshmsg.__main__"})[part::4]
     lines = [f"{name}={'real' if needs_facade(name) else 'empty'}" for name in names]
     result = subprocess.run(
         [sys.executable, "-c", IMPORT_EACH_ALONE, meshmsg.__path__[0]],
         # Compiled once and not for each: some environments forbid Python to keep what it has compiled.
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)},
+        env={
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(tmp_path_factory.getbasetemp().parent / "compiled"),
+        },
         input="\n".join(lines),
         capture_output=True,
         text=True,

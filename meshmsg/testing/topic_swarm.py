@@ -70,7 +70,7 @@ class TopicSwarm:
             "history_s": chance.choice((None, None, 1.0)) if history else None,
             "block": chance.random() < 0.25,
             "window": chance.choice((1, 4, 50)),
-            "window_bytes": chance.choice((1, 100, 2**26)),
+            "window_bytes": chance.choice((100, 2**26, 2**26)),
         }
 
     # -- the cast --------------------------------------------------------------------------------------------
