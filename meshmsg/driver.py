@@ -99,7 +99,7 @@ class Driver:
         self.scheduled = False  # whether a turn is to come
         self._timer: TimerHandle | None = None
         self._timer_at = 0.0
-        self.turns = 0
+        self.turns = 0  # taken so far; who gives way to others sees by it whether one was taken meanwhile
         self._time_is_due = True
         self._own: list[list[bytes]] = []  # frames of this node to itself
         self._conditions: dict[asyncio.Future[None], Callable[[], bool]] = {}

@@ -22,5 +22,5 @@ class ThreadPacker(threading.local):
         return encoded
 
     def renew(self, size: int) -> None:
-        """A new one for this thread after a body of so many bytes, if that is large."""
+        """After a body of so many bytes: what this thread encodes the next one with (``renew_packer``)."""
         self.pack = renew_packer(self.pack, size)

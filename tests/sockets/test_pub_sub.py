@@ -140,6 +140,25 @@ async def test_what_waits_for_the_turn_counts_for_the_window(window: dict[str, A
         await asyncio.wait_for(sending, 5)
 
 
+async def test_a_body_larger_than_the_window_goes_alone() -> None:
+    async with running() as node:
+        out, sub = node.pub("steady", block=True, window_bytes=1000), node.sub("steady")
+        await node.wait_for(sub="steady", timeout=5)
+        sending = asyncio.ensure_future(_send(out, [bytes(5000)] * 5))
+        assert len([await sub.get(timeout=5) for _ in range(5)]) == 5
+        await asyncio.wait_for(sending, 5)
+
+
+@pytest.mark.parametrize(
+    ("window", "taken"), [({"window": 5}, 5), ({"window_bytes": 5}, 5), ({"window_bytes": 99}, 20)]
+)
+async def test_what_threads_put_down_is_passed_on_as_far_as_the_window_goes(window: dict[str, Any], taken: int) -> None:
+    async with running() as node:
+        out, _ = node.pub("steady", block=True, **window), node.sub("steady")
+        await node.wait_for(sub="steady", timeout=5)
+        assert out._pass_on("steady", [b"\x01"] * 20, None) == taken
+
+
 async def _send_at_once(out: Any, bodies: Iterable[Any]) -> None:
     await asyncio.gather(*map(out.send, bodies))
 
