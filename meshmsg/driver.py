@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from meshmsg.busy_poll import BusyPoll
 from meshmsg.checks import require_number
+from meshmsg.deadlines import Deadlines, TimedLoop, TimerHandle
 from meshmsg.engine.effects import Dial, Effects, Outcome
 from meshmsg.engine.engine import Engine
 from meshmsg.engine.peers import SELF_LINK, SELF_ROUTE
@@ -29,18 +30,10 @@ LINGER_MS = 100
 WATCHDOG_S = 1.0
 
 
-class TimerHandle(Protocol):
-    """What ``call_at`` returns."""
-
-    def cancel(self) -> None: ...
-
-
-class Loop(Protocol):
+class Loop(TimedLoop, Protocol):
     """The part of an event loop that the driver needs; the simulator has one of its own."""
 
-    def time(self) -> float: ...
     def call_soon(self, callback: Callable[[], Any], /) -> Any: ...
-    def call_at(self, when: float, callback: Callable[[], Any], /) -> TimerHandle: ...
 
 
 class Broadcast(Protocol):
@@ -90,6 +83,7 @@ class Driver:
         self.on_dead: Callable[[list[DeadLetter]], None] = lambda letters: None
         self.on_events: Callable[[list[Event]], None] = lambda events: None
         self.on_topology: list[Callable[[], None]] = []
+        self.deadlines: Deadlines  # of who waits for something; from the start on
         self._topology = 0
         self._loop: Loop | None = None
         self._transport: Links | None = None
@@ -111,6 +105,7 @@ class Driver:
     def start(self, loop: Loop, transport: Links, busy_poll: BusyPoll | None = None) -> None:
         """Begins to turn."""
         self._loop = loop
+        self.deadlines = Deadlines(loop)
         self._busy_poll = busy_poll
         self._transport = transport
         self.owner = threading.get_ident()
@@ -127,6 +122,13 @@ class Driver:
                 self.require_loop()  # which takes longer to find out, and most turns are asked for in the loop
             self.scheduled = True
             self._loop.call_soon(self._take_turn)
+
+    def hurry(self) -> None:
+        """A turn right now, for one who has nothing to share it with; unless one is to come anyway."""
+        if self.scheduled or self._loop is None:
+            self.wake()
+        else:
+            self.turn()
 
     def _take_turn(self) -> None:
         if self.scheduled:  # else something took it already
@@ -295,14 +297,16 @@ class Driver:
         self.require_loop()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._conditions[future] = condition
+        if timeout is not None:
+            self.deadlines.put(future, self.now() + timeout)
         self.wake()
         try:
-            async with asyncio.timeout(timeout):
-                await future
+            await future
         except TimeoutError:
             return condition()
         finally:
             self._conditions.pop(future, None)
+            self.deadlines.discard(future)
         return True
 
     def _check_conditions(self) -> None:
@@ -390,6 +394,8 @@ class Driver:
         if self._busy_poll is not None:
             self._busy_poll.stop()
         self._check_conditions()
+        if self._loop is not None:
+            self.deadlines.stop()
 
 
 _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()

@@ -153,7 +153,8 @@ class Push(Face[push_pull.Push]):
         encoded = self._encode(body)
         details = self._make_details(**options) if options else None
         put = functools.partial(self._put_from_loop, encoded, details)
-        return self._running_loop().wait(self._async._track(put, timeout))
+        wait_for_room = functools.partial(self._make_room, len(encoded))
+        return self._running_loop().wait(self._async._deliver(put, wait_for_room, timeout))
 
     def flush(self, timeout: float | None = None) -> None:
         """Waits until nothing is pending: every message is processed or dead. Raises ``WaitTimeout``."""
@@ -242,13 +243,13 @@ class Push(Face[push_pull.Push]):
             else:
                 self._wait_for_room(len(encoded[start]))
 
-    async def _put_from_loop(self, encoded: bytes, details: Details | None) -> str:
+    def _put_from_loop(self, encoded: bytes, details: Details | None) -> int | None:
         """As ``send``, but where nothing can happen between the number and what its caller does next."""
-        while (number := self._outbox.put(encoded, details)) == NO_ROOM:
-            await self._make_room(len(encoded))
+        number = self._outbox.put(encoded, details)
+        if number == NO_ROOM:
+            return None
         self._outbox.absorb(self._driver.now())
-        self._driver.wake()
-        return f"{self._prefix}{number}"
+        return number
 
     def _wait_for_room(self, size: int) -> None:
         self._running_loop().wait(self._make_room(size))

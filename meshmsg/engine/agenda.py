@@ -37,6 +37,10 @@ class Agenda(Generic[T]):
         self._entries += 1  # among equal times the first comes first, and things need no order
         heapq.heappush(self._heap, (at, self._entries, thing))
 
+    def discard(self, thing: T) -> None:
+        """Notes no time for this any more."""
+        self._times.pop(thing, None)
+
     def take(self, now: float) -> list[T]:
         """What is due by now, soonest first. It is noted no more."""
         taken: list[T] = []

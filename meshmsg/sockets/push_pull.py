@@ -149,19 +149,31 @@ class Push(Shown):
         """Like ``send``, but raises ``OutboxFull`` instead of waiting (G5)."""
         encoded = encode(self._pack, body)
         self._check(encoded)
+        self._driver.wake()  # before it is accepted: in another loop this raises
+        number = self._put(encoded, key, priority, ttl, delay, headers)
+        if number is None:
+            raise OutboxFull(self._describe_full())
+        return f"{self._prefix}{number}"
+
+    def _put(
+        self,
+        encoded: bytes,
+        key: str | None = None,
+        priority: int = 0,
+        ttl: float | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> int | None:
+        """Accepts a message and returns its number; None if it has to wait for room (G5)."""
         outbox = self._outbox
         if not outbox.fits(len(encoded)):
             if self._blocks:
-                raise OutboxFull(self._describe_full())
+                return None
             if not outbox.drop_for(len(encoded), self._driver.now()):
-                number = self._push_detailed(encoded, key, priority, ttl, delay, headers, has_room=False)
-                return f"{self._prefix}{number}"
+                return self._push_detailed(encoded, key, priority, ttl, delay, headers, has_room=False)
         if headers is None and key is None and ttl is None and delay is None and not priority:
-            self._driver.wake()
-            number = outbox.push(encoded)
-        else:
-            number = self._push_detailed(encoded, key, priority, ttl, delay, headers)
-        return f"{self._prefix}{number}"
+            return outbox.push(encoded)
+        return self._push_detailed(encoded, key, priority, ttl, delay, headers)
 
     async def send_many(self, bodies: Iterable[Any]) -> MessageIds:
         """Accepts many plain messages; faster than one ``send`` each. Waits while the outbox is full (G5).
@@ -215,30 +227,42 @@ class Push(Shown):
         ``timeout`` seconds; a message that was accepted by then is still on its way.
         """
         require_known("deliver()", options, DELIVER_OPTIONS)
-        return await self._track(lambda: self.send(body, **options), timeout)
+        encoded = encode(self._pack, body)
+        self._check(encoded)
+        return await self._deliver(
+            lambda: self._put(encoded, **options), lambda: self._wait_for_room(len(encoded)), timeout
+        )
 
-    async def _track(self, send: Callable[[], Awaitable[str]], timeout: float | None) -> str:
-        """Waits until a message is sent and settled; what ``deliver`` of either face does."""
+    async def _deliver(
+        self, put: Callable[[], int | None], wait_for_room: Callable[[], Awaitable[Any]], timeout: float | None
+    ) -> str:
+        """Waits until a message is accepted and settled; what ``deliver`` of either face does."""
+        driver = self._driver
         if timeout is not None:
             require_number("deliver(timeout=)", timeout, at_least=0)
-        message_id = ""
-        number = -1
-        self._driver.require_loop()
+        driver.require_loop()
+        deadline = None if timeout is None else driver.now() + timeout
+        number = None if self._line.busy else put()
+        if number is None:
+            number = await self._put_within(put, wait_for_room, deadline, timeout)
+        message_id = f"{self._prefix}{number}"
+        future: asyncio.Future[DeadLetter | None] = asyncio.get_running_loop().create_future()
+        self._outcomes[number] = future
+        self._outbox.watched.add(number)
+        if deadline is not None:
+            driver.deadlines.put(future, deadline)
+        if self._outbox.pending == 1:
+            driver.hurry()
+        else:
+            driver.wake()
         try:
-            async with asyncio.timeout(timeout):
-                message_id = await send()
-                number = int(message_id.rpartition("/")[2])
-                future: asyncio.Future[DeadLetter | None] = asyncio.get_running_loop().create_future()
-                self._outcomes[number] = future
-                self._outbox.watched.add(number)
-                letter = await future
+            letter = await future
         except TimeoutError:
-            if not message_id:
-                raise WaitTimeout(f"found no room within {timeout} s: {self._describe_full()}") from None
             raise WaitTimeout(
                 f"message {message_id} was not processed within {timeout} s and stays accepted; {self._describe_wait()}"
             ) from None
         finally:
+            driver.deadlines.discard(future)
             self._outbox.watched.discard(number)
             self._outcomes.pop(number, None)
         if letter is not None:
@@ -248,6 +272,24 @@ class Push(Shown):
                 letter,
             )
         return message_id
+
+    async def _put_within(
+        self,
+        put: Callable[[], int | None],
+        wait_for_room: Callable[[], Awaitable[Any]],
+        deadline: float | None,
+        timeout: float | None,
+    ) -> int:
+        """Accepts a message once there is room for it, and returns its number."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    await wait_for_room()
+                    number = put()
+                    if number is not None:
+                        return number
+        except TimeoutError:
+            raise WaitTimeout(f"found no room within {timeout} s: {self._describe_full()}") from None
 
     async def flush(self, timeout: float | None = None) -> None:
         """Waits until nothing is pending: every message is processed or dead. Raises ``WaitTimeout``."""

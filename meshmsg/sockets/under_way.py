@@ -33,8 +33,7 @@ class UnderWay:
         self._service = service
         self._limit = max_pending
         self._open: set[object] = set()  # calls, and those in line whose turn it is
-        self._line: OrderedDict[asyncio.Future[None], float | None] = OrderedDict()  # who waits, and until when
-        self._alarm: asyncio.TimerHandle | None = None  # for the first of them whose time is over
+        self._line: OrderedDict[asyncio.Future[None], None] = OrderedDict()  # who waits
         self._last_deadline = 0.0
         self._senders: dict[Call, asyncio.Task[None]] = {}
 
@@ -60,9 +59,9 @@ class UnderWay:
         if call.deadline is None and call.timeout is not None:
             call.deadline = self._find_deadline(call.timeout)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line[future] = call.deadline
-        if call.deadline is not None and (self._alarm is None or call.deadline < self._alarm.when()):
-            self._set_alarm(call.deadline)
+        self._line[future] = None
+        if call.deadline is not None:
+            self.driver.deadlines.put(future, call.deadline)
         try:
             await future
             self.require_open()
@@ -78,6 +77,8 @@ class UnderWay:
                 "make fewer at a time, or add providers"
             )
             raise about(call, DeadlineExceeded(f"{call.service}.{call.method} {text}")) from None
+        finally:
+            self.driver.deadlines.discard(future)
 
     def _find_deadline(self, timeout: float) -> float:
         """When a call's time is over. Of those that come together it is the same: they can leave as one run."""
@@ -93,25 +94,6 @@ class UnderWay:
             if not future.done():
                 self._open.add(future)
                 future.set_result(None)
-        if not self._line and self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-
-    def _set_alarm(self, when: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_at(when, self._expire)
-
-    def _expire(self) -> None:
-        """Those in line whose time is over leave it."""
-        self._alarm = None
-        now = self.driver.now()
-        for future, deadline in self._line.items():
-            if deadline is not None and deadline <= now and not future.done():
-                future.set_exception(TimeoutError())
-        left = [deadline for future, deadline in self._line.items() if deadline is not None and not future.done()]
-        if left:
-            self._set_alarm(min(left))
 
     # -- calls -----------------------------------------------------------------------------------------------
 
@@ -119,7 +101,9 @@ class UnderWay:
         """Makes a call, now that there is room; ``release`` says that it is over."""
         self._open.add(call)
         self.calls.start(call)
-        if not self.driver.scheduled:
+        if len(self._open) == 1:
+            self.driver.hurry()
+        elif not self.driver.scheduled:
             self.driver.wake()
 
     def send_items(self, call: Call, items: Items, encode: Encode) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from meshmsg.engine.agenda import MAX_VOID, Agenda
 
-STEPS = st.lists(st.tuples(st.sampled_from(["put", "put", "take"]), st.integers(0, 5), st.integers(0, 20)))
+STEP = st.sampled_from(["put", "put", "put", "discard", "take"])
+STEPS = st.lists(st.tuples(STEP, st.integers(0, 5), st.integers(0, 20)))
 
 
 @given(STEPS)
@@ -17,6 +18,9 @@ def test_it_does_what_a_dict_would(steps: list[tuple[str, int, int]]) -> None:
         if step == "put":
             agenda.put(thing, at)
             times[thing] = min(at, times.get(thing, at))
+        elif step == "discard":
+            agenda.discard(thing)
+            times.pop(thing, None)
         else:
             due = agenda.take(at)
             assert sorted(due) == [each for each in sorted(times) if times[each] <= at]

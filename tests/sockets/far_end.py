@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from meshmsg import MeshError
+from meshmsg.deadlines import Deadlines
 from meshmsg.driver import Driver
 from meshmsg.engine.calls import Calls
 from meshmsg.engine.engine import Engine
@@ -30,6 +31,7 @@ class FarDriver(Driver):
         super().__init__(Engine(Identity("c" * 32, 1, "caller", "test"), generator=random.Random(0)))
         self.far = far
         self.clock = asyncio.get_running_loop().time  # the real one: it is what timeouts in the loop go by
+        self.deadlines = Deadlines(asyncio.get_running_loop())
         self.owner = get_ident()
 
     def now(self) -> float:

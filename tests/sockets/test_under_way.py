@@ -91,12 +91,12 @@ async def test_those_in_line_run_out_of_time_each_for_itself() -> None:
     patient = start(outcome(dealer.request("add", 1, timeout=60.0)))
     asked = [start(outcome(dealer.request("add", 2, timeout=timeout))) for timeout in (0.02, 0.04, 0.01, 0.02)]
     assert [type(error) for error in await asyncio.gather(*asked)] == [DeadlineExceeded] * 4
-    assert not patient.done() and dealer._under_way._alarm is not None
+    assert not patient.done() and len(dealer._under_way.driver.deadlines) == 1
     for done in (first, patient):
         _, item, _ = await far.next(CALL)
         far.reply(item[1], "done")
         assert await done == "done"
-    assert dealer._under_way._alarm is None
+    assert not dealer._under_way.driver.deadlines
     far.require_idle(dealer)
 
 
