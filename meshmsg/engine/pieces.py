@@ -5,57 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from meshmsg.wire.frames import Published
+from meshmsg.wire.reading import read_payload
 
 # Without another piece for so long, the rest is taken for lost. On a line of 1.4 Mbit/s a piece takes as long.
 STALLED_S = 1.5
-# A buffer up to this is kept for the next message.
-SPARE_BYTES = 16 * 2**20
-
-
-class Spare:
-    """A buffer that a node's assemblies leave to one another: pages that are new each time cost more than the copy."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = memoryview(b"")
-
-    def take(self, size: int) -> memoryview:
-        """A buffer of at least this size."""
-        buffer, self._buffer = self._buffer, memoryview(b"")
-        return buffer if len(buffer) >= size else memoryview(bytearray(size))
-
-    def give(self, buffer: memoryview) -> None:
-        """Nobody reads this one any more."""
-        if len(self._buffer) < len(buffer) <= SPARE_BYTES:
-            self._buffer = buffer
 
 
 class Assembly:
     """Collects the pieces of one message, in order: with one missing, the message is, and is repaired as any other.
 
-    A piece is copied as it comes, and so ZeroMQ can use its memory for the next. ``decode_published`` has seen to it
-    that no message has more pieces than this node takes.
+    They stay in ZeroMQ's memory until the last one has come: then each large byte string in them is copied to where it
+    stays. ``decode_published`` has seen to it that no message has more pieces than this node takes.
     """
 
-    __slots__ = ("_buffer", "_count", "_due", "_first_seq", "_headers", "_next", "_size", "_spare", "topic")
+    __slots__ = ("_count", "_due", "_first_seq", "_headers", "_pieces", "topic")
 
-    def __init__(self, spare: Spare) -> None:
+    def __init__(self) -> None:
         self.topic: str | None = None  # None while nothing is on its way
-        self._spare = spare
         self._first_seq = 0
         self._count = 0
-        self._next = 0  # piece
         self._headers: dict[int, dict[str, Any]] | None = None
-        self._buffer = memoryview(b"")
-        self._size = 0  # of what is in it
+        self._pieces: list[bytes] = []
         self._due = 0.0
 
     def add(self, piece: Published, now: float) -> Published | None:
-        """Takes a piece, and returns the whole message with the last one. What fits nowhere ends what was on its way.
-
-        The payload of the whole is good until another piece is added, to this assembly or one with the same spare.
-        """
+        """Takes a piece; returns the whole message with the last one. What fits nowhere ends what was on its way."""
         assert piece.part is not None
         index, count = piece.part
         if not index:
@@ -63,16 +37,14 @@ class Assembly:
         elif (self.topic, self._first_seq, self._count) != (piece.topic, piece.first_seq, count):
             self.drop()
             return None
-        elif index != self._next:
+        elif index != len(self._pieces):
             self.drop()
             return None
-        end = self._size + len(piece.payload)
-        self._buffer[self._size : end] = piece.payload
-        self._next, self._size = index + 1, end
+        self._pieces.append(piece.payload)
         self._due = now + STALLED_S
         if index < count - 1:
             return None
-        payload: Any = self._buffer[:end]
+        payload: Any = read_payload(self._pieces)
         whole = piece._replace(headers=self._headers, payload=payload, part=None)
         self.drop()
         return whole
@@ -81,15 +53,12 @@ class Assembly:
         self.drop()
         self.topic, self._first_seq, self._count = first.topic, first.first_seq, count
         self._headers = first.headers
-        self._buffer = self._spare.take(count * len(first.payload))  # all but the last are as long
 
     def drop(self) -> None:
         """What was collected is of no use."""
         if self.topic is not None:
-            self._spare.give(self._buffer)
             self.topic = self._headers = None
-            self._buffer = memoryview(b"")
-            self._next = self._size = 0
+            self._pieces = []
 
     def drop_within(self, topic: str, start: int, stop: int) -> None:
         """Drops a message of this topic from ``start`` to ``stop``, without the latter: it came another way."""

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from meshmsg.engine.pieces import Assembly, Spare
+from meshmsg.engine.pieces import Assembly
 from meshmsg.engine.publisher import MAX_PATTERNS, make_marker
 from meshmsg.engine.stream import Stream
 from meshmsg.engine.subscription import Subscription
@@ -40,7 +40,6 @@ class Subscriptions:
         self.repeated = 0  # messages that had come before
         self.room_made = False
         self.wake: Callable[[], None] = lambda: None  # asks for a ``collect``: an application took something
-        self.spare = Spare()  # for messages in pieces
         self._index = PatternIndex[Subscription]()
         self._subscriptions: dict[Subscription, None] = {}
         self._patterns: dict[str, int] = {}  # with the number of their subscriptions
@@ -228,7 +227,7 @@ class Reception:
         self._moved: dict[FollowedTopic, None] = {}
         self._unreported = 0
         self._unreported_bytes = 0
-        self._assembly = Assembly(subscriptions.spare)
+        self._assembly = Assembly()
         # Those that are long and lose their first; a plain dict would look past all that went before.
         self._late: OrderedDict[FollowedTopic, None] = OrderedDict()
         self._ready: OrderedDict[FollowedTopic, None] = OrderedDict()

@@ -15,6 +15,7 @@ import zmq
 
 from meshmsg.transport.tuning import LAST, NO_COPY_BYTES, Socket
 from meshmsg.wire.large import cut
+from meshmsg.wire.reading import read_payload
 
 SEGMENT_BYTES = 256 * 1024
 
@@ -33,8 +34,8 @@ def split_frame(frame: bytes) -> list[memoryview]:
 def read_frames(socket: Socket, limit_bytes: int) -> tuple[list[Any], int]:
     """Read the frames that are left of one message, and put them together again.
 
-    Returns them and their size; a large one may be a view. It is no frames if they have more than ``limit_bytes``
-    together, or if the last one is not complete.
+    Returns them and their size; a large one behind the first may be a view, or a ``ReadPayload``. It is no frames if
+    they have more than ``limit_bytes`` together, or if the last one is not complete.
     """
     # Without copy, as a Frame knows whether more follow: asking the socket costs as much as a receive.
     receive = socket.recv
@@ -50,7 +51,8 @@ def read_frames(socket: Socket, limit_bytes: int) -> tuple[list[Any], int]:
             segments.append(part)
         elif segments:
             segments.append(part)
-            frames.append(b"".join([segment.buffer for segment in segments]))
+            pieces = [segment.buffer for segment in segments]
+            frames.append(read_payload(pieces) if frames else b"".join(pieces))
             segments = []
         else:
             # A large one is not copied: a view of libzmq's message.

@@ -16,6 +16,7 @@ import msgpack
 from meshmsg.errors import EncodeError, ProtocolError
 from meshmsg.wire.large import LARGE_BYTES, LargeBody, LargePacker, join_large
 from meshmsg.wire.models import to_plain
+from meshmsg.wire.reading import ReadPayload, read_own
 
 # The C packer and unpacker stop at 1024 levels; errors lead into a body this far, well within Python's own recursion.
 MAX_DEPTH = 255
@@ -93,25 +94,30 @@ def encode_batch(bodies: Sequence[bytes]) -> Any:
         return join_large(header, bodies)
 
 
-def decode_batch(payload: bytes, count: int) -> list[Any]:
+def decode_batch(payload: Any, count: int) -> list[Any]:
     """Decodes a batch of ``count`` bodies; a body that cannot be decoded becomes an ``Undecodable``.
 
-    Raises ``ProtocolError`` when the payload is not an array of that many MessagePack values, or one value.
+    The payload is bytes, a view of them, or what ``read_payload`` makes of its pieces. Raises ``ProtocolError``
+    when it is not an array of that many MessagePack values, or one value.
     """
-    if isinstance(payload, LargeBody):  # of this process itself
-        payload = bytes(payload)
-    if count == 1:
-        try:
-            return [msgpack.unpackb(payload, strict_map_key=False, timestamp=3)]
-        except Exception:
-            return _decode_one_by_one(b"\x91" + payload, count)
     try:
-        bodies: list[Any] = msgpack.unpackb(payload, strict_map_key=False, timestamp=3)
+        bodies: Any
+        if type(payload) is bytes or type(payload) is memoryview:
+            bodies = msgpack.unpackb(payload, strict_map_key=False, timestamp=3)
+        else:
+            bodies = _unpack_large(payload)
+        if count == 1:
+            return [bodies]
     except Exception:
-        bodies = _decode_one_by_one(payload, count)
-    if type(bodies) not in (list, PartialBatch) or len(bodies) != count:
+        bodies = _decode_one_by_one(b"\x91" + bytes(payload) if count == 1 else bytes(payload), count)
+    if not isinstance(bodies, list) or len(bodies) != count:
         raise ProtocolError(f"a batch announced {count} bodies and held {_describe(bodies)}")
     return bodies
+
+
+def _unpack_large(payload: LargeBody | ReadPayload) -> Any:
+    read = read_own(payload) if isinstance(payload, LargeBody) else payload
+    return read.unpack() if isinstance(read, ReadPayload) else msgpack.unpackb(read, strict_map_key=False, timestamp=3)
 
 
 def decode_body(encoded: bytes) -> Any:

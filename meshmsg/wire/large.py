@@ -6,7 +6,7 @@ follow one another: what was encoded up to a large byte string, that string, wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Collection, Sequence, Sized
 from typing import Any
 
 import msgpack
@@ -23,16 +23,20 @@ MAX_ITEMS = 256
 # After so many bodies in a row without a large string the next are not searched.
 PATIENCE = 16
 
-_BIN32, _STR32 = b"\xc6", b"\xdb"
+BIN32, STR32 = 0xC6, 0xDB
 
 
 class LargeBody:
-    """An encoded body in parts. It has a length, and ``bytes`` of it are what the parts are together."""
+    """An encoded body in parts. It has a length, and ``bytes`` of it are what the parts are together.
 
-    __slots__ = ("_size", "parts")
+    ``strings`` are the indexes of the parts that are large byte strings; the part before each ends with its head.
+    """
 
-    def __init__(self, parts: Sequence[bytes]) -> None:
+    __slots__ = ("_size", "parts", "strings")
+
+    def __init__(self, parts: Sequence[bytes], strings: Collection[int] = ()) -> None:
         self.parts = parts
+        self.strings = strings
         self._size = sum(map(len, parts))
 
     def __len__(self) -> int:
@@ -76,9 +80,14 @@ def cut(payload: bytes | memoryview | LargeBody, size: int) -> list[memoryview]:
 def join_large(header: bytes, bodies: Sequence[bytes | LargeBody]) -> LargeBody:
     """Bodies one behind the other, without copying them."""
     parts = [header]
+    strings: list[int] = []
     for body in bodies:
-        parts += body.parts if isinstance(body, LargeBody) else (body,)
-    return LargeBody(parts)
+        if isinstance(body, LargeBody):
+            strings += [len(parts) + index for index in body.strings]
+            parts += body.parts
+        else:
+            parts.append(body)
+    return LargeBody(parts, strings)
 
 
 class LargePacker:
@@ -92,6 +101,7 @@ class LargePacker:
         self._plain = _make_packer(autoreset=True).pack
         self._packer = _make_packer()
         self._parts: list[bytes] = []
+        self._strings: list[int] = []
         self._left = 0  # items that may yet be searched
         self._misses = 0  # bodies in a row without a large string
 
@@ -115,21 +125,23 @@ class LargePacker:
         try:
             self._add(body, 0)
             self._parts.append(self._take())
-            parts = self._parts
+            parts, strings = self._parts, self._strings
         finally:
-            self._parts = []
+            self._parts, self._strings = [], []
             self._packer.reset()
         if len(parts) == 1:
             self._misses += 1
             return parts[0]
         self._misses = 0
-        return LargeBody(parts)
+        return LargeBody(parts, strings)
 
     def _add(self, value: Any, level: int) -> None:
         kind = type(value)
         if (kind is bytes or kind is str) and len(value) >= LARGE_BYTES:
-            head, string = (_BIN32, value) if kind is bytes else (_STR32, value.encode())
-            self._parts += (self._take() + head + len(string).to_bytes(4, "big"), string)
+            first, string = (BIN32, value) if kind is bytes else (STR32, value.encode())
+            if kind is bytes:
+                self._strings.append(len(self._parts) + 1)
+            self._parts += (self._take() + bytes((first,)) + len(string).to_bytes(4, "big"), string)
         elif kind is dict and self._is_searched(value, level):
             items = tuple(value.items())  # another thread must not change how many there are
             self._packer.pack_map_header(len(items))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshmsg.engine.pieces import SPARE_BYTES, STALLED_S, Assembly
+from meshmsg.engine.pieces import STALLED_S, Assembly
 from meshmsg.engine.subscriber import ASK_AGAIN_S, TAIL_GRACE_S, Reception, Subscriptions
 from meshmsg.engine.subscription import Delivery, Gap, Subscription
 from meshmsg.errors import ProtocolError
@@ -338,28 +338,11 @@ def test_what_is_not_wanted_is_not_collected() -> None:
     side.hear(*make_pieces("a", 1)[:4], make_pieces("b", 1)[0])
     assert side.assembly.topic is None, "there is one at a time"
     side.hear(*make_pieces("a", 1)[:4])
-    assert side.assembly._next == 4
+    assert len(side.assembly._pieces) == 4
     side.subscriptions.remove(subscription, 9)
     assert side.assembly.topic is None
     side.hear(*make_pieces("a", 1)[4:])
     assert side.assembly.topic is None
-
-
-def test_a_buffer_is_used_again_unless_it_is_too_large() -> None:
-    side = Side()
-    spare = side.subscriptions.spare
-    for seq, size in enumerate((45, 199, 60)):
-        side.hear(*make_pieces("a", seq, size))
-        assert len(spare._buffer) == (50, 200, 200)[seq]
-    side.hear(*make_pieces("a", 3, 250)[:-1])
-    other = Assembly(spare)
-    other.add(make_pieces("b", 0)[0], 0.0)
-    assert len(side.assembly._buffer) == 250 and len(other._buffer) == 50, "each has its own"
-    side.hear(make_pieces("a", 4)[0])
-    assert len(spare._buffer) == 0 and len(side.assembly._buffer) == 250, "one that ends leaves it to the next"
-    spare.give(memoryview(bytes(SPARE_BYTES + 1)))
-    assert len(spare._buffer) == 0
-    assert side.taken() == [0, 1, 2]
 
 
 @pytest.mark.guarantee("G11")
@@ -368,7 +351,7 @@ def test_a_publisher_can_fill_no_more_than_one_message_takes() -> None:
     for seq in range(50):
         for topic in "ab":
             side.hear(*make_pieces(topic, seq)[:4])
-            assert len(side.assembly._buffer) <= 5 * PIECE
+            assert sum(map(len, side.assembly._pieces)) <= 5 * PIECE
     assert side.taken() == []
 
 

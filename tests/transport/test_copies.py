@@ -8,9 +8,11 @@ import pytest
 import zmq
 from zmq.utils import garbage
 
-from meshmsg.transport.segments import SEGMENT_BYTES, read_frames
+from meshmsg.transport.segments import SEGMENT_BYTES, read_frames, split_frame
 from meshmsg.transport.tuning import NO_COPY_BYTES, Context
 from meshmsg.transport.zmq import ZmqTransport
+from meshmsg.wire.codec import make_packer
+from meshmsg.wire.reading import ReadPayload
 from tests.transport.line import SlowLine
 from tests.transport.side import UP, Side
 from tests.transport.station import Station
@@ -62,4 +64,19 @@ def test_what_a_link_brings_is_a_view(size: int, kind: type) -> None:
     (frame,), read = read_frames(here, 2**30)
     assert type(frame) is kind and read == size and frame == bytes(size)
     del frame
+    context.destroy(linger=0)
+
+
+def test_large_byte_strings_come_apart_from_the_rest() -> None:
+    context: Context = zmq.Context()
+    there, here = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    there.bind("inproc://apart")
+    here.connect("inproc://apart")
+    data = bytes(range(256)) * (SEGMENT_BYTES // 128)
+    body = make_packer()([1, data])
+    segments = [bytes(segment) for segment in split_frame(body)]
+    there.send_multipart([*segments, *segments])
+    (header, payload), size = read_frames(here, 2**30)
+    assert header == body and isinstance(payload, ReadPayload) and size == 2 * len(body)
+    assert payload.unpack() == [1, data]
     context.destroy(linger=0)
