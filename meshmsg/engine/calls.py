@@ -199,6 +199,10 @@ class Calls:
             provider = known.providers.find(call.peer, anyway=call.method in BUILT_IN)
         else:
             provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, call.lacking)
+            if provider is not None and not self._takes(provider, call):
+                small = {each.key for each in known.providers.there() if not self._takes(each, call)}
+                without = small.union(call.lacking)
+                provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, without) or provider
         if call.number in self._table and (provider is None or provider.suspect or provider.key in call.avoid):
             return None  # a hedge without another provider; the first attempt goes on
         if provider is None and call.lacking:  # a retry that finds only those: perhaps they have the method by now
@@ -211,10 +215,10 @@ class Calls:
         if provider.suspect:
             self._wait(call, provider, now)
             return None
-        limit = self._limit_of(provider.key)
-        if limit is not None and len(call.body) > limit:
+        if not self._takes(provider, call):
             if call.number in self._table:
                 return None  # a hedge, and only the first one takes as much
+            limit = self._limit_of(provider.key)
             text = f"{provider.name!r} takes {limit} bytes of arguments, got {len(call.body)}: raise"
             text += " Node(max_message_bytes=) there, or have the method take them as a stream (items=)"
             self._report(call, None, BodyTooLarge(f"{call.service}.{call.method}: {text}"))
@@ -229,6 +233,11 @@ class Calls:
         call.provider = provider
         known.providers.started(provider, now)
         return provider
+
+    def _takes(self, provider: Provider, call: Call) -> bool:
+        """Whether a provider reads arguments as large as these."""
+        limit = self._limit_of(provider.key)
+        return limit is None or len(call.body) <= limit
 
     def _wait(self, call: Call, provider: Provider, now: float) -> None:
         """Who is to be asked is suspect. Soon it is back or gone; until then nobody has the call."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshmsg.errors import NoSuchMethod, Overloaded, PeerLost, Unavailable
+from meshmsg.errors import BodyTooLarge, NoSuchMethod, Overloaded, PeerLost, Unavailable
 from tests.engine.caller_desk import CallerDesk
 
 pytestmark = pytest.mark.guarantee("G8")
@@ -211,3 +211,18 @@ def test_who_lacks_it_may_be_lost_meanwhile() -> None:
     with pytest.raises(PeerLost):
         desk.outcome(call)
     assert desk.at_rest()
+
+
+@pytest.mark.parametrize("options", [{}, {"key": "a"}, {"balance": "round_robin"}])
+def test_large_arguments_go_to_who_takes_them(options: dict[str, Any]) -> None:
+    desk = CallerDesk("b", "c", "d")
+    desk.limits = {"b.1": 10, "d.1": 10}
+    for _ in range(20):
+        desk.call(body=bytes(11), **options)
+        desk.turn()
+        assert desk.asked()[0][0] == "c"
+    desk.limits["c.1"] = 5
+    desk.call(body=bytes(11), **options)
+    desk.turn()
+    ((_, error),) = desk.outcomes[desk.made[-1]]
+    assert isinstance(error, BodyTooLarge)
