@@ -30,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # pyright comes bundled with its wheel; without this it also asks the index for news at every start.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test quick lint format soak bench clean
+.PHONY: help demo test quick lint format soak bench clean check-types check-tests-types check-style check-imports
 .DELETE_ON_ERROR:
 
 help:
@@ -51,11 +51,21 @@ test: lint $(WHEEL)/.installed
 quick: $(VENV)/.installed-dev
 	$(PY) $(PYTEST) $(ARGS)
 
+# At the same time, as each of them uses one core.
 lint: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory -j2 check-types check-tests-types check-style check-imports
+
+check-types:
+	$(PY) -m mypy --strict
+
+check-tests-types:
+	$(PY) -m pyright --pythonpath $(PY)
+
+check-style:
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy --strict
-	$(PY) -m pyright --pythonpath $(PY)
+
+check-imports:
 	$(VENV)/bin/lint-imports --no-logo
 
 format: $(VENV)/.installed-dev

@@ -149,15 +149,11 @@ def imported_modules(name: str) -> set[str]:
     return found & MODULES.keys() - {name}
 
 
-def needs_facade(name: str) -> bool:
-    """Return whether a module imports meshmsg/__init__.py by name, itself or through others."""
-    seen, waiting = set[str](), [name]
-    while waiting:
-        current = waiting.pop()
-        if current not in seen:
-            seen.add(current)
-            waiting.extend(imported_modules(current))
-    return "meshmsg" in seen
+@functools.cache
+def reached_modules(name: str) -> frozenset[str]:
+    """Return what a module imports, itself or through others."""
+    direct = imported_modules(name)
+    return frozenset(direct).union(*map(reached_modules, direct))
 
 
 def test_no_circular_imports() -> None:
@@ -167,21 +163,23 @@ def test_no_circular_imports() -> None:
         pytest.fail("circular imports: " + " -> ".join(reversed(error.args[1])))
 
 
-# One process imports every module as if it were the first: what the one before imported of meshmsg is
-# forgotten (the libraries underneath stay). An empty package stands in for meshmsg/__init__.py, which imports
-# everything, so that nothing would be alone; a module that uses the facade gets the real one.
+# One process imports every module as if it were the first: of meshmsg it finds only what this module itself leads to
+# (the libraries underneath stay). An empty package stands in for meshmsg/__init__.py, which imports everything, so that
+# nothing would be alone; a module that uses the facade gets the real one.
 IMPORT_EACH_ALONE = """
 import importlib, sys, traceback, types
-path, failed = sys.argv[1], False
-for line in sys.stdin.read().split():
-    name, _, facade = line.partition("=")
-    for loaded in [m for m in sys.modules if m == "meshmsg" or m.startswith("meshmsg.")]:
-        del sys.modules[loaded]
-    if facade == "empty":
-        sys.modules["meshmsg"] = package = types.ModuleType("meshmsg")
-        package.__path__ = [path]
+path, failed, loaded = sys.argv[1], False, {}
+empty = types.ModuleType("meshmsg")
+empty.__path__ = [path]
+for line in sys.stdin.read().splitlines():
+    name, *reached = line.split()
+    for other in [m for m in sys.modules if m == "meshmsg" or m.startswith("meshmsg.")]:
+        del sys.modules[other]
+    sys.modules.update({m: loaded[m] for m in reached})
+    if name != "meshmsg":
+        sys.modules.setdefault("meshmsg", empty)
     try:
-        importlib.import_module(name)
+        loaded[name] = importlib.import_module(name)
     except BaseException:
         failed = True
         print(f"import {name}", traceback.format_exc(), sep="\\n")
@@ -189,20 +187,11 @@ sys.exit(failed)
 """
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_every_module_imports_alone(part: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    names = sorted(MODULES.keys() - {"meshmsg.__main__"})[part::4]
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # of all that test at once
-    lines = [f"{name}={'real' if needs_facade(name) else 'empty'}" for name in names]
+def test_every_module_imports_alone() -> None:
+    order = TopologicalSorter({name: imported_modules(name) for name in MODULES}).static_order()
+    lines = [" ".join([name, *sorted(reached_modules(name))]) for name in order if name != "meshmsg.__main__"]
     result = subprocess.run(
         [sys.executable, "-c", IMPORT_EACH_ALONE, meshmsg.__path__[0]],
-        # Compiled once and not for each: some environments forbid Python to keep what it has compiled.
-        env={
-            **os.environ,
-            "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONPYCACHEPREFIX": str(shared / "compiled"),
-        },
         input="\n".join(lines),
         capture_output=True,
         text=True,
