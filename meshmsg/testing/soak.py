@@ -53,14 +53,19 @@ def describe_failure(seed: int, lines: int | None = TAIL) -> str:
 
 def run_chunk(seeds: range) -> list[str]:
     """Runs some seeds; returns a report for each that failed."""
-    thresholds = gc.get_threshold()
-    gc.freeze()  # else each full collection looks at all that is not the simulator's, too
-    gc.set_threshold(10_000)
+    reports = []
+    gc.disable()  # what a run leaves behind is collected once, after it
+    gc.freeze()  # and nothing looked at that is not the simulator's
     try:
-        return [report for seed in seeds if (report := run_seed(seed)) is not None]
+        for seed in seeds:
+            report = run_seed(seed)
+            if report is not None:
+                reports.append(report)
+            gc.collect()
     finally:
-        gc.set_threshold(*thresholds)
         gc.unfreeze()
+        gc.enable()
+    return reports
 
 
 def run_many(seeds: range, workers: int) -> Iterator[tuple[int, list[str]]]:
