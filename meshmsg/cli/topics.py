@@ -72,10 +72,11 @@ def _row(row: tuple[str, bool], publishers: list[End], subscribers: list[End]) -
 
 def _published(peer: Peer) -> Iterator[End]:
     for pattern, details in _offers(peer, "pub"):
-        window = details.get("window")
-        yield End(pattern, True, {**_name(peer), "window": window if type(window) is int else None})
+        windows = {name: details.get(name) for name in ("window", "window_bytes")}
+        known = {name: window if type(window) is int else None for name, window in windows.items()}
+        yield End(pattern, True, {**_name(peer), **known})
     for pattern, _ in _offers(peer, "bare_pub"):
-        yield End(pattern, False, {**_name(peer), "window": None})
+        yield End(pattern, False, {**_name(peer), "window": None, "window_bytes": None})
 
 
 def _subscribed(peer: Peer) -> Iterator[End]:

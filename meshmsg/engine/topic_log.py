@@ -189,6 +189,14 @@ class TopicLog:
         """Whether sending has to wait."""
         return min(self.room) <= 0
 
+    def describe_block(self) -> str:
+        """How far the slowest subscriber is behind, where sending has to wait for it, and which option says so."""
+        options = self.options
+        count, size = self.room
+        if count <= 0:
+            return f"{options.window} messages behind (window={options.window})"
+        return f"{options.window_bytes - size} bytes behind (window_bytes={options.window_bytes})"
+
     def limit(self, slowest: int | None) -> None:
         """Says which number the slowest subscriber expects next; None if nobody has to be waited for."""
         self.behind_limit = self.behind_size = MAX_SEQ

@@ -269,8 +269,8 @@ class Pub(Shown):
     def _describe_no_room(self, name: str) -> str:
         """Why a message cannot be published now."""
         if self._blocks and self._publisher.blocked(name):
-            behind = f"{self.options.window} messages or {self.options.window_bytes} bytes behind"
-            return f"a subscriber of {name!r} is {behind}: await send(), or widen window= and window_bytes="
+            behind = self._publisher.logs[name].describe_block()
+            return f"a subscriber of {name!r} is {behind}: await send(), or widen it"
         return self._groups.describe_full(name)
 
     def _has_room(self, name: str, size: int, headers: dict[str, Any] | None) -> bool:

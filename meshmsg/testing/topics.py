@@ -62,7 +62,8 @@ class ClusterPub:
         except Exception as error:
             raise explain_encode_error(body, error) from None
         if node.engine.publisher.blocked(name):
-            raise OutboxFull(f"a subscriber of {name!r} is {self.options.window} messages behind; let time pass")
+            behind = node.engine.publisher.logs[name].describe_block()
+            raise OutboxFull(f"a subscriber of {name!r} is {behind}; let time pass")
         said = dict(headers) if headers else None
         if not node.engine.groups.promise(name, len(encoded), said):
             raise OutboxFull(f"{node.engine.groups.describe_full(name)}; let time pass")

@@ -50,14 +50,14 @@ def test_subscribers_stand_where_some_topic_matches() -> None:
 
 
 def test_the_document_has_what_offers_tell() -> None:
-    node: Any = Seen(peer("p", pub={"a": {"window": 7}}), peer("s", sub={"*": {}}))
+    node: Any = Seen(peer("p", pub={"a": {"window": 7, "window_bytes": "x"}}), peer("s", sub={"*": {}}))
     assert describe(node) == {
         "mesh": "m",
         "topics": [
             {
                 "topic": "a",
                 "reliable": True,
-                "publishers": [{"name": "p", "id": "id-p", "state": "alive", "window": 7}],
+                "publishers": [{"name": "p", "id": "id-p", "state": "alive", "window": 7, "window_bytes": None}],
                 "subscribers": [{"name": "s", "id": "id-s", "state": "alive", "pattern": "*", "group": None}],
             }
         ],

@@ -46,6 +46,7 @@ from meshmsg.testing.request_books import find_leftovers
 NUMBERS = {"prefetch", "concurrency", "batch", "priority", "max_pending", "attempts"} | {
     "history",
     "window",
+    "window_bytes",
     "buffer",
     "size",
     "max_queue",
@@ -138,6 +139,9 @@ class Scenario:
 
     def do_unpub(self, label: str, pattern: str) -> None:
         next(pub for pub in self.nodes[label].pubs if pub.pattern == pattern).close()
+
+    def do_forget(self, label: str, topic: str) -> None:
+        next(pub for pub in self.nodes[label].pubs if pub.fits(topic)).delete_retained(topic)
 
     def do_publish(self, label: str, topic: str, *bodies: str, size: int = 0, **options: Any) -> Iterator[str]:
         pub = next(pub for pub in self.nodes[label].pubs if pub.fits(topic))
