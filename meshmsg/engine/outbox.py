@@ -453,6 +453,8 @@ class Outbox:
     def dispatch(self, now: float) -> list[tuple[OutLane, list[Run]]]:
         """Hands ready messages to lanes with credit; each result goes out as frames of its lane."""
         self.dirty = False
+        if not self.waiting:
+            return []
         open_lanes = [lane for lane in self.lanes.values() if lane.open and lane.credit > 0]
         if not open_lanes:
             return []

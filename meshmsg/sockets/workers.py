@@ -111,7 +111,8 @@ class Workers:
 
     def wake(self) -> None:
         """Messages have come: as many idle workers as there are messages get up."""
-        for _ in range(min(len(self._idle), self._inbox.waiting)):
+        count = len(self._idle)
+        for _ in range(min(count, self._inbox.waiting) if count > 1 else count):
             future = self._idle.popleft()
             if not future.done():
                 future.set_result(None)
