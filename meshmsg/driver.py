@@ -123,13 +123,6 @@ class Driver:
             self.scheduled = True
             self._loop.call_soon(self._take_turn)
 
-    def hurry(self) -> None:
-        """A turn right now, for one who has nothing to share it with; unless one is to come anyway."""
-        if self.scheduled or self._loop is None:
-            self.wake()
-        else:
-            self.turn()
-
     def _take_turn(self) -> None:
         if self.scheduled:  # else something took it already
             self.turn()

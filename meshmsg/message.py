@@ -31,8 +31,6 @@ class Settler(Protocol):
     def extend(self, seq: int) -> None: ...
 
 
-_NO_HEADERS: Mapping[str, Any] = {}
-
 
 class Arrival:
     """Messages that came together and what they share; ``bodies[i]`` has ``first_seq + i`` and ``first_number + i``.
@@ -160,7 +158,7 @@ class Message:
     @property
     def headers(self) -> Mapping[str, Any]:
         """What the sender put beside the body; empty by default."""
-        return self._details.get("h") or _NO_HEADERS
+        return self._details.get("h") or {}
 
     def ack(self) -> None:
         """It is done. Raises ``AlreadySettled`` at a second verdict."""

@@ -201,24 +201,3 @@ def test_effects_are_carried_out_in_the_order_of_their_fields(monkeypatch: pytes
     done = [names.get(name, name) for name in recorder.done]
     assert [name for name in done if name] == list(Effects.__init__.__code__.co_names)
     assert sorted(Effects.__slots__) == sorted(Effects.__init__.__code__.co_names)
-
-
-@pytest.mark.guarantee("G1")
-async def test_a_lone_delivery_leaves_at_once_and_many_leave_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with make() as node:
-        jobs = node.push("jobs")
-        await asyncio.sleep(0)
-        turns = []
-        turn = node._driver.turn
-        monkeypatch.setattr(node._driver, "turn", lambda: (turns.append(len(jobs._outcomes)), turn()))
-        waiting = [asyncio.ensure_future(jobs.deliver(number, timeout=60)) for number in range(100)]
-        await asyncio.sleep(0)  # each of them runs once
-        assert turns == [1]  # the first is alone, and a turn for all others is to come
-        assert node._driver.scheduled
-        await asyncio.sleep(0)
-        assert turns == [1, 100]
-        for each in waiting:
-            each.cancel()
-        await asyncio.wait(waiting)
-        assert not node._driver.deadlines and not jobs._outcomes
-        await node.close(drain=0)

@@ -62,7 +62,7 @@ def test_a_plain_message() -> None:
     _, (message,) = make()
     assert (message.id, message.sender, message.queue, message.body) == ("node/work/20", "somebody", "work", "body 0")
     assert (message.attempt, message.redelivered, message.key, message.priority) == (1, False, None, 0)
-    assert message.headers == {}
+    assert message.headers == {} and message.headers is not message.headers  # nothing that messages share
     assert repr(message) == "<Message 'node/work/20' from 'somebody': attempt 1>"
 
 

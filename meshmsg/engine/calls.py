@@ -32,10 +32,12 @@ from meshmsg.errors import (
 from meshmsg.options import MAX_REQUEST_ATTEMPTS
 from meshmsg.wire import items
 from meshmsg.wire.codec import Undecodable
+from meshmsg.wire.large import LARGE_BYTES
 
 # (peer's key, items, bodies)
 Send = Callable[[str, list[list[Any]], Sequence[bytes]], None]
 
+_NOBODY: frozenset[str] = frozenset()
 _RETRY, _WAIT = -1, -2  # in the place of an attempt's number; _WAIT and below each for one time of waiting
 MAX_STALE = 64  # deadlines and timers that lead nowhere, before it is worth taking them out
 _OVER = "the request is over"
@@ -195,21 +197,24 @@ class Calls:
         if call.deadline is not None and now >= call.deadline:
             self._report(call, None, call.make_late())
             return None
+        small = _NOBODY
         if call.peer is not None:
             provider = known.providers.find(call.peer, anyway=call.method in BUILT_IN)
         else:
-            provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, call.lacking)
-            if provider is not None and not self._takes(provider, call):
-                small = {each.key for each in known.providers.there() if not self._takes(each, call)}
-                without = small.union(call.lacking)
-                provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, without) or provider
+            small = self._too_small(call)
+            without = call.lacking | small
+            provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, without)
         if call.number in self._table and (provider is None or provider.suspect or provider.key in call.avoid):
             return None  # a hedge without another provider; the first attempt goes on
         if provider is None and call.lacking:  # a retry that finds only those: perhaps they have the method by now
-            provider = known.providers.pick(call.options.balance, now, call.key, call.avoid)
+            provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, small)
+        if provider is None and small and not call.attempts:  # nobody takes as much
+            provider = known.providers.pick(call.options.balance, now, call.key)
         if provider is None:
             call.attempts += call.attempts > 0  # a retry that finds nobody is one, too
             text = known.providers.explain_nobody(call.service, call.peer, call.awaited)
+            if small:
+                text = f"whoever serves {call.service!r} now takes fewer than these {len(call.body)} bytes of arguments"
             self._fail(call, NoResponders(text), now)
             return None
         if provider.suspect:
@@ -238,6 +243,13 @@ class Calls:
         """Whether a provider reads arguments as large as these."""
         limit = self._limit_of(provider.key)
         return limit is None or len(call.body) <= limit
+
+    def _too_small(self, call: Call) -> frozenset[str]:
+        """Keys of those that don't read arguments as large as these, and are not asked. Who keeps a key is all the same."""
+        if len(call.body) < LARGE_BYTES or call.key is not None:
+            return _NOBODY
+        there = self.clients(call.service).providers.there()
+        return frozenset(each.key for each in there if not self._takes(each, call))
 
     def _wait(self, call: Call, provider: Provider, now: float) -> None:
         """Who is to be asked is suspect. Soon it is back or gone; until then nobody has the call."""
@@ -410,7 +422,8 @@ class Calls:
         if call.peer is not None or call.spoke or call.tries > MAX_REQUEST_ATTEMPTS:
             return False
         if isinstance(error, Overloaded):
-            return call.key is None and self.clients(call.service).providers.has_other(now, call.avoid)
+            avoid = call.avoid | self._too_small(call)
+            return call.key is None and self.clients(call.service).providers.has_other(now, avoid)
         return isinstance(error, (Unavailable, NoResponders))
 
     def _stage_again(self, call: Call) -> None:
@@ -424,7 +437,7 @@ class Calls:
 
         Where those that may have it refused, what they said is the outcome, or they are asked again later.
         """
-        others = self.clients(call.service).providers.others(call.lacking)
+        others = self.clients(call.service).providers.others(call.lacking | self._too_small(call))
         if call.peer is not None or call.spoke or not others:
             self._report(call, None, error)
         elif call.refusal is None or any(each.key not in call.avoid for each in others):
@@ -537,7 +550,7 @@ class Calls:
         known = self.clients(call.service)
         assert call.provider is not None
         call.avoid.add(call.provider.key)
-        if known.providers.has_other(now, call.avoid) and known.budget.take(now):
+        if known.providers.has_other(now, call.avoid | self._too_small(call)) and known.budget.take(now):
             self.hedged += 1
             self.staged.append(call)
 

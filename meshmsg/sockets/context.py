@@ -8,14 +8,13 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from meshmsg.driver import Driver
 from meshmsg.engine.served import Served, Serving
 from meshmsg.errors import BadRequest, Cancelled, WrongThread
 from meshmsg.wire.codec import Undecodable
-
-_NO_HEADERS: Mapping[str, Any] = {}
 
 
 class Place(NamedTuple):
@@ -43,13 +42,14 @@ class Context:
     ...     return f"Hello {name}, says {context.service} to {context.caller.name}"
     """
 
-    __slots__ = ("_inner", "_items", "_place", "_served", "_told", "deadline")
+    __slots__ = ("_headers", "_inner", "_items", "_place", "_served", "_told", "deadline")
 
     def __init__(self, served: Served, place: Place, deadline: float | None) -> None:
         self._served = served
         self._place = place
         self._inner: set[Callable[[], None]] | None = None
         self._items: Items | None = None
+        self._headers: dict[str, Any] | None = None
         self._told = False  # whether a plain function got to know that it is wanted no more
         self.deadline = deadline
         """When it has to be answered, in seconds of the loop's clock (``loop.time()``); None for no limit."""
@@ -74,8 +74,10 @@ class Context:
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        """What the caller gave beside the arguments."""
-        return self._served.headers or _NO_HEADERS
+        """What the caller gave beside the arguments; this call's own, whatever came with it."""
+        if self._headers is None:
+            self._headers = deepcopy(self._served.headers) if self._served.headers else {}
+        return self._headers
 
     @property
     def remaining(self) -> float | None:

@@ -55,6 +55,7 @@ class Called(Incoming[T]):
         self._service = service
         self._method = method
         self._begun = False
+        self._failure: Exception | None = None  # of the beginning
         self._closed = False
         self._calls: list[Call] = []
         self._stir = asyncio.Event()
@@ -67,9 +68,15 @@ class Called(Incoming[T]):
     async def __anext__(self) -> T:
         if not self._begun:
             self._begun = True
-            self._under_way.require_open()
-            self._loop = asyncio.get_running_loop()
-            await self._keep(self._begin())
+            try:
+                self._under_way.require_open()
+                self._loop = asyncio.get_running_loop()
+                await self._keep(self._begin())
+            except Exception as error:
+                self._failure = error
+                raise
+        elif self._failure is not None:
+            raise self._failure.with_traceback(None)
         elif get_ident() != self._under_way.driver.owner and not self._ended:
             self._under_way.driver.require_usable()
         while not self._waiting:

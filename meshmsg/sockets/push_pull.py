@@ -251,10 +251,7 @@ class Push(Shown):
         self._outbox.watched.add(number)
         if deadline is not None:
             driver.deadlines.put(future, deadline)
-        if self._outbox.pending == 1:
-            driver.hurry()
-        else:
-            driver.wake()
+        driver.wake()
         try:
             letter = await future
         except TimeoutError:

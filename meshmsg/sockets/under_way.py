@@ -12,7 +12,7 @@ from meshmsg.engine.calls import Call, Calls
 from meshmsg.errors import Cancelled, DeadlineExceeded, MeshError, NodeClosed, RequestError
 from meshmsg.sockets.call_items import Encode, Items, send_items
 
-SHARED_SHARE = 0.001  # of its time that a call may lose, to have its deadline in common with others
+SHARED_SHARE = 0.001  # of its time that a call may get on top, to have its deadline in common with others
 
 
 class Sink(Protocol):
@@ -83,8 +83,8 @@ class UnderWay:
     def _find_deadline(self, timeout: float) -> float:
         """When a call's time is over. Of those that come together it is the same: they can leave as one run."""
         deadline = self.driver.now() + timeout
-        if not 0 <= deadline - self._last_deadline <= timeout * SHARED_SHARE:
-            self._last_deadline = deadline
+        if not 0 <= self._last_deadline - deadline <= timeout * SHARED_SHARE:
+            self._last_deadline = deadline + timeout * SHARED_SHARE
         return self._last_deadline
 
     def _advance(self) -> None:
@@ -101,9 +101,7 @@ class UnderWay:
         """Makes a call, now that there is room; ``release`` says that it is over."""
         self._open.add(call)
         self.calls.start(call)
-        if len(self._open) == 1:
-            self.driver.hurry()
-        elif not self.driver.scheduled:
+        if not self.driver.scheduled:
             self.driver.wake()
 
     def send_items(self, call: Call, items: Items, encode: Encode) -> None:
@@ -125,6 +123,7 @@ class UnderWay:
     def release(self, call: Call) -> None:
         """A call is over."""
         self._open.discard(call)
+        call.sink = None  # which may refer to the call, and both to large values
         if self._line:
             self._advance()
         if self._senders:
@@ -143,10 +142,10 @@ class UnderWay:
         """Ends a call from here, with an outcome."""
         if call.done:
             return
+        sink: Sink = call.sink
         self.give_up(call)
         if isinstance(error, RequestError):
             about(call, error)
-        sink: Sink = call.sink
         if not sink.done():
             sink.set_exception(error)
 
@@ -167,8 +166,8 @@ def about(call: Call, error: RequestError) -> RequestError:
 def settle(answers: list[tuple[Call, Any, MeshError | None]]) -> None:
     """The driver's word on calls that have their outcome: hands it to who waits for it."""
     for call, value, error in answers:
-        sink: Sink = call.sink
-        if not sink.done():
+        sink: Sink | None = call.sink
+        if sink is not None and not sink.done():  # else it was over before it heard of this
             if error is None:
                 sink.set_result(value)
             else:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from meshmsg.errors import BodyTooLarge, NoSuchMethod, Overloaded, PeerLost, Unavailable
+from meshmsg.errors import BodyTooLarge, NoResponders, NoSuchMethod, Overloaded, PeerLost, Unavailable
+from meshmsg.wire.large import LARGE_BYTES
 from tests.engine.caller_desk import CallerDesk
 
 pytestmark = pytest.mark.guarantee("G8")
@@ -213,16 +214,79 @@ def test_who_lacks_it_may_be_lost_meanwhile() -> None:
     assert desk.at_rest()
 
 
-@pytest.mark.parametrize("options", [{}, {"key": "a"}, {"balance": "round_robin"}])
-def test_large_arguments_go_to_who_takes_them(options: dict[str, Any]) -> None:
-    desk = CallerDesk("b", "c", "d")
+LARGE = bytes(LARGE_BYTES)
+
+
+@pytest.mark.parametrize("balance", ["fastest", "round_robin", "least_outstanding", "random"])
+def test_large_arguments_go_to_those_who_take_them(balance: str) -> None:
+    desk = CallerDesk("b", "c", "d", "e")
     desk.limits = {"b.1": 10, "d.1": 10}
-    for _ in range(20):
-        desk.call(body=bytes(11), **options)
+    asked = []
+    for _ in range(40):
+        call = desk.call(body=LARGE, balance=balance)
         desk.turn()
-        assert desk.asked()[0][0] == "c"
-    desk.limits["c.1"] = 5
-    desk.call(body=bytes(11), **options)
+        [(name, number)] = desk.asked()
+        asked.append(name)
+        desk.reply(name, number)
+        assert desk.outcome(call) == "yes"
+    assert set(asked) == {"c", "e"}
+    if balance == "round_robin":
+        assert asked.count("c") == asked.count("e") == 20
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+def test_where_nobody_takes_them_that_is_the_outcome(key: str | None) -> None:
+    desk = CallerDesk("b", "c")
+    desk.limits = {"b.1": 10, "c.1": 10}
+    call = desk.call(body=LARGE, key=key)
     desk.turn()
-    ((_, error),) = desk.outcomes[desk.made[-1]]
-    assert isinstance(error, BodyTooLarge)
+    with pytest.raises(BodyTooLarge, match="takes 10 bytes of arguments"):
+        desk.outcome(call)
+
+
+def test_who_keeps_a_key_keeps_it_for_large_arguments_too() -> None:
+    desk = CallerDesk("b", "c")
+    desk.limits = {"b.1": 10}
+    for key in map(str, range(20)):
+        desk.call(key=key)
+        large = desk.call(key=key, body=LARGE)
+        desk.turn()
+        keeper, *more = [name for name, _ in desk.asked()]
+        assert more == (["c"] if keeper == "c" else [])
+        assert (large in desk.outcomes) is (keeper == "b")
+
+
+def test_who_is_overloaded_is_given_time_although_others_take_less() -> None:
+    desk = CallerDesk("b", "c")
+    desk.limits = {"b.1": 10}
+    desk.call(body=LARGE, repeatable=True)
+    desk.turn()
+    [(name, number)] = desk.asked()
+    desk.fail(name, number, "overloaded", never_ran=True, retry_after=0.5)
+    desk.turn(0.4)
+    assert not desk.asked(), "it said when to come again"
+    desk.turn(0.6)
+    assert [name for name, _ in desk.asked()] == ["c"]
+
+
+def test_what_was_sent_once_is_not_too_large() -> None:
+    desk = CallerDesk("b", "c")
+    desk.limits = {"b.1": 10}
+    call = desk.call(body=LARGE, repeatable=True)
+    desk.turn()
+    assert [name for name, _ in desk.asked()] == ["c"]
+    desk.calls.on_peer_gone("c.1", "c", "crashed", desk.now)
+    for _ in range(100):
+        desk.turn(0.5)
+    assert not desk.asked()
+    with pytest.raises(NoResponders, match="takes fewer than these 65536 bytes"):
+        desk.outcome(call)
+
+
+def test_a_hedge_goes_to_nobody_who_takes_less() -> None:
+    desk = CallerDesk("b", "c")
+    desk.limits = {"b.1": 10}
+    desk.call(body=LARGE, repeatable=True, hedge_after=0.1)
+    desk.turn()
+    desk.turn(0.2)
+    assert len(desk.asked()) == 1 and not desk.calls.hedged

@@ -185,6 +185,24 @@ async def test_a_stream_closed_before_it_begins_never_does() -> None:
     far.require_idle(dealer)
 
 
+@pytest.mark.guarantee("G8")
+async def test_a_stream_whose_beginning_failed_says_so_each_time() -> None:
+    far = FarEnd()
+    dealer = far.dealer(max_pending=1)
+    first = start(outcome(dealer.request("add", 1)))
+    await far.rest()
+    for stream in (dealer.stream("count", timeout=0.01), dealer.stream("count", timeout=0.01)):
+        for _ in range(3):
+            with pytest.raises(DeadlineExceeded, match="found no room"):
+                await anext(stream)
+    late = dealer.stream("count")
+    await dealer.close()
+    for _ in range(3):
+        with pytest.raises(NodeClosed):
+            await anext(late)
+    await first
+
+
 async def test_several_tasks_may_read_one_stream() -> None:
     far = FarEnd()
     dealer = far.dealer()

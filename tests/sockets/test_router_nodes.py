@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from meshmsg import BodyTooLarge, Cancelled, Node, NodeClosed, NoResponders, NoSuchMethod, Overloaded, RemoteError
+from meshmsg import (
+    BodyTooLarge,
+    Cancelled,
+    Node,
+    NodeClosed,
+    NoResponders,
+    NoSuchMethod,
+    Overloaded,
+    RemoteError,
+    blocking,
+)
+from meshmsg.engine.call import Call
 from meshmsg.sockets.context import Context
 from meshmsg.sockets.dealer import Dealer
 
@@ -269,3 +281,81 @@ async def test_closed_routers_are_forgotten() -> None:
         assert set(client._engine.calls._clients) == {"last"}
     with pytest.raises(NodeClosed, match="node 'server' is closed"):
         last.method(max)
+
+
+@pytest.mark.guarantee("G8")
+async def test_headers_are_the_call_s_own() -> None:
+    async with two_nodes() as (server, client):
+        router = server.router("math")
+
+        @router.method
+        async def whoami(context: Context) -> dict[str, object]:
+            mine = context.headers
+            assert isinstance(mine, dict)
+            mine.setdefault("user", len(mine))  # as an interceptor might, which tells its method
+            mine.get("list", []).append("seen")
+            return dict(context.headers)
+
+        math = await meet(client)
+        assert [await math.request("whoami") for _ in range(2)] == [{"user": 0}] * 2
+        headers = {"trace": 1, "list": []}
+        found = await asyncio.gather(*[math.request("whoami", headers=headers) for _ in range(5)])
+        assert found == [{"trace": 1, "list": ["seen"], "user": 2}] * 5
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_call_that_is_over_is_held_by_nothing() -> None:
+    """Cycles would keep large arguments and results until the garbage collector happens to run."""
+    async with two_nodes() as (server, client):
+        router = server.router("math")
+
+        @router.method
+        async def echo(value: int) -> int:
+            return 1 // value
+
+        @router.method
+        async def count(to: int) -> AsyncIterator[int]:
+            for number in range(to):
+                yield number
+
+        math = await meet(client)
+        gc.collect()
+        gc.disable()
+        try:
+            assert await math.request("echo", 1) == 1
+            with contextlib.suppress(RemoteError):
+                await math.request("echo", 0)
+            assert [item async for item in math.stream("count", 3)] == [0, 1, 2]
+            assert len([answer async for answer in math.survey("echo", 1)]) == 1
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(math.request("echo", 1), 0)
+            await asyncio.sleep(0)
+            await math.ping()
+            assert [each for each in gc.get_objects() if isinstance(each, Call) and each.method != "ping"] == []
+        finally:
+            gc.enable()
+
+
+@pytest.mark.guarantee("G8")
+def test_a_call_of_a_thread_that_is_over_is_held_by_nothing() -> None:
+    mesh = f"router-{uuid.uuid4().hex[:12]}"
+    with blocking.Node("both", mesh=mesh, mdns=False) as node:
+        router = node.router("math")
+
+        @router.method
+        def echo(value: int) -> int:
+            return 1 // value
+
+        node.wait_for(router="math", timeout=PATIENCE_S)
+        math = node.dealer("math", timeout=PATIENCE_S)
+        gc.collect()
+        gc.disable()
+        try:
+            assert [math.request("echo", 1) for _ in range(3)] == [1] * 3
+            with contextlib.suppress(RemoteError):
+                math.request("echo", 0)
+            math.ping()
+            left = [each for each in gc.get_objects() if isinstance(each, Call) and each.method != "ping"]
+            assert left == []
+        finally:
+            gc.enable()
