@@ -39,6 +39,8 @@ class Loop(TimedLoop, Protocol):
 class Broadcast(Protocol):
     """The part of a transport's publishing and following that the driver needs."""
 
+    @property
+    def unread(self) -> bool: ...
     def open_broadcast(self) -> tuple[str, ...]: ...
     def publish(self, parts: Sequence[bytes | memoryview]) -> bool: ...
     def advance(self) -> None: ...
@@ -188,6 +190,7 @@ class Driver:
         for number, event in broadcast.follow_events():
             engine.handle_follow(number, event.value, now)
         arrived = broadcast.receive_published(RECEIVE_LIMIT)
+        engine.subscriptions.behind = broadcast.unread
         for number, published in arrived:
             engine.handle_published(number, published, now)
         return bool(arrived)

@@ -31,7 +31,6 @@ class Settler(Protocol):
     def extend(self, seq: int) -> None: ...
 
 
-
 class Arrival:
     """Messages that came together and what they share; ``bodies[i]`` has ``first_seq + i`` and ``first_number + i``.
 

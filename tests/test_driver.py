@@ -170,6 +170,8 @@ class Recorder:
 
     link_events = receive = subscriptions = refusals = follow_events = receive_published = nothing
 
+    unread = False
+
     def more(self) -> bool:
         return False
 

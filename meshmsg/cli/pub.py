@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from meshmsg.engine.topics import matches, require_topic
 from meshmsg.sockets.pub_sub import Pub
 
 JOIN_EVERY_S = 0.1
+CONFIRM_S = 0.5  # what a subscriber that is seen gets at most, for its subscription to arrive
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Publishing:
             missing = max(0, self.subscribers - len(self._group_members()))
             try:
                 await self.node.wait_for(sub=topic, count=missing, timeout=JOIN_EVERY_S)
-                self.seen.update(self.names())
+                await self._wait_for_others()
                 return True
             except WaitTimeout:
                 now = loop.time()
@@ -56,15 +58,22 @@ class Publishing:
                 seen = f"{len(self.node.peers())} nodes seen, subscribers: {len(self.names())} of {self.subscribers}"
                 click.echo(f"meshmsg: waiting: for subscribers of {topic!r}; {seen}", err=True)
 
+    async def _wait_for_others(self) -> None:
+        """Gives those who came at the same time a moment: they are seen, and their subscriptions yet to arrive."""
+        with suppress(WaitTimeout):
+            await self.node.wait_for(sub=self.pub.pattern, count=len(self._plain()), timeout=CONFIRM_S)
+
     def names(self) -> list[str]:
         """Who subscribes, in a group or not."""
+        return sorted({*self._plain(), *self._group_members()})
+
+    def _plain(self) -> list[str]:
         topic = self.pub.pattern
-        plain = [
+        return [
             peer.name
             for peer in self.node.peers()
             if any(matches(pattern, topic) for pattern in peer.offers.get("sub", {}))
         ]
-        return sorted({*plain, *self._group_members()})
 
     def _group_members(self) -> list[str]:
         topic = self.pub.pattern
@@ -75,7 +84,10 @@ class Publishing:
         ]
 
     async def look_who_listens(self) -> None:
-        """Whether anybody gets what was just published."""
+        """Whether anybody gets what was just published, and who; who is only on the way here has nothing of it."""
+        engine = self.pub._driver.engine
+        confirmed = map(engine.peers.name_of, engine.publisher.confirmed(self.pub.pattern))
+        self.seen.update((*confirmed, *self._group_members()))
         try:
             await self.node.wait_for(sub=self.pub.pattern, count=0 if self._group_members() else 1, timeout=0)
         except WaitTimeout:
@@ -102,7 +114,8 @@ class Publishing:
         """Prints how it went, and finds the exit code."""
         job, topic = self.job, self.pub.pattern
         behind, pending = self.behind(), self.pending()
-        self.seen.update(self.names())
+        if self.keeps:
+            self.seen.update(self.names())
         dead = sum(books.dead for books in self.node.ledger().values())
         if session.json:
             document = {"topic": topic, "published": job.sent, "subscribers": sorted(self.seen), "behind": behind}

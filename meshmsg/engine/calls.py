@@ -245,7 +245,7 @@ class Calls:
         return limit is None or len(call.body) <= limit
 
     def _too_small(self, call: Call) -> frozenset[str]:
-        """Keys of those that don't read arguments as large as these, and are not asked. Who keeps a key is all the same."""
+        """Keys of those that don't read arguments as large as these, and are not asked; but who keeps a key is."""
         if len(call.body) < LARGE_BYTES or call.key is not None:
             return _NOBODY
         there = self.clients(call.service).providers.there()

@@ -145,6 +145,7 @@ class Peers:
     def __init__(self, identity: Identity, liveness: LivenessOptions, generator: random.Random) -> None:
         self.identity = identity
         self.liveness = liveness
+        self._parted: dict[str, str] = {}  # names of the last that are gone, by id
         self.by_id: dict[str, PeerState] = {}
         self.by_route: dict[bytes, PeerState] = {}
         self.by_key: dict[str, PeerState] = {}
@@ -479,6 +480,9 @@ class Peers:
         if peer.link == SELF_LINK:  # this node is there as long as it runs, whatever is wrong with a frame of its own
             return
         del self.by_id[peer.node_id], self.by_key[peer.key]
+        self._parted[peer.node_id] = peer.name
+        if len(self._parted) > MAX_PEERS:
+            del self._parted[next(iter(self._parted))]
         for route in peer.routes:
             self.by_route.pop(route, None)
         for prospect in list(self.prospects.values()):
@@ -556,10 +560,10 @@ class Peers:
         return theirs if theirs is not None and (ours is None or theirs < ours) else None
 
     def name_of(self, key: str) -> str:
-        """A peer's name by its key; its id if it is gone."""
+        """A peer's name by its key, also if it is gone; its id if that was long ago."""
         node_id = key.partition(".")[0]
         peer = self.by_id.get(node_id)
-        return peer.name if peer is not None else node_id
+        return peer.name if peer is not None else self._parted.get(node_id, node_id)
 
     def reached_at(self, peer: PeerState) -> str | None:
         """The endpoint where our link found a peer."""

@@ -25,6 +25,8 @@ MAX_ASKED = 64  # topics of one publisher with a WANT under way
 ASK_AGAIN_S = 0.5
 # What a beacon tells may still be on its way through the SUB socket, which is another connection.
 TAIL_GRACE_S = 0.25
+# For so long at most, while the transport has more than was read; where all is read as it comes, that is no matter.
+PATIENCE_S = 5.0
 
 
 class Subscriptions:
@@ -39,6 +41,7 @@ class Subscriptions:
         self.unwanted = 0  # messages that only a filter matched
         self.repeated = 0  # messages that had come before
         self.room_made = False
+        self.behind = False  # whether the transport has more of what was published than was read in this turn
         self.wake: Callable[[], None] = lambda: None  # asks for a ``collect``: an application took something
         self._index = PatternIndex[Subscription]()
         self._subscriptions: dict[Subscription, None] = {}
@@ -166,7 +169,9 @@ class Subscriptions:
 class FollowedTopic:
     """One topic of one publisher: its streams, and what is asked of the publisher on behalf of all of them."""
 
-    __slots__ = ("answered_to", "asked_from", "due", "generation", "line", "name", "reported", "streams")
+    __slots__ = (
+        "answered_to", "asked_from", "due", "generation", "line", "name", "patient_until", "reported", "streams",
+    )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -177,6 +182,7 @@ class FollowedTopic:
         self.asked_from = 0
         self.answered_to = 0
         self.due = 0.0
+        self.patient_until = 0.0
 
     def wait_in(self, line: dict[FollowedTopic, None] | None) -> None:
         """Moves to the end of a line; None if nothing is missing."""
@@ -339,8 +345,10 @@ class Reception:
         """The publisher's history begins later: what did not arrive is a gap."""
         topic = self._follow(forgotten.topic)
         if topic is not None:
+            arriving = self._assembly.arriving(topic.name, now)  # in pieces, whatever the publisher has of it
+            up_to = forgotten.up_to if arriving is None else min(forgotten.up_to, arriving)
             for stream in topic.streams:
-                stream.forget(forgotten.up_to)
+                stream.forget(up_to)
             self._moved[topic] = None
             self._look(topic, now)
             if not forgotten.more:
@@ -467,7 +475,7 @@ class Reception:
             if topic.line is not self._ready:
                 topic.wait_in(self._ready)
         elif topic.line is None or (topic.line is self._late and progress):
-            topic.due = now + TAIL_GRACE_S
+            topic.due, topic.patient_until = now + TAIL_GRACE_S, now + PATIENCE_S
             topic.wait_in(self._late)
 
     def _answered(self, topic: FollowedTopic) -> None:
@@ -492,7 +500,11 @@ class Reception:
         for topic in [topic for topic in self._asked if topic.due <= now]:
             topic.wait_in(self._ready)
         while self._late and (topic := next(iter(self._late))).due <= now:
-            topic.wait_in(self._ready)
+            if self._subscriptions.behind and now < topic.patient_until:  # it may be in what was not read yet
+                topic.due = now + TAIL_GRACE_S
+                topic.wait_in(self._late)
+            else:
+                topic.wait_in(self._ready)
         while self._ready and len(self._asked) < MAX_ASKED:
             topic = next(iter(self._ready))
             missing = topic.missing()

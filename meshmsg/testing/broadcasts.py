@@ -152,6 +152,11 @@ class SimulatedBroadcast:
         """Up to ``limit`` messages that have arrived."""
         return [self.inbox.popleft() for _ in range(min(limit, len(self.inbox)))]
 
+    @property
+    def unread(self) -> bool:
+        """Whether something was left to read."""
+        return bool(self.inbox)
+
     def more(self) -> bool:
         """Whether something was left to read, or to send."""
         return bool(self.inbox or self.changes or self._pacing)

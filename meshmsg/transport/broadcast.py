@@ -184,6 +184,11 @@ class ZmqBroadcast:
                 readable[number] = None  # at the end of the line
         return messages
 
+    @property
+    def unread(self) -> bool:
+        """Whether the last ``receive_published`` may have left something."""
+        return bool(self._readable)
+
     def more(self) -> bool:
         """Whether there may be more to read, or is more to send, of which no wake will tell."""
         return self._asked or bool(self._readable) or bool(self._pacing)

@@ -388,10 +388,12 @@ def test_silence_while_this_node_itself_slept_is_forgiven() -> None:
 def test_a_goodbye_is_heard_at_once_and_nobody_dials_again() -> None:
     desk = Desk()
     desk.connect()
-    desk.peers.on_bye(desk.peers.by_id["you"], "left", 1.0)
+    you = desk.peers.by_id["you"]
+    desk.peers.on_bye(you, "left", 1.0)
     assert desk.downs() == ["left"]
     desk.at(20.0)
     assert desk.dials() == []
+    assert desk.peers.name_of(you.key) == you.name and desk.peers.name_of("else.1") == "else"
 
 
 def test_a_restart_ends_the_life_before() -> None:

@@ -367,3 +367,18 @@ def test_pieces_that_make_no_payload_are_refused() -> None:
         else:
             side.hear(wrong._replace(total=2))
     assert side.assembly.topic is None
+
+
+def test_what_arrives_in_pieces_is_no_gap_whatever_the_publisher_has_forgotten() -> None:
+    side = Side()
+    side.small("a", 0)
+    side.small("a", 2)  # 1 is lost
+    pieces = make_pieces("a", 3)
+    side.hear(pieces[0])
+    side.reception.on_forgotten(frames.Forgotten("a", 4, False), 0.0)
+    side.hear(*pieces[1:])
+    assert side.taken() == [0, (1, 2), 2, 3]
+    side.hear(*make_pieces("a", 4)[:2])  # and the rest of it is lost
+    side.reception.on_forgotten(frames.Forgotten("a", 5, False), STALLED_S)
+    side.small("a", 5, STALLED_S)
+    assert side.taken() == [(4, 5), 5]

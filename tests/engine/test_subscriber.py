@@ -8,7 +8,7 @@ import pytest
 
 from meshmsg.engine import subscriber as subscriber_module
 from meshmsg.engine.publisher import make_marker
-from meshmsg.engine.subscriber import ASK_AGAIN_S, TAIL_GRACE_S, Reception, Subscriptions
+from meshmsg.engine.subscriber import ASK_AGAIN_S, PATIENCE_S, TAIL_GRACE_S, Reception, Subscriptions
 from meshmsg.engine.subscription import Delivery, Gap, Subscription
 from meshmsg.errors import ConfigurationError, ProtocolError
 from meshmsg.wire import frames
@@ -558,3 +558,31 @@ def test_one_pattern_too_many_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigurationError):
         side.add(Subscription("c"))
     side.subscriptions.check()
+
+
+def test_what_may_be_in_what_was_not_read_yet_is_given_time() -> None:
+    side = Side(Subscription("**"))
+    side.start()
+    side.live("b", 0)
+    side.reception.on_beacon(frames.Beacon([["a", 3]]), 0.0)
+    side.subscriptions.behind = True  # the handlers of "b" take their time, and "a" comes behind it
+    now = 0.0
+    for _ in range(10):
+        now = side.subscriptions.wake_at(now) or 0.0
+        assert side.wants(now) == []
+    side.subscriptions.behind = False
+    now = side.subscriptions.wake_at(now) or 0.0
+    assert side.wants(now) == [("a", 0, 3)]
+    assert 9 * TAIL_GRACE_S < now < PATIENCE_S
+
+
+def test_and_no_longer_than_that() -> None:
+    side = Side(Subscription("**"))
+    side.start()
+    side.reception.on_beacon(frames.Beacon([["a", 3]]), 0.0)
+    side.subscriptions.behind = True
+    now, wants = 0.0, []
+    while not wants:
+        now = side.subscriptions.wake_at(now) or 0.0
+        wants = side.wants(now)
+    assert PATIENCE_S <= now < PATIENCE_S + TAIL_GRACE_S + 0.01 and wants == [("a", 0, 3)]

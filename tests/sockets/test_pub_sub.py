@@ -15,6 +15,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+import meshmsg
 from meshmsg import BodyTooLarge, Gap, Message, Node, OutboxFull
 from meshmsg.engine.broadcasting import unwrap_will, wrap_will
 from meshmsg.sockets import handoff
@@ -308,3 +309,16 @@ async def test_an_on_gap_that_fails_costs_no_messages(error: BaseException, capl
             received.append((await sub.get(timeout=5)).body)
         assert len(received) + sub.gaps == 5000 and sub.gaps > 0
     assert "on_gap of sub('flood') failed" in caplog.text
+
+
+async def test_a_message_has_its_sender_s_name_although_that_is_gone() -> None:
+    mesh = f"names-{uuid.uuid4().hex[:12]}"
+    async with meshmsg.Node("display", mesh=mesh, mdns=False, drain=0) as display:
+        sub = display.sub("news")
+        async with meshmsg.Node("camera", mesh=mesh, mdns=False, seeds=display.endpoints[:1], drain=0) as camera:
+            news = camera.pub("news")
+            await camera.wait_for(sub="news", timeout=10)
+            await news.send("first")
+            await camera.close(drain=5)
+        await display._driver.until(lambda: not [each for each in display.peers() if each.name == "camera"], 10)
+        assert (await sub.get(timeout=10)).sender == "camera"
