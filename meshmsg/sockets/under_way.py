@@ -56,6 +56,8 @@ class UnderWay:
 
     async def wait_for_room(self, call: Call) -> None:
         """Waits in line until one more may be under way, no longer than the call may take."""
+        if not self.full:  # it was when this was asked for, by a task that had yet to begin
+            return
         if call.deadline is None and call.timeout is not None:
             call.deadline = self._find_deadline(call.timeout)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

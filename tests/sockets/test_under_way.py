@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from meshmsg import Cancelled, DeadlineExceeded, NodeClosed
+from meshmsg.engine.call import Call
 from meshmsg.wire.items import CALL
 from tests.sockets.far_end import FarEnd, outcome
 
@@ -128,3 +129,16 @@ async def test_who_waits_for_room_hears_of_the_close(who: str) -> None:
         far.close()
     assert [type(error) for error in await asyncio.gather(*asked)] == [Cancelled, NodeClosed, NodeClosed]
     far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
+async def test_room_that_comes_before_the_wait_begins_is_room() -> None:
+    far = FarEnd()
+    dealer = far.dealer(max_pending=1)
+    under_way = dealer._under_way
+    first, second = (Call("math", "add", b"", 1.0, dealer.options, None) for _ in range(2))
+    under_way.start(first)
+    waiting = start(under_way.wait_for_room(second))  # as a thread's request does, by a task of its own
+    under_way.give_up(first)
+    await asyncio.wait_for(waiting, 5)
+    assert not under_way._line and not under_way.full
