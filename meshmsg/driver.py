@@ -288,7 +288,7 @@ class Driver:
             require_number("timeout=", timeout, at_least=0)
         if condition():
             return True
-        if self.closed:  # nothing will change any more
+        if self.closed and not self._retired:  # nothing will change any more
             return False
         self.require_loop()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -203,3 +203,14 @@ def test_effects_are_carried_out_in_the_order_of_their_fields(monkeypatch: pytes
     done = [names.get(name, name) for name in recorder.done]
     assert [name for name in done if name] == list(Effects.__init__.__code__.co_names)
     assert sorted(Effects.__slots__) == sorted(Effects.__init__.__code__.co_names)
+
+
+@pytest.mark.guarantee("G10")
+async def test_who_leaves_stays_until_its_goodbye_is_answered() -> None:
+    """Otherwise its connection may break before the goodbye is read, and it would be taken for a crash."""
+    async with make() as staying:
+        leaving = await Node("leaving", mesh=staying.mesh, mdns=False, seeds=staying.endpoints).start()
+        await staying._driver.until(lambda: any(each.name == "leaving" for each in staying.peers()), 10)
+        assert not leaving._engine.leaving
+        await leaving.close()
+        assert leaving._engine.parted
