@@ -164,11 +164,9 @@ async def test_arguments_that_wait_are_bounded_in_bytes() -> None:
 
         math = await meet(client)
         asked = [asyncio.ensure_future(math.measure(bytes(100_000))) for _ in range(5)]
-        done: set[asyncio.Future[int]] = set()
-        while len(done) < 2:  # they come in several frames
-            done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-            if len(done) < 2:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        while sum(each.done() for each in asked) < 2:  # they come in several frames
+            await asyncio.wait([each for each in asked if not each.done()], return_when=asyncio.FIRST_COMPLETED)
+        done = [each for each in asked if each.done()]
         assert all(isinstance(each.exception(), Overloaded) for each in done)
         go_on.set()
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
