@@ -48,6 +48,7 @@ class Publishing:
             try:
                 await self.node.wait_for(sub=topic, count=missing, timeout=JOIN_EVERY_S)
                 await self._wait_for_others()
+                self._note_listeners()
                 return True
             except WaitTimeout:
                 now = loop.time()
@@ -62,6 +63,12 @@ class Publishing:
         """Gives those who came at the same time a moment: they are seen, and their subscriptions yet to arrive."""
         with suppress(WaitTimeout):
             await self.node.wait_for(sub=self.pub.pattern, count=len(self._plain()), timeout=CONFIRM_S)
+
+    def _note_listeners(self) -> None:
+        """Who gets what is published now; who is seen only, and on the way here, has nothing of it."""
+        engine = self.pub._driver.engine
+        confirmed = map(engine.peers.name_of, engine.publisher.confirmed(self.pub.pattern))
+        self.seen.update((*confirmed, *self._group_members()))
 
     def names(self) -> list[str]:
         """Who subscribes, in a group or not."""
@@ -84,10 +91,8 @@ class Publishing:
         ]
 
     async def look_who_listens(self) -> None:
-        """Whether anybody gets what was just published, and who; who is only on the way here has nothing of it."""
-        engine = self.pub._driver.engine
-        confirmed = map(engine.peers.name_of, engine.publisher.confirmed(self.pub.pattern))
-        self.seen.update((*confirmed, *self._group_members()))
+        """Whether anybody gets what was just published."""
+        self._note_listeners()
         try:
             await self.node.wait_for(sub=self.pub.pattern, count=0 if self._group_members() else 1, timeout=0)
         except WaitTimeout:
