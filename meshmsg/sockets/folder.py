@@ -109,7 +109,7 @@ class Folder:
             target = self._place(name)
             part_path = target.with_name(f".{target.name}{PART}")
             part_file = PartFile(target, part_path, name, lambda: context.cancelled, shown=part_path.name)
-        with without_path(name), closing(part_file) as part, self._reserve(part_path, name, size_bytes):
+        with without_path(name), closing(part_file) as part, self._reserve(part_path, name, size_bytes) as release:
             yield {"offset": part.place, "digest": part.digest}
             begun = False
             for item in items:
@@ -125,7 +125,7 @@ class Folder:
                     # While somebody counts what is there, the file must not be there twice, or not at all.
                     with nullcontext() if self._max_bytes is None else self._reserving:
                         modified = part.commit(size_bytes, digest)
-                        del self._reserved[part_path]
+                        release()  # from here on the next one may have this name for its part
                     yield {"name": name, "size_bytes": size_bytes, "modified": modified, "sha256": digest}
                     return
             raise RemoteError(f"{name}: the items ended before the file did")
@@ -133,8 +133,8 @@ class Folder:
     # -- room ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _reserve(self, part: Path, name: str, size_bytes: int) -> Iterator[None]:
-        """Keeps room for a file that comes. Raises ``RemoteError`` ("full") where there is none."""
+    def _reserve(self, part: Path, name: str, size_bytes: int) -> Iterator[Callable[[], None]]:
+        """Keeps room for a file that comes, until it is released. Raises ``RemoteError`` ("full") without any."""
         with self._reserving:
             now = time.monotonic()
             if self._max_bytes is not None or now >= self._look_at:
@@ -144,10 +144,16 @@ class Folder:
                     text = f"{name}: {size_bytes} bytes would make {used} in all, and {self._max_bytes} are allowed"
                     raise RemoteError(text, code=FULL)
             self._reserved[part] = size_bytes
+        kept = [part]
+
+        def release() -> None:
+            while kept:
+                self._reserved.pop(kept.pop(), None)
+
         try:
-            yield
+            yield release
         finally:
-            self._reserved.pop(part, None)
+            release()
 
     def _measure(self, own: Path) -> int:
         """Bytes of all files but one, those that come counted as a whole. Removes part files that are abandoned."""

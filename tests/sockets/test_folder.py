@@ -370,3 +370,19 @@ def test_no_thread_is_left_of_a_sender_that_nobody_answers(face: Face, here: Pat
     with pytest.raises(DeadlineExceeded):
         files.send_file(here / "a.bin", timeout=0.2)
     until(lambda: not any(thread.name == "meshmsg-files-items" for thread in threading.enumerate()))
+
+
+def test_the_next_transfer_of_a_name_may_begin_before_the_last_one_is_tidied_up(offered: Path) -> None:
+    folder = Folder("files", offered, True, 2**20, max_bytes=None)
+    context = cast(Context, type("Kept", (), {"cancelled": False})())
+
+    def send(data: bytes) -> Iterator[dict[str, Any]]:
+        yield {"offset": 0, "data": data, "digest": digest_of(data)}
+
+    first, second = (folder.write("a.bin", 3, send(data), context) for data in (b"one", b"two"))
+    assert next(first)["offset"] == 0
+    assert next(first)["sha256"] == digest_of(b"one")  # its sender has the answer, and sends the next
+    assert next(second)["offset"] == 0
+    assert list(first) == []
+    assert next(second)["sha256"] == digest_of(b"two")
+    assert list(second) == [] and not folder._reserved
