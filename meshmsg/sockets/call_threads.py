@@ -61,7 +61,7 @@ class CallThreads:
         try:
             raise error
         finally:
-            del error  # or it would hold this frame, which holds it
+            del error, future  # or they would hold this frame, which holds them
 
     def stop(self) -> None:
         """Threads end as soon as they have nothing to do."""

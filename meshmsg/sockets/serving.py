@@ -177,6 +177,7 @@ class CallWorkers:
     def _ended(self, worker: Worker, task: asyncio.Task[None]) -> None:
         """A worker's task is over: at the end, or because a method left it unfit for another call."""
         self._workers.discard(worker)
+        worker.task = None  # which, if it was cancelled, holds its frames, and they the worker and the arguments
         self._rising = False
         if not task.cancelled() and task.exception() is not None:
             logger.error("a worker of %r ended", self._service.name, exc_info=task.exception())

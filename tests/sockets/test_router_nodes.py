@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from meshmsg import (
+    BadRequest,
     BodyTooLarge,
     Cancelled,
+    DeadlineExceeded,
     Node,
     NodeClosed,
     NoResponders,
@@ -22,6 +25,7 @@ from meshmsg import (
     blocking,
 )
 from meshmsg.engine.call import Call
+from meshmsg.engine.service import Served
 from meshmsg.sockets.context import Context
 from meshmsg.sockets.dealer import Dealer
 
@@ -334,6 +338,54 @@ async def test_a_call_that_is_over_is_held_by_nothing() -> None:
             await asyncio.sleep(0)
             await math.ping()
             assert [each for each in gc.get_objects() if isinstance(each, Call) and each.method != "ping"] == []
+        finally:
+            gc.enable()
+
+
+@pytest.mark.guarantee("G8")
+async def test_what_was_served_is_held_by_nothing_however_it_ended() -> None:
+    async with two_nodes() as (server, client):
+        router = server.router("math")
+
+        @router.method
+        async def fails() -> None:
+            raise BadRequest("no")  # what the log would keep is left out
+
+        @router.method
+        def fails_in_a_thread() -> None:
+            raise BadRequest("no")
+
+        @router.method
+        async def hangs() -> None:
+            await asyncio.Event().wait()
+
+        @router.method
+        async def count() -> AsyncIterator[int]:
+            for number in itertools.count():
+                yield number
+
+        math = await meet(client)
+        gc.collect()
+        gc.disable()
+        try:
+            for method in ("fails", "fails_in_a_thread"):
+                with contextlib.suppress(BadRequest):
+                    await math.request(method)
+            with contextlib.suppress(DeadlineExceeded):
+                await math.request("hangs", timeout=0.01)
+            hanging = asyncio.create_task(math.request("hangs"))
+            while not [each for each in gc.get_objects() if isinstance(each, Served) and each.method == "hangs"]:
+                await math.ping()
+            hanging.cancel()
+            async with math.stream("count") as numbers:
+                async for _ in numbers:
+                    break
+            for _ in range(100):  # until the server knows of the last cancellation, and its worker has ended
+                await math.ping()
+                left = [each for each in gc.get_objects() if isinstance(each, Served) and each.method != "ping"]
+                if not left:
+                    break
+            assert left == []
         finally:
             gc.enable()
 
