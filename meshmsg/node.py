@@ -292,6 +292,7 @@ class Node(Shown):
         loop = asyncio.get_running_loop()
         patience = loop.time() + GOODBYE_S
         await self._driver.until(lambda: not self._engine.leaving, RETURN_S)
+        self._take_last()
         self._engine.close()
         self._driver.turn()
         self._books = self._engine.ledger()
@@ -331,6 +332,9 @@ class Node(Shown):
             ),
             left,
         )
+
+    def _take_last(self) -> None:
+        """For another face, of which threads may have published what the loop has yet to hear of."""
 
     def _hurry(self) -> None:
         """Ends the drain of a ``close`` that is under way: what is pending stays so."""

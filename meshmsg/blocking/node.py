@@ -118,7 +118,6 @@ class Node(Shown):
         self._loop: LoopThread | None = None
         self._hooks = Hooks(self._node.name)
         self._sockets: list[Socket] = []
-        self._pubs: dict[str, Pub | UnreliablePub] = {}
         self._pushes: dict[str, Push | UnreliablePush] = {}
         self._lock = threading.RLock()
         self._books: dict[str, Ledger] | None = None
@@ -197,7 +196,6 @@ class Node(Shown):
                 loop = self._loop = self._make_loop(None)
         if self._books is None:
             try:
-                loop.call(self._hand_over)
                 loop.wait(self._node.close(drain))
             except NodeClosed:
                 pass  # the loop has ended meanwhile, and the books are there all the same
@@ -214,13 +212,6 @@ class Node(Shown):
                 self._seal("is closed: make a new Node")
                 self._books = self._node.count_books()
         _open_nodes.discard(self)
-
-    def _hand_over(self) -> None:
-        """What ``send`` of topics took leaves before the node does."""
-        if self._node.driver.usable:
-            for pub in self._pubs.values():
-                if isinstance(pub, Pub):
-                    pub._hand_over()
 
     def _seal(self, why: str) -> None:
         for box in self._node.outboxes.values():
@@ -316,12 +307,8 @@ class Node(Shown):
         """
         self._node.driver.require_process()
         with self._lock:
-            inner: pub_sub.Pub | BarePub = self._call(self._node.pub, pattern, **options)  # type: ignore[arg-type]  # overloaded
-            pub = self._pubs.get(pattern)
-            if pub is None or not pub._is_of(inner):
-                driver = self._node.driver
-                pub = UnreliablePub(inner, driver) if isinstance(inner, BarePub) else Pub(inner, driver)
-                self._pubs[pattern] = pub
+            pub, is_new = self._call(self._node.open_pub, pattern, options)
+            if is_new:
                 self._add(pub)
         return pub
 
@@ -502,6 +489,7 @@ class _SharedNode(asynchronous.Node):
         self._engine.make_outbox = SharedOutbox
         self._services.make_dealer = SharedDealer
         self.driver = self._driver
+        self._pubs: dict[str, Pub | UnreliablePub] = {}
 
     def open_push(self, queue: str, options: dict[str, Any]) -> tuple[push_pull.Push | BarePush, SharedOutbox | None]:
         """As ``push``; also the outbox for threads to fill, unless it is a bare one."""
@@ -513,6 +501,32 @@ class _SharedNode(asynchronous.Node):
         box.now = self._driver.now
         box.seal("")  # by a push that was closed before this one
         return push, box
+
+    def open_pub(self, pattern: str, options: dict[str, Any]) -> tuple[Pub | UnreliablePub, bool]:
+        """As ``pub``, for threads; also whether it is a new one."""
+        inner: pub_sub.Pub | BarePub = self.pub(pattern, **options)
+        pub = self._pubs.get(pattern)
+        if pub is not None and pub._is_of(inner):
+            return pub, False
+        pub = UnreliablePub(inner, self.driver) if isinstance(inner, BarePub) else Pub(inner, self.driver)
+        self._pubs[pattern] = pub
+        return pub, True
+
+    @property
+    def _holding_pubs(self) -> list[Pub]:
+        """Those that hold for the loop what threads publish."""
+        return [pub for pub in self._pubs.values() if isinstance(pub, Pub)]
+
+    async def _close(self, drain: float) -> dict[str, Ledger]:
+        if self.driver.usable:  # what threads published before is part of the drain
+            for pub in self._holding_pubs:
+                pub._hand_over()
+        return await super()._close(drain)
+
+    def _take_last(self) -> None:
+        """Between the last message that a thread may publish and the goodbye."""
+        for pub in self._holding_pubs:
+            pub._seal(f"node {self.name!r} is closed: make a new Node")
 
     @property
     def outboxes(self) -> dict[str, SharedOutbox]:

@@ -63,6 +63,7 @@ class Pub(Face[pub_sub.Pub]):
         self._put: deque[Put] = deque()
         self._count = 0
         self._bytes = 0
+        self._sealed = ""  # why nothing more may be put down
         self._limit, self._limit_bytes = MAX_PUT, MAX_PUT_BYTES
         if self.options.block:
             self._limit = min(MAX_PUT, self.options.window)
@@ -159,6 +160,8 @@ class Pub(Face[pub_sub.Pub]):
     def _put_down(self, name: str, bodies: list[bytes], size: int, details: Details | None) -> bool:
         """Whether there was room for them."""
         with self._lock:
+            if self._sealed:
+                raise NodeClosed(self._sealed)
             if not self._fits(len(bodies), size):
                 return False
             self._count += len(bodies)
@@ -206,12 +209,18 @@ class Pub(Face[pub_sub.Pub]):
 
     def _close(self) -> None:
         if self._driver.usable:
-            self._hand_over()
+            self._seal(f"pub({self.pattern!r}) is closed: open another one")
         self._async._end()
 
     def _hand_over(self) -> None:
         """Publishes whatever was put down, whoever is slow."""
         self._publish(heedless=True)
+
+    def _seal(self, why: str) -> None:
+        """Publishes whatever was put down; threads may put down nothing more, as nobody would take it in."""
+        with self._lock:
+            self._sealed = why
+        self._hand_over()
 
     def _send_now(self, name: str, encoded: bytes, details: Details | None) -> None:
         self._publish()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
+import uuid
 from collections.abc import Callable
 
 import pytest
 
-from meshmsg import ConfigurationError
-from meshmsg.blocking import Node
+from meshmsg import ConfigurationError, NodeClosed
+from meshmsg.blocking import Node, Pub
 from meshmsg.engine import publisher as publisher_module
 
 
@@ -72,3 +74,74 @@ def test_a_topic_that_two_threads_open_at_once_holds_up_nobody(
         assert [sub.get(timeout=5).body for _ in range(2)] == [1, 4]
         assert "2 messages to 'a.c' are lost" in caplog.text
         assert (out._count, out._bytes) == (0, 0)
+
+
+@pytest.mark.guarantee("G6")
+def test_what_a_thread_publishes_while_the_node_closes_arrives_or_is_refused() -> None:
+    mesh = f"closing-{uuid.uuid4().hex[:12]}"
+    with Node("near", mesh=mesh, mdns=False) as near:
+        sub = near.sub("ticks")
+        with Node("far", mesh=mesh, mdns=False, seeds=near.endpoints[:1]) as far:
+            out = far.pub("ticks")
+            far.wait_for(sub="ticks", timeout=5)
+            # The last moment before the goodbye: the loop gets to nothing else in between.
+            sockets = far._node._topics
+            close_sockets = sockets.close
+
+            def publish_and_close() -> None:
+                out.send("the last one")
+                close_sockets()
+
+            sockets.close = publish_and_close  # type: ignore[method-assign]
+            out.send("one")
+            far.close()
+            with pytest.raises(NodeClosed):
+                out._put_down("ticks", [b""], 0, None)  # as by a thread that was on its way
+        assert [sub.get(timeout=5).body for _ in range(2)] == ["one", "the last one"]
+
+
+@pytest.mark.guarantee("G6")
+def test_what_a_thread_publishes_while_the_pub_closes_arrives_or_is_refused() -> None:
+    with Node("node", mdns=False) as node:
+        out, sub = node.pub("ticks"), node.sub("ticks")
+        node.wait_for(sub="ticks", timeout=5)
+        out.send(1)
+        out.close()
+        with pytest.raises(NodeClosed, match=r"pub\('ticks'\) is closed: open another one"):
+            out._put_down("ticks", [b""], 0, None)
+        node.pub("ticks").send(2)
+        assert [sub.get(timeout=5).body for _ in range(2)] == [1, 2]
+
+
+@pytest.mark.guarantee("G6")
+def test_all_that_threads_publish_until_they_are_refused_arrives() -> None:
+    mesh = f"closing-{uuid.uuid4().hex[:12]}"
+    with Node("near", mesh=mesh, mdns=False) as near:
+        for number in range(5):
+            topic = f"ticks.{number}"
+            sub = near.sub(topic)
+            far = Node("far", mesh=mesh, mdns=False, seeds=near.endpoints[:1]).start()
+            out = far.pub(topic, block=True, window=1000)
+            far.wait_for(sub=topic, timeout=5)
+            accepted = [0, 0]
+
+            def publish(which: int, out: Pub = out, accepted: list[int] = accepted) -> None:
+                with pytest.raises(NodeClosed):
+                    while True:
+                        out.send(which)
+                        accepted[which] += 1
+
+            threads = [threading.Thread(target=publish, args=[which]) for which in (0, 1)]
+            for thread in threads:
+                thread.start()
+            got = [0, 0]
+            for _ in range(2000):
+                got[sub.get(timeout=5).body] += 1
+            far.close()
+            for thread in threads:
+                thread.join()
+            while sum(got) < sum(accepted):
+                got[sub.get(timeout=5).body] += 1
+            assert got == accepted
+            assert sub.gaps == 0
+            sub.close()
