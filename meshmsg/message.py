@@ -299,13 +299,17 @@ class Batch(Sequence[Message]):
 
 
 class Gap(NamedTuple):
-    """Messages that a subscriber will never get: ``missed`` of a topic, from ``start`` to before ``stop`` (G6)."""
+    """Messages that a subscriber will never get: ``missed`` of a topic, from ``start`` to before ``stop`` (G6).
+
+    ``publisher`` is a name, which several nodes may have; ``publisher_id`` is the id of one (``Peer.id``).
+    """
 
     topic: str
     publisher: str
     missed: int
     start: int
     stop: int
+    publisher_id: str = ""
 
 
 class Attempt(NamedTuple):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
+from meshmsg.engine.binding import Where, fulfils
 from meshmsg.engine.topic_log import Headers, headers_of
 from meshmsg.wire.frames import MAX_SEQ
 
@@ -54,6 +56,8 @@ class Subscription:
     one's old value, replayed late, must not hide another's new one. Without, messages wait in order up to ``buffer``
     and ``buffer_bytes``; what does not fit stays with its publisher and is asked for later. Gaps are part of the
     order; a conflating subscription is told of them before its values.
+
+    With ``where``, messages whose headers lack any of it are passed over as they come: they take no room.
     """
 
     def __init__(
@@ -64,12 +68,14 @@ class Subscription:
         replay: Replay = "none",
         buffer: int = BUFFER,
         buffer_bytes: int = BUFFER_BYTES,
+        where: Where = (),
     ) -> None:
         self.pattern = pattern
         self.latest = latest
         self.replay = replay
         self.buffer = buffer
         self.buffer_bytes = buffer_bytes
+        self.where = where
         self.version = 0  # of this node's offers that brought it
         self.received = 0
         self.conflated = 0  # messages that a newer one made needless
@@ -95,8 +101,23 @@ class Subscription:
 
     # -- filling ---------------------------------------------------------------------------------------------
 
-    def put(self, topic: str, publisher: str, first_seq: int, bodies: list[Any], headers: Headers, size: int) -> int:
-        """Takes as many of the messages as fit, from the first on, and returns how many."""
+    def put(
+        self,
+        topic: str,
+        publisher: str,
+        first_seq: int,
+        bodies: list[Any],
+        headers: Headers,
+        size: int,
+        *,
+        wanted: bool = False,
+    ) -> int:
+        """Takes as many of the messages as fit, from the first on, and returns how many, those passed over included.
+
+        ``wanted`` says that they are known to be what ``where`` asks for.
+        """
+        if self.where and not wanted:
+            return self._put_wanted(topic, publisher, first_seq, bodies, headers, size)
         total = len(bodies)
         room = self.room
         if total > room:
@@ -115,6 +136,23 @@ class Subscription:
         self.waiting_bytes += size
         if self._gaps:
             self._gaps.pop((publisher, topic), None)
+        return total
+
+    def _put_wanted(
+        self, topic: str, publisher: str, first_seq: int, bodies: list[Any], headers: Headers, size: int
+    ) -> int:
+        total = len(bodies)
+        if not headers:
+            return total
+        seqs = range(first_seq, first_seq + total)
+        for wanted, run in groupby(seqs, lambda seq: fulfils(headers.get(seq), self.where)):
+            if wanted:
+                start, *rest = run
+                part = bodies[start - first_seq : start - first_seq + 1 + len(rest)]
+                part_size = size * len(part) // total
+                taken = self.put(topic, publisher, start, part, headers, part_size, wanted=True)
+                if taken < len(part):
+                    return start - first_seq + taken
         return total
 
     def put_latest(self, delivery: Delivery) -> bool:
@@ -137,6 +175,8 @@ class Subscription:
     def put_will(self, will: Delivery) -> None:
         """Takes a publisher's last will, although the buffer may be full: nobody is left who could repeat it."""
         place = (will.publisher, will.topic)
+        if self.where and not fulfils((will.headers or {}).get(will.first_seq), self.where):
+            return
         if self.room <= 0 and (not self.latest or place not in self._newest):
             if place in self._wills:
                 return  # it went, came back and went again, and the application takes nothing

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from meshmsg.engine.binding import Where, fulfils
 from meshmsg.engine.buffer import Buffer, Clock
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
@@ -83,7 +82,6 @@ class TopicBuffer(Buffer):
         self.prefetch = prefetch
         self.subscription = subscription
         self.decode: Callable[[Any], Any] | None = None  # into the consumer's own types; raises to refuse
-        self.where: Where = ()  # headers that messages must have
         self.extended: Callable[[Any, int], None] | None = None
         self.guard: Callable[[], None] | None = None
         self.on_given_up: Callable[[InLane], None] = lambda lane: None
@@ -102,6 +100,11 @@ class TopicBuffer(Buffer):
         return super().waiting + taken + self.subscription.waiting
 
     unsettled = waiting
+
+    @property
+    def has_more(self) -> bool:
+        """Whether messages wait, or a gap that was not told."""
+        return bool(self.opened or self.arrivals or self._taken or len(self.subscription))
 
     @property
     def has_room(self) -> bool:
@@ -167,7 +170,8 @@ class TopicBuffer(Buffer):
                         return
                     self._taken.popleft()
                     name = self._name(item.publisher)
-                    self.on_gap(Gap(item.topic, name, item.missed, item.start, item.stop))
+                    node_id = item.publisher.partition(".")[0]
+                    self.on_gap(Gap(item.topic, name, item.missed, item.start, item.stop, node_id))
                 elif limit:
                     self._taken.popleft()
                     self.arrivals.extend(self._as_arrivals(item))
@@ -184,14 +188,10 @@ class TopicBuffer(Buffer):
         topic, publisher, first_seq, bodies, headers, _ = delivery
         settler = Publication(self, topic, publisher, self._name(publisher))
         details = {"t": topic}
-        if self.where and not headers:
-            return
         if self.decode is None and not headers and Undecodable not in map(type, bodies):
             yield Arrival(settler, first_seq, first_seq, bodies, details)
             return
         for seq, body in enumerate(bodies, first_seq):
-            if self.where and not fulfils(headers.get(seq) if headers else None, self.where):
-                continue
             try:
                 if type(body) is Undecodable:
                     raise ValueError(f"the body cannot be decoded: {body.error}")

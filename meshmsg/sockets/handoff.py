@@ -91,7 +91,7 @@ class Handoff:
         self.driver = driver
         self.closed = False
         self.room = True  # whether producers may send more before anything is settled
-        self.more = False  # whether something waits that is not lent
+        self.more = False  # whether messages wait that are not lent, or a gap behind those that are
         self.hands: set[Hand] = set()  # of iterations
         self.over = False  # whether what an iteration leaves behind is lost unless it nacks it
         self.on_starved: Callable[[], None] = lambda: None  # a thread waits, and producers may not send
@@ -285,14 +285,14 @@ class Handoff:
         if topics is None:
             return self._inbox.take_back()
         # Before the look at who waits: who comes to wait after it sees this, and asks.
-        self.more = topics.waiting > 0
+        self.more = topics.has_more
         waiting, wanted = len(self._tickets), self._wanted
         self._wanted = 0
         # With the newest values alone wanted, one that lies here would only grow old.
         ahead = 0 if topics.subscription.latest else AHEAD
         target = max(ahead, waiting, wanted if waiting else 0)
         lent = topics.lend(target - len(self._lent))
-        self.more = topics.waiting > 0
+        self.more = topics.has_more
         return lent
 
     def apply(self) -> None:

@@ -7,6 +7,7 @@ import inspect
 import logging
 import time
 from _thread import get_ident
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -151,12 +152,14 @@ class Pub(Shown):
         key: str | None = None,
         priority: int = 0,
     ) -> None:
-        """Like ``send``; raises ``OutboxFull`` where that would wait for a slow subscriber or group."""
+        """Like ``send``; raises ``OutboxFull`` where that would wait for a slow subscriber or group, or in line."""
         encoded = encode(self._pack, body)
         name = self._require_fitting(topic)
         self._check(encoded)
         if self._blocks and self._publisher.blocked(name):
             raise OutboxFull(self._describe_no_room(name))
+        if name in self._lines or (self._groups.busy and self._line.busy):
+            raise OutboxFull(f"other messages wait to be sent to {name!r}, and go first: await send()")
         details = make_details(self._pack, key, priority, None, None, headers, 0.0)
         if self._groups.busy and not self._groups.promise(name, len(encoded), details.headers):
             raise OutboxFull(self._describe_no_room(name))
@@ -208,15 +211,20 @@ class Pub(Shown):
         return self._publisher.delete_retained(self._require_fitting(topic))
 
     def lag(self) -> dict[str, dict[str, int]]:
-        """By subscribing node and topic, how many messages it has yet to receive, as far as it said."""
+        """By subscribing node and topic, how many messages it has yet to receive, as far as it said.
+
+        Nodes that share a name have the beginning of their id behind it: ``"w (3f2a9c01d4b7)"``.
+        """
         self._require_open()
         engine = self._driver.engine
+        followers = engine.publisher.followers
+        names = tell_apart({key: engine.peers.name_of(key) for key in followers})
         found: dict[str, dict[str, int]] = {}
-        for key in engine.publisher.followers:
+        for key in followers:
             lags = engine.publisher.lags(key)
             ours = {topic: behind for topic, behind in lags.items() if matches(self.pattern, topic)}
             if ours:
-                found[engine.peers.name_of(key)] = ours
+                found[names[key]] = ours
         return found
 
     async def close(self) -> None:
@@ -367,7 +375,6 @@ class Sub(Consumer):
         self._on_gap = on_gap
         self._forget = forget  # called when it is closed
         self._topics = TopicBuffer(subscription, options.prefetch, driver.engine.peers.name_of)
-        self._topics.where = freeze_where(options.where)
         self._topics.on_gap = self._note_gap
         self._topics.on_failed = self._note_failure
         taking = PullOptions(options.prefetch, options.concurrency, options.timeout, options.type)
@@ -407,7 +414,7 @@ class Sub(Consumer):
     def _note_gap(self, gap: Gap) -> None:
         self.gaps += gap.missed
         text = f"{gap.missed} messages of {gap.topic!r} from {gap.publisher!r} are lost ({gap.start} to {gap.stop - 1})"
-        self._driver.on_events([Event("gap", time.time(), peer=gap.publisher, queue=gap.topic, text=text)])
+        self._driver.on_events([Event("gap", time.time(), gap.publisher, gap.publisher_id, gap.topic, text)])
         if self._on_gap is None:
             return
         try:
@@ -431,7 +438,13 @@ def open_sub(
     on_gap = chosen.pop("on_gap", None)
     require_on_gap(on_gap)
     checked = make_options(SubOptions, f"sub({pattern!r})", chosen)
-    subscription = Subscription(pattern, latest=checked.latest, replay=checked.replay, buffer=checked.buffer)
+    subscription = Subscription(
+        pattern,
+        latest=checked.latest,
+        replay=checked.replay,
+        buffer=checked.buffer,
+        where=freeze_where(checked.where),
+    )
     subscription.name = f"sub:{pattern}#{number}"
     sub = Sub(driver, subscription, checked, on_gap, forget)
     try:
@@ -459,6 +472,16 @@ def require_will(pattern: str, will: Any) -> dict[str, Any]:
             f"pub({pattern!r}, will=...) has {len(encoded)} bytes; at most {MAX_WILL_BYTES}, for every peer keeps it"
         )
     return wrap_will(encoded)
+
+
+def tell_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """By id what to call each node: its name, and the beginning of its id if it is not alone with that name.
+
+    >>> tell_apart({"3f2a9c01d4b7e655": "w", "77d0c4ab9e1f0033": "w", "a1b2c3d4e5f60718": "hall"})
+    {'3f2a9c01d4b7e655': 'w (3f2a9c01d4b7)', '77d0c4ab9e1f0033': 'w (77d0c4ab9e1f)', 'a1b2c3d4e5f60718': 'hall'}
+    """
+    counts = Counter(names.values())
+    return {each: name if counts[name] == 1 else f"{name} ({each[:12]})" for each, name in names.items()}
 
 
 def cut(part: Sequence[bytes], most: int) -> list[slice]:

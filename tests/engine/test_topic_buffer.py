@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from meshmsg.engine.subscription import FIRST_WILL, Delivery, Subscription
 from meshmsg.engine.topic_buffer import REFILL, TopicBuffer
 from meshmsg.message import Gap
@@ -29,9 +31,14 @@ class Setting:
         self.buffer.on_failed = lambda message_id, error: self.failed.append((message_id, error))
         self.next = 0
 
-    def put(self, *bodies: Any, headers: Any = None, topic: str = "t.x") -> None:
-        self.subscription.put(topic, NODE, self.next, list(bodies), headers, len(bodies))
+    def put(self, *bodies: Any, headers: Any = None, topic: str = "t.x") -> int:
+        taken = self.subscription.put(topic, NODE, self.next, list(bodies), headers, len(bodies))
         self.next += len(bodies)
+        return taken
+
+    def put_will(self, **headers: Any) -> None:
+        number = FIRST_WILL + self.next
+        self.subscription.put_will(Delivery("t.x", NODE, number, ["gone"], {number: headers}, 4))
 
     def miss(self, count: int) -> None:
         self.subscription.miss("t.x", NODE, self.next, self.next + count)
@@ -61,7 +68,7 @@ def test_a_gap_is_told_when_everything_before_it_was_taken() -> None:
     assert [setting.take_one(), setting.take_one()] == [1, 2]
     assert setting.gaps == []
     assert setting.take_one() == 3
-    assert setting.gaps == [Gap("t.x", "publisher", 5, 2, 7)]
+    assert setting.gaps == [Gap("t.x", "publisher", 5, 2, 7, "a" * 32)]
 
 
 def test_a_gap_with_nothing_before_it_is_told_at_once() -> None:
@@ -69,7 +76,7 @@ def test_a_gap_with_nothing_before_it_is_told_at_once() -> None:
     setting.miss(5)
     setting.put(1)
     setting.buffer.tell_gaps()
-    assert setting.gaps == [Gap("t.x", "publisher", 5, 0, 5)]
+    assert setting.gaps == [Gap("t.x", "publisher", 5, 0, 5, "a" * 32)]
     assert setting.buffer.waiting == 1
 
 
@@ -167,3 +174,62 @@ def test_a_last_will_takes_the_place_of_the_latest_value() -> None:
     setting.subscription.check()
     assert [setting.take_one() for _ in range(3)] == ["gone", "gone, too", None]
     setting.subscription.check()
+
+
+def make_sifted(**options: Any) -> Setting:
+    return Setting(where=(("k", 1),), **options)
+
+
+@pytest.mark.guarantee("G6")
+def test_what_a_condition_passes_over_never_waits() -> None:
+    setting = make_sifted(buffer=3)
+    told: list[Subscription] = []
+    setting.subscription.on_arrival = told.append
+    for headers in (None, {0: {"k": 0}}, {}):
+        assert setting.put(*range(100), headers=headers) == 100
+    assert (setting.buffer.waiting, setting.subscription.waiting_bytes, told) == (0, 0, [])
+    setting.put_will(k=2)
+    assert setting.buffer.waiting == 0
+    setting.put_will(k=1)
+    assert (setting.buffer.waiting, setting.take_one(), told) == (1, "gone", [setting.subscription])
+    setting.subscription.check()
+
+
+@pytest.mark.guarantee("G6")
+def test_what_a_condition_wants_comes_in_order_with_its_number() -> None:
+    setting = make_sifted()
+    wanted = {number: {"k": 1} for number in (0, 2, 3, 7, 9)}
+    assert setting.put(*range(10), headers={4: {"k": 2}, **wanted}) == 10
+    assert (setting.buffer.waiting, setting.subscription.waiting_bytes) == (5, 5)
+    batch = setting.buffer.take(10, 0.0)
+    assert batch.bodies == [0, 2, 3, 7, 9]
+    assert [message.id.rpartition("/")[2] for message in batch] == ["0", "2", "3", "7", "9"]
+    assert all(dict(message.headers) == {"k": 1} for message in batch)
+    assert setting.buffer.waiting == 0
+
+
+@pytest.mark.guarantee("G6")
+def test_what_a_condition_wants_and_has_no_room_stays_with_the_publisher() -> None:
+    setting = make_sifted(buffer=3)
+    wanted = {number: {"k": 1} for number in (1, 2, 4, 5, 8)}
+    assert setting.put(*range(10), headers=wanted) == 5, "1, 2 and 4 fit, and 5 does not"
+    assert setting.subscription.refused and setting.buffer.waiting == 3
+    setting.subscription.check()
+    assert setting.buffer.take(3, 0.0).bodies == [1, 2, 4]
+    assert not setting.subscription.refused
+    setting.next = 5
+    assert setting.put(*range(5, 10), headers=wanted) == 5
+    assert setting.buffer.take(3, 0.0).bodies == [5, 8]
+
+
+@pytest.mark.guarantee("G6")
+def test_a_gap_between_what_a_condition_passes_over() -> None:
+    setting = make_sifted()
+    setting.miss(5)
+    setting.put(5, 6)
+    setting.miss(3)
+    setting.put(10, headers={10: {"k": 1}})
+    setting.subscription.check()
+    setting.buffer.tell_gaps()
+    assert [(gap.start, gap.stop) for gap in setting.gaps] == [(0, 5), (7, 10)]
+    assert setting.take_one() == 10

@@ -10,7 +10,9 @@ import pytest
 
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
-from meshmsg.message import Message
+from meshmsg.engine.subscription import Subscription
+from meshmsg.engine.topic_buffer import TopicBuffer
+from meshmsg.message import Gap, Message
 from meshmsg.sockets.handoff import Bell, Handoff
 from meshmsg.wire import frames
 
@@ -199,6 +201,25 @@ async def test_waiting_ends_at_the_deadline_and_for_want_of_room() -> None:
     setting.arrive(setting.lanes[0], 1, 2)
     assert not setting.handoff.room
     assert [message.body for message in setting.handoff.take_many(5, 1000.0)] == [1, 2]
+
+
+@pytest.mark.guarantee("G6")
+async def test_a_gap_behind_the_last_message_is_told_when_a_thread_wants_more() -> None:
+    node = "a" * 32 + ".1"
+    subscription = Subscription("ticks")
+    buffer = TopicBuffer(subscription, 256, lambda key: "publisher")
+    gaps: list[Gap] = []
+    buffer.on_gap = gaps.append
+    handoff = Handoff(Turns(), buffer, asyncio.get_running_loop())  # type: ignore[arg-type]  # a stand-in
+    subscription.put("ticks", node, 0, ["a"], None, 1)
+    subscription.miss("ticks", node, 1, 3)
+    handoff.lend()
+    message = handoff.take()
+    assert message is not None
+    assert message.body == "a"
+    assert gaps == []  # it comes behind the message, which may have been handled by now
+    assert await asyncio.to_thread(handoff.take, time.monotonic() + 0.01) is None
+    assert [(gap.start, gap.stop) for gap in gaps] == [(1, 3)]
 
 
 async def test_one_answer_for_many_rings() -> None:
