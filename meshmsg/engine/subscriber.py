@@ -13,7 +13,6 @@ from meshmsg.engine.pieces import Assembly
 from meshmsg.engine.publisher import MAX_PATTERNS, make_marker
 from meshmsg.engine.stream import Stream
 from meshmsg.engine.subscription import Subscription
-from meshmsg.engine.topic_log import Headers
 from meshmsg.engine.topics import PatternIndex, filters_of, find_fault
 from meshmsg.errors import ConfigurationError, ProtocolError
 from meshmsg.wire import frames
@@ -304,15 +303,14 @@ class Reception:
         if published.node_id != self.node_id or published.incarnation != self.incarnation:
             return  # somebody else's: the port has a new owner
         topic = self._follow(published.topic)
-        _, _, _, first_seq, total, headers, payload, part = published
-        if part is not None:
+        if published.part is not None:
             self._take_piece(topic, published, now)
         elif topic is None:
-            self._subscriptions.unwanted += total
+            self._subscriptions.unwanted += published.total
         else:
             if self._assembly.topic == topic.name:  # a topic's messages come in order: the rest was lost
                 self._assembly.drop()
-            self._receive(topic, first_seq, total, headers, payload, now)
+            self._receive(topic, published, now)
 
     def _take_piece(self, topic: FollowedTopic | None, piece: frames.Published, now: float) -> None:
         stop = piece.first_seq + piece.total
@@ -326,7 +324,7 @@ class Reception:
             return
         whole = self._assembly.add(piece, now)
         if whole is not None:
-            self._receive(topic, whole.first_seq, whole.total, whole.headers, whole.payload, now)
+            self._receive(topic, whole, now)
             return
         for stream in topic.streams:
             stream.learn(stop)
@@ -337,7 +335,7 @@ class Reception:
         topic = self._follow(past.topic)
         if topic is not None:
             self._assembly.drop_within(past.topic, past.first_seq, past.first_seq + past.total)
-            self._receive(topic, past.first_seq, past.total, past.headers, past.payload, now)
+            self._receive(topic, past, now)
             if not past.more:
                 self._answered(topic)
 
@@ -435,12 +433,14 @@ class Reception:
                 self._topics_of.setdefault(subscription, {})[topic] = None
         return topic
 
-    def _receive(
-        self, topic: FollowedTopic, first_seq: int, total: int, headers: Headers, payload: bytes, now: float
-    ) -> None:
+    def _receive(self, topic: FollowedTopic, batch: frames.Published | frames.Past, now: float) -> None:
+        first_seq, total, headers, payload = batch.first_seq, batch.total, batch.headers, batch.payload
+        is_past = isinstance(batch, frames.Past)
         needed = False
         complete = True
         for stream in topic.streams:
+            if is_past and stream.expected is None:
+                continue  # another one asked for it; where this one begins, a START will tell
             if stream.needs(first_seq, total):
                 needed = True
                 # Each of its own: what one subscription does to a body is no matter of another's.

@@ -262,6 +262,25 @@ def test_a_second_subscription_has_its_own_replay() -> None:
     assert taken(first) == [] and taken(second) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("replay", "begins"), [("none", 6), ("latest", 5), ("history", 0)])
+def test_what_another_subscription_asked_for_is_no_part_of_its_replay(replay: Any, begins: int) -> None:
+    first, second = Subscription("a", replay="history"), Subscription("*", replay=replay)
+    side = Side(first)
+    side.start(["a", 6, 0, True])
+    assert side.wants() == [("a", 0, 6)]
+    side.add(second)
+    side.past("a", 0, 4, more=True)
+    side.start(["a", 6, 0, True])
+    side.past("a", 4, 2)
+    if replay == "history":
+        assert side.wants(now=1.0) == [("a", 0, 4)]
+        side.past("a", 0, 4)
+    side.live("a", 6)
+    assert taken(first) == [0, 1, 2, 3, 4, 5, 6]
+    assert taken(second) == list(range(begins, 7))
+    assert side.wants(now=2.0) == []
+
+
 def test_bodies_of_two_subscriptions_are_two_objects() -> None:
     first, second = Subscription("a"), Subscription("**")
     side = Side(first, second)
