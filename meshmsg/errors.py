@@ -148,7 +148,10 @@ class Cancelled(RequestError):
 
 
 class Overloaded(RequestError, BlockingIOError):
-    """The service has no room for more; the method did not run. ``retry_after`` is in seconds, None if unknown."""
+    """The service has no room for more; the method did not run, unless it says so itself.
+
+    ``retry_after`` is in seconds, None if unknown.
+    """
 
     code = "overloaded"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from meshmsg.engine.providers import Provider
+from meshmsg.engine.providers import Clients, Provider
 from meshmsg.engine.streams import InStream, OutStream
-from meshmsg.errors import DeadlineExceeded, RequestError
+from meshmsg.errors import BodyTooLarge, DeadlineExceeded, NoResponders, PeerLost, RequestError
 from meshmsg.options import DealerOptions
 from meshmsg.wire import items
 
@@ -29,6 +29,7 @@ class Call:
         "headers",
         "hedges",
         "key",
+        "known",
         "lacking",
         "method",
         "number",
@@ -36,6 +37,7 @@ class Call:
         "peer",
         "provider",
         "refusal",
+        "refused",
         "repeatable",
         "sent_at",
         "service",
@@ -74,6 +76,7 @@ class Call:
         self.down = down
         self.up = up
         self.flags = (items.WANTS_ITEMS if down is not None else 0) | (items.SENDS_ITEMS if up is not None else 0)
+        self.known: Clients  # of its service; Calls.start sets it
         self.number = -1  # of the newest attempt
         self.provider: Provider | None = None
         self.sent_at = 0.0
@@ -82,6 +85,7 @@ class Call:
         self.avoid: set[str] = set()  # keys of providers that are asked again only if there is nobody else
         self.awaited: Provider | None = None  # was suspect, and this waited for what becomes of it
         self.lacking = _NOBODY  # keys of those that had no such method; a later retry may find them upgraded
+        self.refused = 0  # attempts that never ran, and went elsewhere at once
         self.refusal: tuple[RequestError, float | None] | None = None  # the last failure that a retry may mend
         self.deadline: float | None = None
         self.spoke = False  # the server has items of this side, or their end; nobody else can have them
@@ -90,8 +94,8 @@ class Call:
 
     @property
     def tries(self) -> int:
-        """How many attempts there were at providers that have the method, as far as one knows."""
-        return self.attempts - len(self.lacking)
+        """How many attempts there were, without those that never ran and led to somebody else at once."""
+        return self.attempts - len(self.lacking) - self.refused
 
     def start_clock(self, now: float) -> None:
         """Its time begins now, if it has not begun."""
@@ -113,3 +117,21 @@ class Call:
         error = DeadlineExceeded(f"{name} brought {came} within {self.timeout:g} s")
         error.peer = self.provider.name if self.provider is not None else None
         return error
+
+    def make_unheard(self, *, too_large: bool) -> NoResponders:
+        """The error of a call that nobody can be asked; ``too_large``: for its size, although there is somebody."""
+        if too_large:
+            text = f"whoever serves {self.service!r} now takes fewer than these {len(self.body)} bytes of arguments"
+        else:
+            text = self.known.providers.explain_nobody(self.service, self.peer, self.awaited)
+        return NoResponders(text)
+
+    def make_lost(self, name: str, why: str) -> PeerLost:
+        """The error of a call whose provider's life ended."""
+        return PeerLost(f"{self.service}.{self.method}: {name!r} is gone ({why}) and may have run it or not")
+
+    def make_too_large(self, name: str, limit_bytes: int | None) -> BodyTooLarge:
+        """The error of a call whose provider does not read arguments as large as these."""
+        text = f"{name!r} takes {limit_bytes} bytes of arguments, got {len(self.body)}: raise"
+        text += " Node(max_message_bytes=) there, or have the method take them as a stream (items=)"
+        return BodyTooLarge(f"{self.service}.{self.method}: {text}")

@@ -19,13 +19,11 @@ from meshmsg.engine.providers import BUILT_IN, Provider
 from meshmsg.engine.retry import backoff
 from meshmsg.engine.streams import BYTES_UNDER_WAY
 from meshmsg.errors import (
-    BodyTooLarge,
     Cancelled,
     MeshError,
     NoResponders,
     NoSuchMethod,
     Overloaded,
-    PeerLost,
     RequestError,
     Unavailable,
 )
@@ -56,7 +54,7 @@ class Calls:
         self._send = send
         self._limit_of = limit_of  # the largest body that a peer takes
         self._clients = Directory(generator)
-        self.clients = self._clients.of  # what is known of a service
+        self.clients = self._clients.of  # what is known of a service, if it is offered
         self.staged: list[Call] = []
         self.given_up: list[Call] = []
         self._table: dict[int, Call] = {}
@@ -80,7 +78,7 @@ class Calls:
     def responders(self, service: str) -> list[Provider]:
         """Who serves it now."""
         self.before_looking()
-        return self._clients[service].providers.listed() if service in self._clients else []
+        return self.clients(service).providers.listed()
 
     def whom_to_survey(self, service: str, method: str) -> list[Provider]:
         """Who serves it, suspect or not; for what is asked about the providers themselves, also who does not serve."""
@@ -89,6 +87,7 @@ class Calls:
 
     def start(self, call: Call) -> None:
         """Makes a request: it leaves with this turn, together with all others of it."""
+        call.known = self.clients(call.service)  # also when it ends, although nobody may offer it any more
         self.staged.append(call)
 
     def cancel(self, call: Call) -> None:
@@ -193,7 +192,7 @@ class Calls:
 
     def _choose(self, call: Call, now: float) -> Provider | None:
         """Takes a provider for the next attempt; without one, the call has its outcome, or waits."""
-        known = self.clients(call.service)
+        known = call.known = self._clients.get(call.service, call.known)
         if call.deadline is not None and now >= call.deadline:
             self._report(call, None, call.make_late())
             return None
@@ -212,10 +211,7 @@ class Calls:
             provider = known.providers.pick(call.options.balance, now, call.key)
         if provider is None:
             call.attempts += call.attempts > 0  # a retry that finds nobody is one, too
-            text = known.providers.explain_nobody(call.service, call.peer, call.awaited)
-            if small:
-                text = f"whoever serves {call.service!r} now takes fewer than these {len(call.body)} bytes of arguments"
-            self._fail(call, NoResponders(text), now)
+            self._fail(call, call.make_unheard(too_large=bool(small)), now)
             return None
         if provider.suspect:
             self._wait(call, provider, now)
@@ -223,10 +219,7 @@ class Calls:
         if not self._takes(provider, call):
             if call.number in self._table:
                 return None  # a hedge, and only the first one takes as much
-            limit = self._limit_of(provider.key)
-            text = f"{provider.name!r} takes {limit} bytes of arguments, got {len(call.body)}: raise"
-            text += " Node(max_message_bytes=) there, or have the method take them as a stream (items=)"
-            self._report(call, None, BodyTooLarge(f"{call.service}.{call.method}: {text}"))
+            self._report(call, None, call.make_too_large(provider.name, self._limit_of(provider.key)))
             return None
         if call.attempts == 0:
             known.budget.on_request(now)
@@ -304,7 +297,7 @@ class Calls:
             return  # nobody else is meant
         after = call.options.hedge_after
         if after == "p95":
-            after = self.clients(call.service).latencies.p95()
+            after = call.known.p95(call.method)
         if after is not None:
             heappush(self._timers, (now + float(after), next(self._tie), call.number, call))
 
@@ -332,7 +325,8 @@ class Calls:
             return
         error = make_error(code, type_name, message, remote_traceback, retry_after)
         never_ran = bool(flags & items.NEVER_RAN)
-        answer = is_answer(type_name, never_ran)
+        pushback = isinstance(error, Overloaded) and retry_after is not None  # to be followed, whoever says it
+        answer = is_answer(type_name, never_ran) and not pushback
         self._attempt_failed(call, number, error, now, never_ran=never_ran, answer=answer, pause=retry_after)
 
     def on_items(self, peer: str, number: int, values: list[Any], size_bytes: int, flags: int = 0) -> None:
@@ -363,17 +357,14 @@ class Calls:
     ) -> None:
         """What a peer offers, and whether it can be asked; ``suspect``: not now, and that is soon decided."""
         self._decide(self._clients.update_peer(key, name, services, alive=alive, suspect=suspect))
-        self._clients.forget_unused()
 
     def on_peer_gone(self, key: str, name: str, why: str, now: float) -> None:
         """A peer's life ended: whatever it had to answer is lost."""
         self._decide(self._clients.remove_peer(key))
-        self._clients.forget_unused()
         lost = [(number, call) for number, call in self._table.items() if call.is_from(number, key)]
         for number, call in lost:
             if not call.done:
-                text = f"{call.service}.{call.method}: {name!r} is gone ({why}) and may have run it or not"
-                self._attempt_failed(call, number, PeerLost(text), now)
+                self._attempt_failed(call, number, call.make_lost(name, why), now)
 
     # -- outcomes --------------------------------------------------------------------------------------------
 
@@ -391,17 +382,18 @@ class Calls:
         """An attempt brought no result. An ``answer`` is what the method raised: nothing speaks against who gave it."""
         provider, sent_at = self._take_attempt(call, number)
         error.peer = provider.name
-        blame = error.code in RETRYABLE and not answer
+        mendable = error.code in RETRYABLE and not answer
+        full = isinstance(error, Overloaded)
         lacks = never_ran and isinstance(error, NoSuchMethod)
-        providers = self.clients(call.service).providers
-        if lacks:  # which is said quickly, but makes it no faster and no better at what it has
-            providers.dropped(provider, now, 0.0 if call.flags else now - sent_at)
-            call.lacking |= {provider.key}
+        if lacks or full:  # which is said quickly, but makes it no faster and no better at what it has
+            call.known.providers.dropped(provider, now, 0.0 if call.flags else now - sent_at)
         else:
-            providers.ended(provider, now, now - sent_at, blame)
-        if blame:
+            call.known.providers.ended(provider, now, now - sent_at, mendable)
+        if lacks:
+            call.lacking |= {provider.key}
+        if mendable:
             call.refusal = error, pause
-        if lacks or (blame and (call.key is None or not isinstance(error, Overloaded))):  # its keeper stays a key's
+        if lacks or (mendable and (call.key is None or not full)):  # its keeper stays a key's
             call.avoid.add(provider.key)
         if call.number in self._table or call.hedges:
             return  # another attempt goes on
@@ -409,22 +401,27 @@ class Calls:
             self._report(call, None, error)
         elif lacks:
             self._ask_who_has_it(call, error, now)
-        elif never_ran and self._may_go_elsewhere(call, error, now):
-            self._stage_again(call)
-        else:
+        elif not (never_ran and self._go_elsewhere(call, error)):
             self._fail(call, error, now, pause=pause)
 
-    def _may_go_elsewhere(self, call: Call, error: RequestError, now: float) -> bool:
-        """Whether a call that never reached the method goes on at once: it runs elsewhere for the first time.
+    def _go_elsewhere(self, call: Call, error: RequestError) -> bool:
+        """Has a call that never reached the method go on at once, to run elsewhere for the first time; says whether.
 
-        As gRPC's transparent retries. Who is overloaded takes it later, unless somebody else has room.
+        As gRPC's transparent retries. Each provider is asked once, also the ejected ones, and that costs the call none
+        of its attempts. Then who is overloaded takes it later; who closes may be open again.
         """
-        if call.peer is not None or call.spoke or call.tries > MAX_REQUEST_ATTEMPTS:
+        full = isinstance(error, Overloaded)
+        if call.peer is not None or call.spoke or (full and call.key is not None):
             return False
-        if isinstance(error, Overloaded):
-            avoid = call.avoid | self._too_small(call)
-            return call.key is None and self.clients(call.service).providers.has_other(now, avoid)
-        return isinstance(error, (Unavailable, NoResponders))
+        if not isinstance(error, (Overloaded, Unavailable, NoResponders)):
+            return False
+        others = self.clients(call.service).providers.others(call.avoid | self._too_small(call))
+        if any(each.alive for each in others):
+            call.refused += 1
+        elif full or call.tries > MAX_REQUEST_ATTEMPTS:
+            return False
+        self._stage_again(call)
+        return True
 
     def _stage_again(self, call: Call) -> None:
         """Asks somebody else at once."""
@@ -455,7 +452,7 @@ class Calls:
                 delay = max(delay, pause)
             call.start_clock(now)
             in_time = call.deadline is None or now + delay < call.deadline
-            if in_time and call.attempts and self.clients(call.service).budget.take(now):
+            if in_time and call.attempts and call.known.budget.take(now):
                 self.retries += 1
                 call.number = -1
                 self._resting.add(call)
@@ -474,13 +471,13 @@ class Calls:
     def _finish(self, call: Call, value: Any, error: MeshError | None, number: int, now: float) -> None:
         """An attempt brought the outcome; others are called off."""
         provider, sent_at = self._take_attempt(call, number)
-        known = self.clients(call.service)
+        known = call.known
         if call.flags:
             provider.failures = 0
             known.providers.dropped(provider)  # how long a stream takes says nothing about the next one
         else:
             known.providers.ended(provider, now, now - sent_at, False)
-            known.latencies.add(now - sent_at)
+            known.add_latency(call.method, now - sent_at)
         if isinstance(error, RequestError):
             error.peer = provider.name
         if call.hedges or call.number in self._table:
@@ -509,10 +506,9 @@ class Calls:
         if call.number in self._table:
             assert call.provider is not None
             attempts[call.number] = (call.provider, call.sent_at)
-        providers = self.clients(call.service).providers
         for number, (provider, sent_at) in attempts.items():
             del self._table[number]
-            providers.dropped(provider, now, 0.0 if call.flags else now - sent_at)
+            call.known.providers.dropped(provider, now, 0.0 if call.flags else now - sent_at)
             self._send(provider.key, [[items.CANCEL, [number]]], ())
 
     # -- time ------------------------------------------------------------------------------------------------
@@ -539,10 +535,15 @@ class Calls:
                 self._hedge(call, now)
 
     def _expire(self, call: Call, now: float) -> None:
-        """No answer in time, which speaks against who has had the request for the longest."""
+        """No answer in time, which speaks against who has had the request for the longest, if that is unusually long.
+
+        Who calls with a timeout below a method's usual time has nobody left out for it.
+        """
         assert call.provider is not None, "an attempt is under way"
         slowest, sent_at = next(iter(call.hedges.values())) if call.hedges else (call.provider, call.sent_at)
-        self.clients(call.service).providers.blame(slowest, now, 0.0 if call.flags else now - sent_at)
+        usual = None if call.flags else call.known.p95(call.method)
+        if usual is not None and now - sent_at >= usual:
+            call.known.providers.blame(slowest, now, now - sent_at)
         self._end(call, now)
         self._report(call, None, call.make_late())
 

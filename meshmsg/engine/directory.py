@@ -10,25 +10,24 @@ from meshmsg.engine.providers import Clients
 
 
 class Directory(dict[str, Clients]):
-    """Services that somebody offers, or that this node has asked."""
+    """Services that somebody offers. Of others nothing is kept, whoever asks; calls under way have what was known."""
 
     def __init__(self, generator: random.Random) -> None:
         super().__init__()
         self._generator = generator
+        self._nobody = Clients(generator)  # has no providers, and never gets any
 
     def of(self, service: str) -> Clients:
-        """What is known of a service; from now on something is."""
-        known = self.get(service)
-        if known is None:
-            known = self[service] = Clients(self._generator)
-        return known
+        """What is known of a service; of all that nobody offers the same."""
+        return self.get(service, self._nobody)
 
     def update_peer(
         self, key: str, name: str, services: Mapping[str, Mapping[str, Any]], *, alive: bool, suspect: bool
     ) -> set[str]:
         """Takes what a peer offers, complete; returns the services of which that changes whom to ask."""
         for service in services:
-            self.of(service)
+            if service not in self:
+                self[service] = Clients(self._generator)
         changed: set[str] = set()
         for service, known in self.items():
             offer = services.get(service)
@@ -39,20 +38,24 @@ class Directory(dict[str, Clients]):
                 news = known.providers.update(key, name, serving=serving, alive=alive, suspect=suspect)
             if news:
                 changed.add(service)
+        self._forget_unoffered()
         return changed
 
     def remove_peer(self, key: str) -> set[str]:
         """A peer's life ended; returns the services of which it was one to ask."""
-        return {service for service, known in self.items() if known.providers.remove(key)}
+        changed = {service for service, known in self.items() if known.providers.remove(key)}
+        self._forget_unoffered()
+        return changed
 
-    def forget_unused(self) -> None:
-        """Keeps nothing of services that nobody offers any more and this node never asked."""
-        for service in [service for service, known in self.items() if known.unused]:
+    def _forget_unoffered(self) -> None:
+        for service in [service for service, known in self.items() if not known.providers.everybody()]:
             del self[service]
 
     def check(self, asked: Mapping[int, int]) -> None:
         """Raises AssertionError unless each provider is counted to owe what it was asked, by its ``id``."""
+        assert not self._nobody.providers.everybody(), "somebody offers what nobody offers"
         for service, clients in self.items():
+            assert clients.providers.everybody(), f"nobody offers {service}, and it is kept"
             clients.providers.check()
             for each in clients.providers.everybody():
                 counted, found = each.pending, asked.get(id(each), 0)

@@ -29,6 +29,8 @@ MAX_EJECTED_SHARE = 10  # one of so many may be out
 
 MAX_KEYS_REMEMBERED = 10_000
 
+MAX_METHODS = 256  # of a service, whose times are kept
+
 # What can be asked of a provider that is alive, also when it does not serve: they are about the provider itself.
 BUILT_IN = ("ping", "info", "stats")
 
@@ -218,7 +220,7 @@ class Providers:
             which, so it keeps them also when it is ejected or suspect here; if it leaves, its keys are spread over the
             others, and no other key moves.
         avoid:
-            Keys of providers that are asked only if there is nobody else.
+            Keys of providers that are asked only if there is nobody else, not even one that is ejected.
         without:
             Keys of providers that are not asked; rather those that are ejected.
         """
@@ -228,7 +230,8 @@ class Providers:
         if without:
             usable = [each for each in usable if each.key not in without] or self.others(without)
         if avoid:
-            usable = [each for each in usable if each.key not in avoid] or usable
+            ejected = (each for each in self.listed() if each.key not in avoid and each.key not in without)
+            usable = [each for each in usable if each.key not in avoid] or list(ejected) or usable
         if len(usable) < 2:
             return usable[0] if usable else None
         if key is not None:
@@ -243,7 +246,7 @@ class Providers:
         return usable[int(self._generator.random() * len(usable))]
 
     def has_other(self, now: float, avoid: Collection[str]) -> bool:
-        """Whether ``pick`` would find somebody who is not to be avoided; a hedge needs one."""
+        """Whether there is somebody who is not to be avoided, and not ejected; a hedge needs one."""
         if now >= self._sort_at:
             self._sort(now)
         return any(each.alive and each.key not in avoid for each in self._usable)
@@ -298,7 +301,7 @@ class Providers:
             provider.observe(now, seconds)
 
     def dropped(self, provider: Provider, now: float = 0.0, seconds: float = 0.0) -> None:
-        """Nobody waits for a call any more, and it says nothing about the provider but that it took ``seconds``.
+        """Nobody waits for a call any more, or its end says nothing about the provider but that it took ``seconds``.
 
         A hedge's loser must be told with its time: a provider that always loses would look like an unknown one.
         """
@@ -392,11 +395,6 @@ class RetryBudget:
             self._turn(now)
         self._requests += 1
 
-    @property
-    def untouched(self) -> bool:
-        """Whether no request was ever made."""
-        return self._slot_end == -inf
-
     def take(self, now: float) -> bool:
         """Whether there may be one more attempt now; it counts as made."""
         if now >= self._slot_end:
@@ -422,7 +420,7 @@ class RetryBudget:
 
 
 class Latencies:
-    """How long the last answers took, for ``hedge_after="p95"``.
+    """How long the last answers of a method took, for ``hedge_after="p95"``, and for whose fault a deadline is.
 
     >>> seen = Latencies()
     >>> for hundredth in range(1, 21):
@@ -460,9 +458,18 @@ class Clients:
     def __init__(self, generator: random.Random) -> None:
         self.providers = Providers(generator)
         self.budget = RetryBudget()
-        self.latencies = Latencies()
+        self.latencies: dict[str, Latencies] = {}  # by method
 
-    @property
-    def unused(self) -> bool:
-        """Whether there is nobody to ask, and nobody ever was asked."""
-        return self.budget.untouched and not self.providers.everybody()
+    def add_latency(self, method: str, seconds: float) -> None:
+        """An answer of a method took so long."""
+        latencies = self.latencies.get(method)
+        if latencies is None:
+            if len(self.latencies) >= MAX_METHODS:
+                del self.latencies[next(iter(self.latencies))]  # the oldest
+            latencies = self.latencies[method] = Latencies()
+        latencies.add(seconds)
+
+    def p95(self, method: str) -> float | None:
+        """Seconds within which 19 of 20 answers of a method came; None if that is not known."""
+        latencies = self.latencies.get(method)
+        return None if latencies is None else latencies.p95()

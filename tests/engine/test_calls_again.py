@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from meshmsg.engine.providers import MAX_METHODS
 from meshmsg.errors import (
     DeadlineExceeded,
     NoResponders,
@@ -360,6 +361,31 @@ def test_a_hedge_after_what_others_took() -> None:
     assert len(desk.asked()) == 1
 
 
+def test_each_method_has_a_p95_of_its_own() -> None:
+    desk = CallerDesk("b", "c")
+    how: dict[str, Any] = {"repeatable": True, "hedge_after": "p95"}
+    for method, seconds in (("get", 0.001), ("report", 0.2)):
+        for _ in range(20):
+            _, name, number = desk.ask(method=method, **how)
+            desk.turn(seconds)
+            desk.reply(name, number)
+    for method, seconds in (("report", 0.2), ("get", 0.001)):
+        _, name, number = desk.ask(method=method, **how)
+        desk.turn(0.9 * seconds)
+        assert not desk.asked()
+        desk.turn(0.2 * seconds)
+        assert len(desk.asked()) == 1, method
+        desk.reply(name, number)
+
+
+def test_not_all_methods_are_remembered() -> None:
+    desk = CallerDesk("b")
+    for number in range(3 * MAX_METHODS):
+        _, name, attempt = desk.ask(method=f"method{number}")
+        desk.reply(name, attempt)
+    assert len(desk.calls.clients("math").latencies) == MAX_METHODS
+
+
 # -- who is asked --------------------------------------------------------------------------------------------
 
 
@@ -376,7 +402,7 @@ def test_who_fails_again_and_again_is_left_out_for_a_while() -> None:
     desk = CallerDesk("b", "c", "d")
     for _ in range(5):
         _, name, number = desk.ask(peer="b")
-        desk.fail(name, number, "overloaded")
+        desk.fail(name, number, "unavailable")
     assert who_is_asked(desk) == {"c", "d"}
     desk.turn(31.0)
     assert who_is_asked(desk) == {"b", "c", "d"}
@@ -384,10 +410,30 @@ def test_who_fails_again_and_again_is_left_out_for_a_while() -> None:
 
 def test_who_lets_deadlines_pass_is_left_out() -> None:
     desk = CallerDesk("b", "c", "d")
+    for _ in range(20):
+        _, name, number = desk.ask(peer="c")
+        desk.turn(0.05)
+        desk.reply(name, number)
     for _ in range(5):
         desk.ask(peer="b", timeout=0.1)
         desk.turn(0.1)
     assert who_is_asked(desk) == {"c", "d"}
+
+
+@pytest.mark.parametrize("took", [None, 0.3])
+def test_callers_that_do_not_wait_as_long_as_a_method_takes_speak_against_nobody(took: float | None) -> None:
+    desk = CallerDesk("b", "c", "d")
+    for _ in range(20):
+        _, name, number = desk.ask(peer="c")
+        desk.reply(name, number)
+        if took is not None:
+            _, name, number = desk.ask(method="report", peer="c")
+            desk.turn(took)
+            desk.reply(name, number)
+    for _ in range(20):
+        desk.ask(method="report", peer="b", timeout=0.1)
+        desk.turn(0.1)
+    assert who_is_asked(desk) == {"b", "c", "d"}
 
 
 def test_failures_of_the_method_do_not_count() -> None:
