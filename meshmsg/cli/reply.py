@@ -6,9 +6,11 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 import click
 
@@ -21,6 +23,8 @@ from meshmsg.cli.running import Stop, run, tell
 from meshmsg.cli.session import Session, session_options
 
 MAX_COMPLAINT = 900  # characters of a command's standard error that its caller gets
+KEPT_BYTES = 2**16  # of it that are shown here, and of a pipe that are read at a time
+MAX_OUTPUT_BYTES = 64 * 2**20  # what a node sends as one result, unless it was made with another max_message_bytes=
 
 
 def describe_request(context: Context, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
@@ -38,9 +42,12 @@ def describe_request(context: Context, args: Sequence[Any], kwargs: dict[str, An
 class Command:
     """A command that is run once a request."""
 
-    def __init__(self, words: Sequence[str], *, as_json: bool, concurrency: int) -> None:
+    def __init__(
+        self, words: Sequence[str], *, as_json: bool, concurrency: int, max_bytes: int = MAX_OUTPUT_BYTES
+    ) -> None:
         self._words = words
         self._as_json = as_json
+        self._max_bytes = max_bytes
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="meshmsg-reply")
 
     async def run(self, request: bytes) -> Any:
@@ -60,7 +67,7 @@ class Command:
             raise RemoteError(f"{self._words[0]}: {error.strerror}", code="no_command", type="OSError") from error
         try:
             output, complaints = await asyncio.get_running_loop().run_in_executor(
-                self._threads, process.communicate, request
+                self._threads, talk, process, request, self._max_bytes
             )
         except asyncio.CancelledError:
             kill(process)
@@ -86,6 +93,53 @@ class Command:
     def close(self) -> None:
         """Nothing runs any more."""
         self._threads.shutdown(wait=False)
+
+
+def talk(process: subprocess.Popen[bytes], request: bytes, max_bytes: int) -> tuple[bytes, bytes]:
+    """Gives a command its request; returns its output, and the end of what it said on standard error.
+
+    ``Popen.communicate`` would keep all of both. Raises ``RemoteError`` as soon as the output is too large to be sent:
+    the command is killed.
+    """
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    complaints = bytearray()
+    helpers = [
+        threading.Thread(target=hand_over, args=(process.stdin, request), daemon=True),
+        threading.Thread(target=keep_end, args=(process.stderr, complaints), daemon=True),
+    ]
+    for helper in helpers:
+        helper.start()
+    output = bytearray()
+    with process.stdout as pipe:
+        while data := os.read(pipe.fileno(), KEPT_BYTES):
+            output += data
+            if len(output) > max_bytes:
+                kill(process)
+                process.wait()
+                text = f"the command's output is more than can be sent ({max_bytes} bytes): it was stopped"
+                raise RemoteError(text, code="output_too_large", type="CommandFailed")
+    for helper in helpers:
+        helper.join()
+    process.wait()
+    return bytes(output), bytes(complaints)
+
+
+def hand_over(pipe: IO[bytes], request: bytes) -> None:
+    """Writes all of a command's input, or as much as it reads."""
+    with suppress(OSError), pipe:
+        pipe.write(request)
+
+
+def keep_end(pipe: IO[bytes], kept: bytearray) -> None:
+    """Reads a pipe to its end, and keeps the last bytes, with a mark if there were others."""
+    cut = False
+    with pipe:
+        while data := os.read(pipe.fileno(), KEPT_BYTES):
+            kept += data
+            cut = cut or len(kept) > KEPT_BYTES
+            del kept[:-KEPT_BYTES]
+    if cut:
+        kept[:0] = b"[...]"
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -145,7 +199,8 @@ def reply(
 
     COMMAND runs once a request. It reads a line of JSON, {"args": […], "kwargs": {…}, "headers": {…}, "caller": …,
     "remaining": seconds or null}, and what it prints is the result. If it fails, so does the request: with code exit_N
-    and what it said on standard error. Who gives up kills it. A single word runs in the shell, several as they are.
+    and what it said on standard error. Who gives up kills it, and so does output of more than 64 MiB, with code
+    output_too_large. A single word runs in the shell, several as they are.
     Ctrl-C takes no more requests, and lets what runs end.
 
     \b

@@ -71,7 +71,7 @@ class Folder:
             if not top.is_dir():
                 raise RemoteError(f"there is no directory {under!r}", code=NOT_FOUND)
         for folder, inner, names in os.walk(top):
-            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            inner[:] = sorted(filter(can_be_named, inner))
             for name in sorted(names):
                 path = Path(folder, name)
                 facts = self._look(path)
@@ -207,7 +207,7 @@ class Folder:
 
     def _look(self, path: Path) -> os.stat_result | None:
         """What is known of a file, if it is one that is offered."""
-        if path.name.startswith("."):
+        if not can_be_named(path.name):
             return None
         try:
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self._root):
@@ -216,6 +216,19 @@ class Folder:
         except OSError:  # gone meanwhile, or a link to nothing
             return None
         return facts if stat.S_ISREG(facts.st_mode) else None
+
+
+def can_be_named(name: str) -> bool:
+    """Whether callers can ask for it: what begins with a dot is hidden, and bytes that are no UTF-8 are no text.
+
+    >>> can_be_named("a.bin"), can_be_named(".git"), can_be_named("\\udcff")
+    (True, False, False)
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return not name.startswith(".")
 
 
 def is_part(name: str) -> bool:

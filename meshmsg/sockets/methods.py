@@ -55,7 +55,7 @@ class Method(Counts):
 
     def __init__(self, service: str, name: str, function: Callable[..., Any]) -> None:
         super().__init__()
-        self.name = name
+        self.name = require_no_dot(service, name)
         self.function = function
         self.kind = find_kind(function)
         self.streams = self.kind.endswith("generator")
@@ -85,6 +85,20 @@ def name_method(label: str, function: object, name: object) -> str:
         if name is None or name == "<lambda>":
             raise ConfigurationError(f'{label}: {function!r} has no name: write {label}.method(function, name="...")')
     return require_name(f"{label}.method(name=)", name)
+
+
+def require_no_dot(service: str, name: str) -> str:
+    """A method's name: "a.b.c" is the method c of the service a.b, and cannot be b.c of a as well."""
+    before, dot, last = name.rpartition(".")
+    if dot:
+        hint = f"call it {name.replace('.', '_')!r}"
+        if before and last:
+            hint = f"use router({f'{service}.{before}'!r}) with the method {last!r}, or {hint}"
+        raise ConfigurationError(
+            f"router({service!r}) has no method {name!r}: names of services have dots, those of methods have none: "
+            f"{hint}"
+        )
+    return name
 
 
 def list_public(offered: object) -> dict[str, Callable[..., Any]]:

@@ -47,6 +47,9 @@ BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
 # After this long without a byte nobody will bring the rest; a provider that is restarted is back by then.
 STALL_S = 30.0
+COMPARED_BYTES_PER_S = 20_000_000  # what the slowest disk reads or writes: nothing is heard of who compares a file
+TICK_S = 0.01  # clocks of loops are coarse: this close to the deadline, it was the deadline
+END = object()  # of what the other side says
 MAX_CHANGES = 3  # a file that grows for ever is never read as it was
 
 
@@ -79,8 +82,23 @@ class Patience:
             return None
         remaining = self._deadline - self._now()
         if remaining <= 0:
-            raise DeadlineExceeded(f"{self._label}: not done within {self._timeout} s; what has come is kept")
+            raise DeadlineExceeded(self._over)
         return remaining
+
+    @property
+    def _over(self) -> str:
+        return f"{self._label}: not done within {self._timeout} s; what has come is kept"
+
+    def allow(self, work_bytes: int = 0) -> float:
+        """Seconds that the other side may be silent, if it has so many bytes to read or write meanwhile."""
+        return STALL_S + work_bytes / COMPARED_BYTES_PER_S
+
+    def explain_silence(self, work_bytes: int) -> DeadlineExceeded:
+        """What is raised when it was silent for longer."""
+        silence = f"who was asked has been silent for {self.allow(work_bytes):.3g} s"
+        return DeadlineExceeded(
+            f"{self._label}: {silence}; what has come is kept, and the next attempt goes on behind it"
+        )
 
     def moved(self) -> None:
         """Something came from the other side."""
@@ -91,6 +109,9 @@ class Patience:
     def after(self, error: RequestError) -> float:
         """Seconds to wait after an attempt that failed; raises its error if the next one would fail, too."""
         if not self._is_passing(error) or self._now() - self._moved_at > STALL_S:
+            if isinstance(error, DeadlineExceeded) and self._deadline is not None:
+                if self._now() > self._deadline - TICK_S:
+                    error.args = (self._over,)  # people know what they gave, and not what an attempt had of it
             raise error
         self._attempts += 1
         delay_s = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** min(self._attempts, 10))
@@ -280,6 +301,44 @@ def require_progress(where: str, progress: object) -> None:
 # -- in the loop ---------------------------------------------------------------------------------------------
 
 
+class Silence:
+    """Ends a wait for the other side when nothing is heard of it for long; what this side does is no silence."""
+
+    def __init__(self, patience: Patience, service: str, method: str) -> None:
+        self._patience = patience
+        self._service = service
+        self._method = method
+        self._limit: asyncio.Timeout | None = None  # while it is waited for
+        self._work_bytes = 0
+
+    async def hear(self, source: AsyncIterator[Any], work_bytes: int = 0) -> Any:
+        """Its next item, or ``END``; raises ``DeadlineExceeded`` when it had time enough for so many bytes."""
+        self._work_bytes = work_bytes
+        limit = self._limit = asyncio.timeout(self._patience.allow(work_bytes))
+        try:
+            async with limit:
+                return await anext(source, END)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            error = self._patience.explain_silence(self._work_bytes)
+            error.service, error.method = self._service, self._method
+            raise error from None
+        finally:
+            self._limit = None
+
+    def pause(self) -> None:
+        """It is this side's turn."""
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(None)
+
+    def go_on(self, work_bytes: int = 0) -> None:
+        """It is the other side's turn again."""
+        if self._limit is not None and not self._limit.expired():
+            self._work_bytes = work_bytes
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._patience.allow(work_bytes))
+
+
 async def fetch(
     dealer: Streams, name: str, target: Target, progress: Progress | None, timeout: float | None, peer: str | None
 ) -> FileInfo:
@@ -287,12 +346,15 @@ async def fetch(
     require_progress("fetch(progress=)", progress)
     download = Download(dealer.service, name, target)
     patience = Patience(f"fetch({name!r})", timeout, asyncio.get_running_loop().time)
+    silence = Silence(patience, dealer.service, "read")
     try:
         while True:
             asked = await aside(download, download.open)
             try:
                 async with dealer.stream("read", name, **asked, timeout=patience.remaining(), peer=peer) as items:
-                    async for item in items:
+                    compared_bytes = download.place  # by the other side, before its first item
+                    while (item := await silence.hear(items, compared_bytes)) is not END:
+                        compared_bytes = 0
                         info = await aside(download, download.put, item)
                         patience.moved()
                         if progress is not None:
@@ -333,28 +395,36 @@ async def _send_once(
     dealer: Streams, upload: Upload, patience: Patience, progress: Progress | None, peer: str | None
 ) -> FileInfo:
     begun = asyncio.Event()
+    silence = Silence(patience, dealer.service, "write")
 
     async def chunks() -> AsyncIterator[dict[str, Any]]:
         await begun.wait()
-        while True:
+        is_last = False
+        while not is_last:
+            silence.pause()
             item = await aside(upload, upload.read)
+            is_last = "digest" in item
+            work_bytes = upload.size_bytes if is_last else 0  # which are written to the other side's disk in the end
+            silence.go_on(work_bytes)
             yield item
             patience.moved()
             if progress is not None:
                 progress(upload.place, upload.size_bytes)
-            if "digest" in item:
-                return
+                silence.go_on(work_bytes)
 
     # Of several who serve it, the same one each time: it has what came before.
     options: dict[str, Any] = {"key": upload.name} if peer is None else {"peer": peer}
     arguments = (upload.name, upload.size_bytes)
     async with dealer.stream("write", *arguments, items=chunks(), timeout=patience.remaining(), **options) as answers:
-        async for answer in answers:
-            if begun.is_set():
-                return read_info(answer)
-            patience.moved()
+        # The other side compares what it has first: that may be all of the file.
+        answer = await silence.hear(answers, upload.size_bytes)
+        if answer is not END:
             await aside(upload, upload.begin, answer)
+            patience.moved()
             begun.set()
+            answer = await silence.hear(answers)
+        if answer is not END:
+            return read_info(answer)
     raise not_a_transfer("the end, before the file's")
 
 

@@ -9,11 +9,21 @@ from typing import Any
 
 import pytest
 
-from meshmsg import ConfigurationError, DeadlineExceeded, FileInfo, NameClash, NoResponders, RemoteError, Unavailable
+from meshmsg import (
+    ConfigurationError,
+    Context,
+    DeadlineExceeded,
+    FileInfo,
+    NameClash,
+    NoResponders,
+    RemoteError,
+    Unavailable,
+)
+from meshmsg.sockets import transfers
 from meshmsg.sockets.files import CORRUPT
 from tests.contracts.faces import Face, Gate
 from tests.contracts.folders import CHUNK_BYTES, DATA, Progress, digest_of, names_in, share
-from tests.contracts.services import method, serve
+from tests.contracts.services import Run, interceptor, method, serve
 
 pytestmark = pytest.mark.guarantee("G8")
 
@@ -158,9 +168,39 @@ def test_time_runs_out(face: Face, here: Path) -> None:
     def read(name: str, offset: int, digest: str) -> Iterator[Any]:
         yield Gate()
 
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match=r"^fetch\('a.bin'\): not done within 0.05 s; what has come is kept"):
         files.fetch("a.bin", here / "a.bin", timeout=0.05)
     assert names_in(here) == []
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
+def test_who_is_silent_is_given_up(face: Face, here: Path, monkeypatch: pytest.MonkeyPatch, intercepted: bool) -> None:
+    def lose_patience(*_: int) -> None:
+        monkeypatch.setattr(transfers, "STALL_S", 0.1)
+
+    def pass_on(outgoing: Any, proceed: Any) -> Any:
+        return (yield Run(proceed))
+
+    router, files = serve(face, "files", interceptors=[interceptor(face, pass_on)] if intercepted else [])
+
+    @method(face, router, streams=True)
+    def read(name: str, offset: int, digest: str) -> Iterator[Any]:
+        yield {"offset": 0, "size_bytes": 2, "modified": None, "data": b"1"}
+        yield Gate()
+
+    @method(face, router, streams=True)
+    def write(name: str, size_bytes: int, context: Context) -> Iterator[Any]:
+        if name == "b":
+            yield {"offset": 0, "digest": ""}
+        yield Gate()
+
+    (here / "a").write_bytes(b"12")
+    with pytest.raises(DeadlineExceeded, match=r"^fetch\('a'\): .* silent for 0.1 s"):
+        files.fetch("a", here / "a", progress=lose_patience)
+    for name in "ab":
+        with pytest.raises(DeadlineExceeded, match=rf"^send_file\('{name}'\): .* silent for 0.1 s"):
+            files.send_file(here / "a", name)
+    assert (here / "a.part").read_bytes() == b"1"
 
 
 def test_one_target_is_fetched_once_at_a_time(face: Face, here: Path) -> None:

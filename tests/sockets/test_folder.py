@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -60,6 +61,18 @@ def test_files_are_listed_and_looked_at(face: Face, offered: Path) -> None:
     with pytest.raises(RemoteError, match="no directory 'nothing'") as caught:
         list(files.stream("list", "nothing"))
     assert caught.value.code == "not_found"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere every name of a file is text")
+def test_names_that_are_no_text_are_not_listed(face: Face, offered: Path) -> None:
+    files = share(face, offered)
+    for name in (b"b", b"a\xff", b"sub\xff/c", b"sub/c\xff", b"sub/c", "ä".encode()):
+        path = os.path.join(os.fsencode(offered), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb"):
+            pass
+    assert [each["name"] for each in files.stream("list")] == ["b", "ä", "sub/c"]
+    assert [each["name"] for each in files.stream("list", "sub")] == ["sub/c"]
 
 
 def test_small_messages_carry_small_chunks(face: Face, offered: Path, here: Path) -> None:

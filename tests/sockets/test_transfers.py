@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,16 @@ from meshmsg import (
 )
 from meshmsg.sockets import transfers
 from meshmsg.sockets.files import BUSY, CHANGED, CORRUPT, PartFile, SourceFile
-from meshmsg.sockets.transfers import MAX_CHANGES, STALL_S, Download, Patience, Upload
+from meshmsg.sockets.transfers import (
+    COMPARED_BYTES_PER_S,
+    END,
+    MAX_CHANGES,
+    STALL_S,
+    Download,
+    Patience,
+    Silence,
+    Upload,
+)
 
 PATIENCE_S = 10.0
 
@@ -342,3 +353,168 @@ async def test_what_never_comes_back_is_given_up_with_its_error(
         with pytest.raises(Unavailable, match="closing time"):
             await node.dealer("files").fetch("a", tmp_path / "a")
     assert attempts[:2] == [0, 1] and (tmp_path / "a.part").read_bytes() == b"1"
+
+
+# --- silence ------------------------------------------------------------------------------------------------
+
+FIRST = {"offset": 0, "size_bytes": 3, "modified": None, "data": b"1"}
+
+
+@asynccontextmanager
+async def meet(**options: Any) -> AsyncIterator[Any]:
+    """A router of files, and a dealer."""
+    async with Node("both", mdns=False, drain=0) as node:
+        yield node.router("files", **options), node.dealer("files")
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_provider_that_falls_silent_is_given_up_and_what_came_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offsets, stopped = [], asyncio.Event()
+
+    def lose_patience(*_: int) -> None:
+        monkeypatch.setattr(transfers, "STALL_S", 0.05)
+
+    async with meet() as (router, files):
+
+        @router.method
+        async def read(name: str, offset: int, digest: str) -> AsyncIterator[dict[str, Any]]:
+            offsets.append(offset)
+            if offset:
+                yield {**FIRST, "offset": offset, "modified": datetime.now(UTC), "data": b"2"}
+                yield {"data": b"3", "digest": hashlib.sha256(b"123").hexdigest()}
+                return
+            try:
+                yield FIRST
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+
+        with pytest.raises(DeadlineExceeded, match=r"^fetch\('a'\): .*silent for 0.05 s.*is kept") as caught:
+            await files.fetch("a", tmp_path / "a", progress=lose_patience)
+        assert (caught.value.service, caught.value.method) == ("files", "read")
+        await asyncio.wait_for(stopped.wait(), PATIENCE_S)
+        assert (tmp_path / "a.part").read_bytes() == b"1"
+        monkeypatch.undo()
+        await files.fetch("a", tmp_path / "a")
+    assert offsets == [0, 1] and (tmp_path / "a").read_bytes() == b"123"
+
+
+@pytest.mark.guarantee("G8")
+async def test_a_provider_without_a_place_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "STALL_S", 0.05)
+    async with meet(concurrency=1) as (router, files):
+        router.files(tmp_path, writable=True)
+        begun = asyncio.Event()
+
+        @router.method
+        async def hang() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        (tmp_path / "a").write_bytes(b"abc")
+        hanging = asyncio.ensure_future(files.hang(timeout=None))
+        await asyncio.wait_for(begun.wait(), PATIENCE_S)
+        with pytest.raises(DeadlineExceeded, match="silent"):
+            await files.fetch("a", tmp_path / "b")
+        with pytest.raises(DeadlineExceeded, match=r"^send_file\('a'\): .*silent for 0.05 s"):
+            await files.send_file(tmp_path / "a")
+        hanging.cancel()
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.guarantee("G8")
+@pytest.mark.parametrize("taken", [0, 1, 100])
+async def test_a_receiver_that_falls_silent_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    size = 8 * 2**20  # more than is under way at a time
+    (tmp_path / "a").write_bytes(os.urandom(size))
+    places = []
+
+    def lose_patience(done: int, total: int) -> None:
+        places.append(done)
+        if taken < 100 or done == total:
+            monkeypatch.setattr(transfers, "STALL_S", 0.05)
+            monkeypatch.setattr(transfers, "COMPARED_BYTES_PER_S", size * 100)
+
+    async with meet() as (router, files):
+
+        @router.method
+        async def write(
+            name: str, size_bytes: int, items: AsyncIterator[dict[str, Any]]
+        ) -> AsyncIterator[dict[str, Any]]:
+            yield {"offset": 0, "digest": ""}
+            for _ in range(taken):
+                await anext(items, None)
+            await asyncio.Event().wait()
+
+        # The last answer may take longer: all that came is written to the disk first.
+        silent_s = "0.06" if taken == 100 else "0.05"
+        with pytest.raises(DeadlineExceeded, match=rf"^send_file\('a'\): .*silent for {silent_s} s") as caught:
+            await files.send_file(tmp_path / "a", progress=lose_patience)
+        assert (caught.value.service, caught.value.method) == ("files", "write")
+    assert (places[-1] == size) == (taken == 100)
+
+
+async def test_the_other_side_has_time_for_what_is_there_already() -> None:
+    patience = Patience("fetch", None, Clock())
+    assert patience.allow() == STALL_S
+    assert patience.allow(10 * COMPARED_BYTES_PER_S) == STALL_S + 10
+
+
+async def test_what_this_side_does_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "STALL_S", 0.01)
+    silence, loop = Silence(Patience("fetch", None, Clock()), "files", "read"), asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    async def bring() -> AsyncIterator[int]:
+        silence.pause()
+        await over  # later than the other side's time would have been over
+        yield 1
+        silence.pause()
+        silence.go_on()
+        await asyncio.Event().wait()
+
+    loop.call_later(0.05, over.set_result, None)
+    source = bring()
+    assert await silence.hear(source) == 1
+    with pytest.raises(DeadlineExceeded, match="silent"):
+        await silence.hear(source)
+    silence.pause()  # nobody waits
+    silence.go_on()
+    assert await silence.hear(aiter(source)) is END
+
+
+@pytest.mark.guarantee("G8")
+@pytest.mark.parametrize("timeout", [0.001, 0.05])
+async def test_who_gave_a_timeout_is_told_of_it(tmp_path: Path, timeout: float) -> None:
+    async with Node("both", mdns=False, drain=0) as node:
+        router, files = node.router("files"), node.dealer("files")
+        (tmp_path / "a").write_bytes(b"abc")
+
+        @router.method
+        async def read(name: str, offset: int, digest: str) -> AsyncIterator[dict[str, Any]]:
+            await asyncio.Event().wait()
+            yield {}
+
+        @router.method
+        async def write(name: str, size_bytes: int, items: AsyncIterator[Any]) -> AsyncIterator[dict[str, Any]]:
+            await asyncio.Event().wait()
+            yield {}
+
+        await node.wait_for(router="files", timeout=PATIENCE_S)
+        for moving, label in (
+            (files.fetch("a", tmp_path / "b", timeout=timeout), "fetch('a')"),
+            (files.send_file(tmp_path / "a", timeout=timeout), "send_file('a')"),
+        ):
+            with pytest.raises(DeadlineExceeded) as caught:
+                await moving
+            assert str(caught.value) == f"{label}: not done within {timeout} s; what has come is kept"
+
+
+def test_the_time_of_others_is_not_the_callers() -> None:
+    patience = Patience("fetch", 10.0, Clock())
+    with pytest.raises(DeadlineExceeded, match=r"^files\.read took too long$"):
+        patience.after(DeadlineExceeded("files.read took too long"))
