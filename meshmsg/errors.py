@@ -94,7 +94,7 @@ class OutboxFull(MeshError, BlockingIOError):
     """``send_nowait`` found no room where ``send`` waits (G5).
 
     Of a push: ``max_pending`` or ``max_pending_bytes`` is reached. Of a pub: that of a group is, or a subscriber is as
-    far behind as ``block=True`` allows. Of a bare push: ZeroMQ takes no more.
+    far behind as ``block=True`` allows, or others wait in line for that. Of a bare push: ZeroMQ takes no more.
     """
 
 

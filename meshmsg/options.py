@@ -18,16 +18,21 @@ from meshmsg.checks import (
     require_strings,
     require_where,
 )
-from meshmsg.errors import ConfigurationError
+from meshmsg.errors import ConfigurationError, UnknownOption
 
 Balance = Literal["least_outstanding", "round_robin", "random"]
 Overflow = Literal["wait", "drop_oldest"]
 
+MAX_COUNT = 2**62  # of messages or bytes, as on the wire; peers are told of some of these numbers
 MAX_FACTOR = 1000
 MAX_PREFETCH = 10**6  # credit has to fit into a frame
 MAX_REQUEST_ATTEMPTS = 5  # as in gRPC
 MAX_QUEUE_NAME = 400  # characters of a group's queue: its name, condition and pattern
 OptionsT = TypeVar("OptionsT")
+
+
+def _require_count(where: str, value: object, *, at_least: int) -> None:
+    require_int(where, value, at_least=at_least, at_most=MAX_COUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Retry:
     jitter: Literal["full", "none"] = "full"
 
     def __post_init__(self) -> None:
-        require_int("Retry(max_attempts=)", self.max_attempts, at_least=1)
+        _require_count("Retry(max_attempts=)", self.max_attempts, at_least=1)
         require_number("Retry(backoff=)", self.backoff, at_least=0)
         require_number("Retry(factor=)", self.factor, at_least=1, at_most=MAX_FACTOR)
         require_number("Retry(max_backoff=)", self.max_backoff, at_least=0)
@@ -89,8 +94,8 @@ class PushOptions:
         if not isinstance(self.retry, Retry):
             raise ConfigurationError(f"retry= takes a Retry, not {self.retry!r}: retry=Retry(max_attempts=3)")
         require_choice("balance=", self.balance, ("least_outstanding", "round_robin", "random"))
-        require_int("max_pending=", self.max_pending, at_least=1)
-        require_int("max_pending_bytes=", self.max_pending_bytes, at_least=1)
+        _require_count("max_pending=", self.max_pending, at_least=1)
+        _require_count("max_pending_bytes=", self.max_pending_bytes, at_least=1)
         require_choice("overflow=", self.overflow, ("wait", "drop_oldest"))
         if self.ttl is not None:
             require_number("ttl=", self.ttl, at_least=0)
@@ -148,7 +153,7 @@ class PullOptions:
 
     def __post_init__(self) -> None:
         require_int("prefetch=", self.prefetch, at_least=1, at_most=MAX_PREFETCH)
-        require_int("concurrency=", self.concurrency, at_least=1)
+        require_int("concurrency=", self.concurrency, at_least=1, at_most=MAX_PREFETCH)
         if self.timeout is not None:
             require_number("timeout=", self.timeout, above=0)
         require_bool("reliable=", self.reliable)
@@ -220,13 +225,13 @@ class PubOptions:
 
     def __post_init__(self) -> None:
         require_bool("retain=", self.retain)
-        require_int("history=", self.history, at_least=0)
-        require_int("history_bytes=", self.history_bytes, at_least=1)
+        _require_count("history=", self.history, at_least=0)
+        _require_count("history_bytes=", self.history_bytes, at_least=1)
         if self.history_s is not None:
             require_number("history_s=", self.history_s, above=0)
         require_bool("block=", self.block)
-        require_int("window=", self.window, at_least=1)
-        require_int("window_bytes=", self.window_bytes, at_least=1)
+        _require_count("window=", self.window, at_least=1)
+        _require_count("window_bytes=", self.window_bytes, at_least=1)
         require_bool("reliable=", self.reliable)
         self.for_groups()
 
@@ -277,7 +282,7 @@ class SubOptions:
     reliable:
         False for bare ZeroMQ SUB, which hears publishers that are opened so: what does not fit is lost without a word.
     where:
-        Only messages whose headers hold these values; looked at here, after the way.
+        Only messages whose headers hold these values; looked at here, as they come: others take no room in ``buffer``.
     """
 
     latest: bool = False
@@ -300,7 +305,7 @@ class SubOptions:
             )
         require_bool("latest=", self.latest)
         require_choice("replay=", self.replay, ("none", "latest", "history"))
-        require_int("buffer=", self.buffer, at_least=1)
+        _require_count("buffer=", self.buffer, at_least=1)
         PullOptions(self.prefetch, self.concurrency, self.timeout)
 
 
@@ -390,9 +395,9 @@ class RouterOptions:
     tracebacks: bool = True
 
     def __post_init__(self) -> None:
-        require_int("concurrency=", self.concurrency, at_least=1)
-        require_int("max_queue=", self.max_queue, at_least=0)
-        require_int("max_queue_bytes=", self.max_queue_bytes, at_least=1)
+        _require_count("concurrency=", self.concurrency, at_least=1)
+        _require_count("max_queue=", self.max_queue, at_least=0)
+        _require_count("max_queue_bytes=", self.max_queue_bytes, at_least=1)
         if self.timeout is not None:
             require_number("timeout=", self.timeout, above=0)
         require_bool("tracebacks=", self.tracebacks)
@@ -458,7 +463,7 @@ class DealerOptions:
             )
         if self.hedge_after is not None and self.hedge_after != "p95":
             require_number("hedge_after=", self.hedge_after, at_least=0)
-        require_int("max_pending=", self.max_pending, at_least=1)
+        _require_count("max_pending=", self.max_pending, at_least=1)
 
     def may_repeat(self, method: str) -> bool:
         """Whether a method was declared idempotent."""
@@ -499,12 +504,38 @@ class LivenessOptions:
 
 
 # Keywords that stand beside these options, and are taken out before: whoever mistypes another one is told of them too.
-_BESIDES: dict[type[Any], list[str]] = {RouterOptions: ["interceptors"], DealerOptions: ["interceptors"]}
+_BESIDES: dict[type[Any], list[str]] = {
+    PushOptions: ["on_dead_letter"],
+    SubOptions: ["on_gap", "group", "durable"],
+    RouterOptions: ["interceptors"],
+    DealerOptions: ["interceptors"],
+}
+
+
+def _names_of(options: type[Any]) -> list[str]:
+    return [each.name for each in fields(options)]
+
+
+def _list_misplaced() -> dict[type[Any], dict[str, str]]:
+    """By options, names that others have, and where these belong."""
+    of_pub = dict.fromkeys(_names_of(PubOptions), "it is one of pub()")
+    of_sub = dict.fromkeys([*_names_of(SubOptions), *_names_of(GroupOptions), "on_gap"], "it is one of sub()")
+    without_group = "only subscriptions without group= have it"
+    of_plain = dict.fromkeys([*_names_of(SubOptions), "on_gap"], without_group)
+    of_plain["reliable"] = f"a group is always reliable, and {without_group}"
+    of_member = {"durable": "only members of a group have it, as in sub(pattern, group=..., durable=True)"}
+    return {PubOptions: of_sub, SubOptions: of_pub | of_member, GroupOptions: of_pub | of_plain}
+
+
+_MISPLACED = _list_misplaced()
 
 
 def make_options(options: type[OptionsT], where: str, given: Mapping[str, Any]) -> OptionsT:
-    """Builds an options dataclass from keywords; an unknown one names the closest that exists."""
-    known = [each.name for each in fields(options)]  # type: ignore[arg-type]  # always a dataclass
+    """Builds an options dataclass from keywords; an unknown one names the closest that exists, or whose it is."""
+    known = _names_of(options)
+    for name in given:
+        if name not in known and name in _MISPLACED.get(options, ()):
+            raise UnknownOption(f"{where} has no option {name!r}: {_MISPLACED[options][name]}")
     require_known(where, given, known + _BESIDES.get(options, []))
     return options(**given)
 

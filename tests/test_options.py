@@ -11,11 +11,13 @@ from meshmsg import ConfigurationError, Retry, UnknownOption
 from meshmsg.checks import require_bool, require_choice, require_int, require_name, require_number
 from meshmsg.options import (
     DealerOptions,
+    GroupOptions,
     LivenessOptions,
     PubOptions,
     PullOptions,
     PushOptions,
     RouterOptions,
+    SubOptions,
     describe_difference,
     make_options,
 )
@@ -140,3 +142,45 @@ def test_the_checks_name_the_place() -> None:
     for check in checks:
         with pytest.raises(ConfigurationError, match=r"^here takes "):
             check()
+
+
+@pytest.mark.parametrize("too_many", [2**62 + 1, 2**64, 2**80])
+@pytest.mark.parametrize(
+    "options", [Retry, PushOptions, PullOptions, PubOptions, SubOptions, RouterOptions, DealerOptions]
+)
+def test_whole_numbers_have_an_upper_bound_each(options: type[Any], too_many: int) -> None:
+    """What no frame can count, a peer could not be told; found when the option is given, not when it is used."""
+    defaults = options()
+    names = [each.name for each in fields(options) if type(getattr(defaults, each.name)) is int]
+    assert names
+    for name in names:
+        with pytest.raises(ConfigurationError, match=rf"{name}=\)? takes at most \d+, got "):
+            options(**{name: too_many})
+
+
+def test_the_largest_numbers_that_can_be() -> None:
+    assert PubOptions(window=2**62, history=2**62).window == 2**62
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "why"),
+    [
+        (SubOptions, "durable", r"^s has no option 'durable': only members of a group have it, as in sub\("),
+        (SubOptions, "retain", r"^s has no option 'retain': it is one of pub\(\)$"),
+        (SubOptions, "history", r"^s has no option 'history': it is one of pub\(\)$"),
+        (SubOptions, "group_", r"^s has no option 'group_': did you mean 'group'\?$"),
+        (SubOptions, "durabel", r"^s has no option 'durabel': did you mean 'durable'\?$"),
+        (SubOptions, "zzz", "it has latest, .*, reliable, where, on_gap, group, durable$"),
+        (GroupOptions, "reliable", r"^s has no option 'reliable': a group is always reliable, and .* without group="),
+        (GroupOptions, "replay", r"^s has no option 'replay': only subscriptions without group= have it"),
+        (GroupOptions, "on_gap", r"^s has no option 'on_gap': only subscriptions without group= have it"),
+        (GroupOptions, "retain", r"^s has no option 'retain': it is one of pub\(\)$"),
+        (PubOptions, "latest", r"^s has no option 'latest': it is one of sub\(\)$"),
+        (PubOptions, "group", r"^s has no option 'group': it is one of sub\(\)$"),
+        (PubOptions, "durable", r"^s has no option 'durable': it is one of sub\(\)$"),
+        (PushOptions, "on_dead_leter", r"^s has no option 'on_dead_leter': did you mean 'on_dead_letter'\?$"),
+    ],
+)
+def test_options_of_another_kind_of_socket(options: type[Any], given: str, why: str) -> None:
+    with pytest.raises(UnknownOption, match=why):
+        make_options(options, "s", {given: True})

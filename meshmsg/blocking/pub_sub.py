@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from meshmsg.blocking.consumer import Consumer
 from meshmsg.blocking.face import Face
@@ -223,13 +223,20 @@ class Pub(Face[pub_sub.Pub]):
         self._hand_over()
 
     def _send_now(self, name: str, encoded: bytes, details: Details | None) -> None:
-        self._publish()
-        if self._put or not self._async._pass_on(name, [encoded], details):
-            held_up = self._put[0][0] if self._put else name
-            raise OutboxFull(self._async._describe_no_room(held_up))
+        held_up = self._publish()
+        if held_up is not None:
+            with self._lock:  # threads go on putting down
+                held_up = held_up if any(topic == name for topic, _, _ in self._put) else None
+        if held_up is None and self._async._pass_on(name, [encoded], details):
+            return
+        why = self._async._describe_no_room(held_up or name)
+        raise OutboxFull(why if held_up in (None, name) else f"messages to {name!r} wait behind others: {why}")
 
-    def _publish(self, *, heedless: bool = False) -> None:
-        """Passes on what threads put down; what a slow subscriber or group holds up waits, and all behind it."""
+    def _publish(self, *, heedless: bool = False) -> str | None:
+        """Passes on what threads put down; what a slow subscriber or group holds up waits, and all behind it.
+
+        Returns the topic that is held up, if one is.
+        """
         taken = size = 0
         try:
             while self._put:
@@ -244,8 +251,9 @@ class Pub(Face[pub_sub.Pub]):
                 if count < len(bodies):
                     self._put[0] = name, bodies[count:], details
                     self._wait_for_subscribers(name, len(bodies[count]), details)
-                    break
+                    return name
                 self._put.popleft()
+            return None
         finally:
             with self._lock:
                 self._count -= taken
@@ -270,13 +278,13 @@ class UnreliablePub(Face[BarePub]):
         super().__init__(asynchronous, driver)
         self.pattern = asynchronous.pattern
 
-    def send(self, body: Any, topic: str | None = None) -> None:
+    def send(self, body: Any, topic: str | None = None, **options: Never) -> None:
         """Hands one message to ZeroMQ, which drops it for whoever has no room."""
-        self._running_loop().call(self._async.send_nowait, body, topic)
+        self._running_loop().call(self._async.send_nowait, body, topic, **options)
 
-    def send_nowait(self, body: Any, topic: str | None = None) -> None:
+    def send_nowait(self, body: Any, topic: str | None = None, **options: Never) -> None:
         """The same: it never waits."""
-        self.send(body, topic)
+        self.send(body, topic, **options)
 
     def send_many(self, bodies: Iterable[Any], topic: str | None = None) -> None:
         """``send`` for each, with one hand-over."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from meshmsg import Node, WaitTimeout
+from meshmsg import Node, Peer, WaitTimeout
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import to_json
 from meshmsg.cli.numbers import NOT_NEGATIVE, POSITIVE
@@ -18,7 +18,7 @@ from meshmsg.cli.push import LOOK_EVERY_S, NOTICE_AFTER_S, Job, feed, read_heade
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
 from meshmsg.engine.topics import matches, require_topic
-from meshmsg.sockets.pub_sub import Pub
+from meshmsg.sockets.pub_sub import Pub, tell_apart
 
 JOIN_EVERY_S = 0.1
 CONFIRM_S = 0.5  # what a subscriber that is seen gets at most, for its subscription to arrive
@@ -33,7 +33,7 @@ class Publishing:
     job: Job
     subscribers: int
     keeps: bool  # something for late joiners, as long as this process lives
-    seen: set[str] = field(default_factory=set)  # names of subscribers
+    seen: dict[str, str] = field(default_factory=dict)  # ids of subscribers, with their names
     reached: bool = True  # whether anybody subscribed when the last message was published
 
     async def wait_for_subscribers(self) -> bool:
@@ -56,7 +56,8 @@ class Publishing:
                 return False
             if now >= notice_at:
                 notice_at = float("inf")
-                seen = f"{len(self.node.peers())} nodes seen, subscribers: {len(self.names())} of {self.subscribers}"
+                found = len(self._subscribers())
+                seen = f"{len(self.node.peers())} nodes seen, subscribers: {found} of {self.subscribers}"
                 click.echo(f"meshmsg: waiting: for subscribers of {topic!r}; {seen}", err=True)
 
     async def _wait_for_others(self) -> None:
@@ -67,25 +68,24 @@ class Publishing:
     def _note_listeners(self) -> None:
         """Who gets what is published now; who is seen only, and on the way here, has nothing of it."""
         engine = self.pub._driver.engine
-        confirmed = map(engine.peers.name_of, engine.publisher.confirmed(self.pub.pattern))
-        self.seen.update((*confirmed, *self._group_members()))
+        for key in engine.publisher.confirmed(self.pub.pattern):
+            self.seen[key.partition(".")[0]] = engine.peers.name_of(key)
+        self.seen.update((peer.id, peer.name) for peer in self._group_members())
 
-    def names(self) -> list[str]:
-        """Who subscribes, in a group or not."""
-        return sorted({*self._plain(), *self._group_members()})
+    def _subscribers(self) -> dict[str, str]:
+        """Who subscribes, in a group or not: names by id."""
+        return {peer.id: peer.name for peer in (*self._plain(), *self._group_members())}
 
-    def _plain(self) -> list[str]:
+    def _plain(self) -> list[Peer]:
         topic = self.pub.pattern
         return [
-            peer.name
-            for peer in self.node.peers()
-            if any(matches(pattern, topic) for pattern in peer.offers.get("sub", {}))
+            peer for peer in self.node.peers() if any(matches(pattern, topic) for pattern in peer.offers.get("sub", {}))
         ]
 
-    def _group_members(self) -> list[str]:
+    def _group_members(self) -> list[Peer]:
         topic = self.pub.pattern
         return [
-            peer.name
+            peer
             for peer in self.node.peers()
             if any(matches(f"{each.get('pattern')}", topic) for each in peer.offers.get("group", {}).values())
         ]
@@ -120,10 +120,11 @@ class Publishing:
         job, topic = self.job, self.pub.pattern
         behind, pending = self.behind(), self.pending()
         if self.keeps:
-            self.seen.update(self.names())
+            self.seen.update(self._subscribers())
         dead = sum(books.dead for books in self.node.ledger().values())
         if session.json:
-            document = {"topic": topic, "published": job.sent, "subscribers": sorted(self.seen), "behind": behind}
+            seen = sorted(tell_apart(self.seen).values())
+            document = {"topic": topic, "published": job.sent, "subscribers": seen, "behind": behind}
             click.echo(to_json({**document, "pending": pending, "dead": dead}))
         late = [f"{name!r} has yet to receive {count}" for name, count in behind.items()]
         late += [f"{queue!r} has yet to process {count}" for queue, count in pending.items()]
@@ -161,7 +162,7 @@ class Publishing:
 
     def _describe_nobody(self) -> str:
         return (
-            f"found {len(self.names())} of {self.subscribers} subscribers of {self.pub.pattern!r} within "
+            f"found {len(self._subscribers())} of {self.subscribers} subscribers of {self.pub.pattern!r} within "
             f"{self.job.timeout_s:g} s, nothing was published; {len(self.node.peers())} nodes seen in mesh "
             f"{self.node.mesh!r}; --subscribers 0 does not wait"
         )

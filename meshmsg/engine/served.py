@@ -265,7 +265,7 @@ class Serving:
         if self._answer(served, fault):
             service = served.run.service
             service.errors += 1
-            what = code if code == BadRequest.code else type_name or code  # its type is an argument's name
+            what = code if code == BadRequest.code else fault[3] or fault[2]  # its type is an argument's name
             service.last_error = f"{served.method}: {what}: {fault[4]}"
 
     def grant(self, served: Served) -> bool:

@@ -33,6 +33,7 @@ _INSTEAD = {
     ("uuid", "UUID"): "str",
 }
 MAX_WANTED = 100
+MAX_PATH = 120
 _TRANSPARENT: tuple[Any, ...] = (Union, UnionType, Annotated)  # around a value that stays what it is
 
 _MODULES = re.compile(r"'[^']*'|\"[^\"]*\"|(?:(?:[A-Za-z_]\w*|<locals>)\.)+(?=\w)")
@@ -51,6 +52,11 @@ def describe_type(annotation: Any) -> str:
 def shorten(text: str, most: int) -> str:
     """A text of at most so many characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def shorten_path(path: str) -> str:
+    """The way to a value inside of others, without the middle if it is long."""
+    return path if len(path) <= MAX_PATH else f"{path[: MAX_PATH // 2]} ... {path[5 - MAX_PATH // 2 :]}"
 
 
 def simplify(annotation: Any, strip: bool = False, aliases: list[Any] | None = None) -> Any:

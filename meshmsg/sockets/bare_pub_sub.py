@@ -16,7 +16,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, Never
 
 from meshmsg.checks import require_items
 from meshmsg.driver import Driver
@@ -24,7 +24,7 @@ from meshmsg.engine.notes import REPEAT_AFTER_S
 from meshmsg.engine.publisher import MARKER
 from meshmsg.engine.subscription import Delivery, Subscription
 from meshmsg.engine.topics import MAX_TOPIC_BYTES, PatternIndex, choose_topic, find_fault, matches, prefix_of
-from meshmsg.errors import ConfigurationError, NodeClosed, ProtocolError
+from meshmsg.errors import ConfigurationError, NodeClosed, ProtocolError, UnknownOption
 from meshmsg.message import Event
 from meshmsg.options import SubOptions
 from meshmsg.sockets.here import require_here
@@ -236,6 +236,15 @@ class BareTopics:
             logger.error("pub or sub with reliable=False hears no more", exc_info=reader.exception())
 
 
+def require_no_options(pattern: str, given: Iterable[str]) -> None:
+    """Raises ``UnknownOption`` for what ``send`` takes, and does not with ``reliable=False``."""
+    for name in given:
+        raise UnknownOption(
+            f"pub({pattern!r}, reliable=False) is bare ZeroMQ and sends no {name}: a topic and a body are all; "
+            "put it into the body, or leave out reliable=False at both ends"
+        )
+
+
 class BarePub(Shown):
     """``node.pub(pattern, reliable=False)``: hands topics and bodies to ZeroMQ, and that is all."""
 
@@ -253,15 +262,17 @@ class BarePub(Shown):
         driver.engine.offer(BARE_PUB, pattern, {})
         driver.wake()
 
-    async def send(self, body: Any, topic: str | None = None) -> None:
+    async def send(self, body: Any, topic: str | None = None, **options: Never) -> None:
         """Hands one message to ZeroMQ, which drops it for whoever has no room."""
-        self.send_nowait(body, topic)
+        self.send_nowait(body, topic, **options)
         self._count += 1
         if not self._count % BURST:
             await yield_turn()
 
-    def send_nowait(self, body: Any, topic: str | None = None) -> None:
+    def send_nowait(self, body: Any, topic: str | None = None, **options: Never) -> None:
         """As ``send``, which never waits either, but gives the loop a turn now and then."""
+        if options:
+            require_no_options(self.pattern, options)
         self._driver.require_usable()
         if self._closed:
             raise NodeClosed(f"pub({self.pattern!r}) is closed: open another one")
@@ -342,8 +353,12 @@ def open_bare_sub(
     forget: Callable[[Sub], object],
 ) -> BareSub:
     """A subscription to bare publishers; raises ``ConfigurationError`` for what they cannot give."""
-    if options.replay != "none" or options.where is not None:
-        raise ConfigurationError(f"sub({pattern!r}, reliable=False) is bare ZeroMQ and has no replay, no where")
+    lacking = [name for name, given in (("replay", options.replay != "none"), ("where", options.where)) if given]
+    if lacking:
+        raise ConfigurationError(
+            f"sub({pattern!r}, reliable=False) is bare ZeroMQ and has no {', no '.join(lacking)}: "
+            "leave that out, or reliable=False at both ends"
+        )
     topics.require_room(pattern)
     subscription = Subscription(pattern, latest=options.latest, buffer=options.buffer)
     subscription.name = f"sub:{pattern}#{number}"

@@ -24,7 +24,7 @@ from datetime import datetime
 from types import NoneType
 from typing import Any, Union, get_args, get_origin
 
-from meshmsg.errors import ConfigurationError, MissingExtra
+from meshmsg.errors import ConfigurationError, EncodeError, MissingExtra
 from meshmsg.sockets.annotations import (
     MAX_WANTED,
     Loop,
@@ -37,6 +37,7 @@ from meshmsg.sockets.annotations import (
     require_values,
     rules_of,
     shorten,
+    shorten_path,
     simplify,
 )
 
@@ -81,7 +82,7 @@ class Misfit(ValueError):
 
     def explain(self, name: str) -> str:
         """What is wrong inside of the value called ``name``; "" if it is of another type altogether."""
-        text = f"{name}{self.path}{self.text}" if self.text else ""
+        text = f"{name}{shorten_path(self.path)}{self.text}" if self.text else ""
         return shorten(text, _MAX_REASON)
 
 
@@ -201,6 +202,12 @@ def describe_value(value: Any) -> str:
     except Exception:  # a __repr__ of its own that fails
         return type(value).__name__
     return shorten(text, _MAX_VALUE)
+
+
+def place_error(label: str, error: EncodeError, name: str) -> EncodeError:
+    """What was found in "the body" of a request, said of the argument or result that it is."""
+    path = error.path.replace("body", name, 1)
+    return EncodeError(f"{label}: {str(error).replace(error.path, shorten_path(path), 1)}", path)
 
 
 # --- without any library ----------------------------------------------------------------------------------------

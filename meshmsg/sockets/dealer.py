@@ -19,6 +19,7 @@ from meshmsg.errors import BodyTooLarge, ConfigurationError, DeadlineExceeded, E
 from meshmsg.options import DealerOptions
 from meshmsg.sockets.call_items import Items
 from meshmsg.sockets.context import Context, current
+from meshmsg.sockets.conversions import place_error
 from meshmsg.sockets.files import FileInfo, fit_chunk
 from meshmsg.sockets.item_stream import Answer, Incoming, ItemStream, Survey
 from meshmsg.sockets.sending import freeze_headers
@@ -258,7 +259,10 @@ class Dealer(Shown):
         return partial(self.request, name)
 
     async def close(self) -> None:
-        """Gives up what is under way, with ``Cancelled``, and makes no further requests."""
+        """Gives up what is under way, with ``Cancelled``, and makes no further requests.
+
+        What waits for room was never sent, and gets ``NodeClosed``, as requests after the end do.
+        """
         if not self._driver.closed:
             self._driver.require_usable()
         self._under_way.close()
@@ -397,8 +401,7 @@ class Dealer(Shown):
         return self._place(method, explain_encode_error((args, kwargs), error), "arguments")
 
     def _place(self, method: str, error: EncodeError, name: str) -> EncodeError:
-        path = error.path.replace("body", name, 1)
-        return EncodeError(f"{self.service}.{method}: {str(error).replace(error.path, path, 1)}", path)
+        return place_error(f"{self.service}.{method}", error, name)
 
     def _require_size(self, method: str, what: str, body: bytes) -> None:
         self._pack = renew_packer(self._pack, len(body))

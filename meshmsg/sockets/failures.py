@@ -10,6 +10,7 @@ from types import TracebackType
 from meshmsg.engine.faults import name_type
 from meshmsg.engine.served import Served, Serving
 from meshmsg.errors import MeshError, Overloaded, RequestError
+from meshmsg.message import describe_error
 from meshmsg.message import say as say
 
 # Frames of a traceback that are looked at, as each costs some 20 us: how it began, and what it came to.
@@ -28,7 +29,8 @@ def fail(serving: Serving, served: Served, error: BaseException, tracebacks: boo
     message = say(error)
     if isinstance(error, RequestError) and error.service is None:
         retry_after = error.retry_after if isinstance(error, Overloaded) else None
-        serving.fail(served, error.code, name_type(error), message, None, retry_after)
+        # Texts, whatever the method wrote: a caller must not wait in vain because of ``code=404``.
+        serving.fail(served, str(error.code), str(name_type(error)), message, None, retry_after)
         return
     if not isinstance(error, MeshError):  # a bug here, and not only of the caller's interest
         trace, _ = shorten(error.__traceback__)
@@ -36,6 +38,18 @@ def fail(serving: Serving, served: Served, error: BaseException, tracebacks: boo
         logger.error("%s.%s failed for %r", served.service, served.method, served.peer_name, exc_info=told)
     text = format_traceback(error) if tracebacks else None
     serving.fail(served, "error", name_type(error), message, text)
+
+
+def contain(label: str, error: SystemExit) -> RuntimeError:
+    """What becomes of an exit: raised on, it would end the loop, and a caller could end a node with it."""
+    failure = RuntimeError(f"{label} raised {describe_error(error)}")
+    failure.__cause__ = error
+    return failure
+
+
+def describe(error: BaseException) -> str:
+    """An exception for the statistics, which travel too: without what UTF-8 cannot carry."""
+    return describe_error(error).encode("utf-8", "replace").decode()
 
 
 def format_traceback(error: BaseException) -> str:

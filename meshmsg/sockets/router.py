@@ -266,14 +266,18 @@ class Router(Shown):
 
         Those of ``endless`` methods are stopped at once. Callers of what had not begun, or is stopped, get
         ``Unavailable``; the former may ask another node. A second call waits for the first one, but no longer than its
-        own ``drain``.
+        own ``drain``. A method that closes its own router does not wait: it would wait for its own end.
         """
         require_number("close(drain=)", drain, at_least=0)
         require_here(self._driver)
+        is_first = self._closing is None
         if self._closing is None:
             self._driver.engine.close_router(self.service)
             self._driver.wake()
             self._closing = asyncio.ensure_future(self._end(drain))
+        if any(workers.serve_this_task() for workers in self._all_workers):
+            return
+        if is_first:
             await asyncio.shield(self._closing)
             return
         await asyncio.wait({self._closing}, timeout=drain)

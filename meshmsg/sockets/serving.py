@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context as Variables
@@ -14,13 +13,14 @@ from typing import Any
 
 from meshmsg.driver import Driver
 from meshmsg.engine.served import BY_CALLER, BY_DEADLINE, BY_LOSS, Served, Service, Serving
-from meshmsg.errors import BadRequest, BodyTooLarge, Cancelled, DeadlineExceeded, EncodeError, NoSuchMethod, Unavailable
-from meshmsg.message import describe_error
+from meshmsg.errors import BadRequest, BodyTooLarge, Cancelled, DeadlineExceeded, NoSuchMethod, Unavailable
 from meshmsg.options import RouterOptions
 from meshmsg.sockets.call_threads import CallThreads, Feed, PlainInterceptor, run_in_loop
 from meshmsg.sockets.context import Context, Place, current
-from meshmsg.sockets.failures import fail, say
+from meshmsg.sockets.conversions import place_error
+from meshmsg.sockets.failures import contain, describe, fail, say
 from meshmsg.sockets.methods import Counts, Method
+from meshmsg.sockets.signatures import refuse_unrun
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer, renew_packer
 from meshmsg.wire.items import SENDS_ITEMS, WANTS_ITEMS
@@ -127,6 +127,11 @@ class CallWorkers:
             name = f"meshmsg-{self._service.name}"
             worker.task = self._place.loop.create_task(self._work(worker), name=name, context=self._variables.copy())
             worker.task.add_done_callback(partial(self._ended, worker))
+
+    def serve_this_task(self) -> bool:
+        """Whether the task that asks serves one of the calls itself."""
+        task = asyncio.current_task()
+        return any(worker.task is task for worker in self._workers)
 
     async def stop(self, drain: float, endless: Collection[str] = ()) -> None:
         """Lets what runs end within ``drain`` seconds, and stops the rest: their callers get ``Unavailable``.
@@ -241,6 +246,8 @@ class CallWorkers:
         try:
             if self._interceptors:
                 result = await self._intercept(worker, context, served, method, 0)
+                if result is None and method is not None and not method.streams:
+                    require_returned(method)
             elif method is not None and method.kind == "coroutine" and not served.flags & (WANTS_ITEMS | SENDS_ITEMS):
                 args, kwargs = method.signature.bind(served.args, served.kwargs, context)
                 result = await method.function(*args, **kwargs)
@@ -252,7 +259,7 @@ class CallWorkers:
                 failure = self._unheard(served, served.cancelled)
         except BaseException as error:
             failure = self._failed(served, context, error)
-            if not isinstance(error, Exception):
+            if not isinstance(error, (Exception, SystemExit)):
                 raise  # it may be meant for the worker: another one takes its place, if the loop goes on
         finally:
             worker.served = worker.context = worker.expires_at = None
@@ -272,16 +279,18 @@ class CallWorkers:
         if served.cancelled is not None:
             return self._unheard(served, served.cancelled)
         label = f"{served.service}.{served.method}"
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, SystemExit):
+            error = contain(label, error)
+        elif isinstance(error, asyncio.CancelledError):
             error = Cancelled(f"{label} was cancelled{f': {error}' if str(error) else ''}")
         elif isinstance(error, DeadlineExceeded) and context.remaining is not None and context.remaining < 0.001:
             error = DeadlineExceeded(f"{label}: {error}")  # of a request that it made: the time is its caller's
         elif isinstance(error, NoSuchMethod) and error.service is None and served.method not in self._methods:
             # The service's own word, and no answer of a method: another node may have it.
             self._serving.fail(served, error.code, "", say(error), never_ran=True)
-            return describe_error(error)
+            return describe(error)
         fail(self._serving, served, error, self._options.tracebacks)
-        return describe_error(error)
+        return describe(error)
 
     def _unheard(self, served: Served, why: str) -> str | None:
         """What the statistics say of a call that ended too late for an answer, well or not.
@@ -301,7 +310,10 @@ class CallWorkers:
         if position == len(self._interceptors):
             if served.cancelled is not None:
                 raise Cancelled(f"{served.service}.{served.method}: {served.cancelled}")
-            return await self._call(worker, context, served, method)
+            try:
+                return await self._call(worker, context, served, method)
+            except SystemExit as error:  # here already: an interceptor may await this in a task of its own
+                raise contain(f"{served.service}.{served.method}", error) from error
         proceed = partial(self._intercept, worker, context, served, method, position + 1)
         intercept = self._interceptors[position]
         if isinstance(intercept, PlainInterceptor):
@@ -476,16 +488,16 @@ class CallWorkers:
 
 def explain_unsendable(label: str, value: Any, error: Exception, what: str) -> Exception:
     """Why a value cannot be sent; what would have been the work itself gets words of its own."""
-    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
-        kind = "a coroutine" if inspect.isawaitable(value) else "a generator"
-        if inspect.iscoroutine(value) or inspect.isgenerator(value):
-            value.close()  # or Python warns that it was never awaited
-        return TypeError(
-            f"{label} returned {kind}, which nobody runs: offer the function itself, or make the wrapper of its kind"
-        )
-    explained = explain_encode_error(value, error)
-    path = explained.path.replace("body", what, 1)
-    return EncodeError(f"{label}: {str(explained).replace(explained.path, path, 1)}", path)
+    unrun = refuse_unrun(label, value, "returned" if what == "result" else "yielded")
+    return unrun or place_error(label, explain_encode_error(value, error), what)
+
+
+def require_returned(method: Method) -> None:
+    """Refuses None, if that is what became of the method's result on its way through the interceptors."""
+    try:
+        method.signature.check_result(None)
+    except TypeError as error:
+        raise TypeError(f"{error} from its interceptors: write `return await proceed()`") from None
 
 
 def is_same(variables: Variables, others: Variables | None) -> bool:
@@ -498,7 +510,7 @@ def is_same(variables: Variables, others: Variables | None) -> bool:
 
 def describe_methods(label: str, methods: Mapping[str, Method]) -> str:
     """That a service has no method of this name, and which it has."""
-    wanted = label.partition(".")[2]
+    wanted = label.rpartition(".")[2]
     close = difflib.get_close_matches(wanted, methods, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(methods)}"
     return f"{label}: no such method: {hint}"

@@ -176,6 +176,9 @@ class Signature:
         try:
             check.convert(value)
         except Misfit as error:
+            unrun = refuse_unrun(self.label, value, "yielded" if self.streams else "returned")
+            if unrun is not None:
+                raise unrun from None
             verb, what = ("yields", "an item") if self.streams else ("returns", "the result")
             inside = error.explain(what)
             reason = f"but {inside}" if inside else f"got {describe_value(value)}"
@@ -185,8 +188,8 @@ class Signature:
         """What ``info`` tells about the method."""
         return {
             "name": self.label.rpartition(".")[2],
-            "signature": self.text,
-            "doc": self._doc,
+            "signature": self.text.encode("utf-8", "replace").decode(),  # or ``info`` cannot be sent
+            "doc": self._doc.encode("utf-8", "replace").decode(),
             "streams": self.streams,
             "takes_items": self.takes_items,
         }
@@ -362,6 +365,18 @@ class _CheckedItems:
             reason = f"; {error.explain('item')}" if error.text else f", got {describe_value(item)}"
             text = f"{self._label}: item {self._count} of {self._name!r} takes {self._check.wanted}{reason}"
             raise BadRequest(text, self._name) from None
+
+
+def refuse_unrun(label: str, value: Any, verb: str) -> TypeError | None:
+    """What is wrong with a result that is the work itself, instead of what it brings; None if it is none."""
+    awaitable = inspect.isawaitable(value)
+    if not (awaitable or inspect.isgenerator(value) or inspect.isasyncgen(value)):
+        return None
+    if inspect.iscoroutine(value) or inspect.isgenerator(value):
+        value.close()  # or Python warns that it was never awaited
+    kind = "a coroutine" if awaitable else "a generator"
+    text = f"{label} {verb} {kind}, which nobody runs: offer the function itself, or make the wrapper of its kind"
+    return TypeError(text)
 
 
 def read_signature(function: Callable[..., Any]) -> inspect.Signature:

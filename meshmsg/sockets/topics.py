@@ -75,7 +75,10 @@ class Topics:
     def _pub_bare(self, pattern: str, options: Mapping[str, Any]) -> BarePub:
         if len(options) > 1:
             others = ", ".join(sorted(set(options) - {"reliable"}))
-            raise ConfigurationError(f"pub({pattern!r}, reliable=False) is bare ZeroMQ and has no {others}")
+            raise ConfigurationError(
+                f"pub({pattern!r}, reliable=False) is bare ZeroMQ and has no {others}: "
+                "leave that out, or reliable=False at both ends"
+            )
         if pattern in self._pubs:
             name = self._engine.identity.name
             raise NameClash(f"node {name!r} already publishes to {pattern!r} reliably: close that first")

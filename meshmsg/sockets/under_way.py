@@ -75,8 +75,8 @@ class UnderWay:
             if not isinstance(error, TimeoutError):
                 raise
             text = (
-                f"found no room in time: {len(self._open)} requests are under way, and max_pending={self._limit}: "
-                "make fewer at a time, or add providers"
+                f"found no room in time: max_pending={self._limit} requests were under way: make fewer at a time, "
+                "or add providers"
             )
             raise about(call, DeadlineExceeded(f"{call.service}.{call.method} {text}")) from None
         finally:

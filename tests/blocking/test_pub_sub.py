@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from meshmsg import ConfigurationError, NodeClosed
+from meshmsg import ConfigurationError, NodeClosed, OutboxFull
 from meshmsg.blocking import Node, Pub
 from meshmsg.engine import publisher as publisher_module
 
@@ -145,3 +145,25 @@ def test_all_that_threads_publish_until_they_are_refused_arrives() -> None:
             assert got == accepted
             assert sub.gaps == 0
             sub.close()
+
+
+@pytest.mark.guarantee("G6")
+def test_who_never_waits_is_refused_for_what_holds_up_its_own_topic() -> None:
+    with Node("node", mdns=False) as node:
+        out, slow, other = node.pub("a.*", block=True, window=5), node.sub("a.1", buffer=1), node.sub("a.9")
+        node.wait_for(sub="a.1", timeout=5)
+        with out._lock:
+            for topic, count in (("a.1", 20), ("a.2", 1)):
+                out._put.append((topic, [b"\x01"] * count, None))
+                out._count += count
+                out._bytes += count
+        out.lag()  # publishes as much as there is room for
+        assert [topic for topic, *_ in out._put] == ["a.1", "a.2"]
+        out.send_nowait("free", topic="a.9")
+        assert other.get(timeout=5).body == "free"
+        with pytest.raises(OutboxFull, match=r"^a subscriber of 'a\.1' is 5 messages behind \(window=5\): await"):
+            out.send_nowait("slow", topic="a.1")
+        why = r"^messages to 'a\.2' wait behind others: a subscriber of 'a\.1' is 5 messages behind \(window=5\)"
+        with pytest.raises(OutboxFull, match=why):
+            out.send_nowait("behind", topic="a.2")
+        assert [slow.get(timeout=5).body for _ in range(20)] == [1] * 20

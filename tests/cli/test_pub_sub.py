@@ -123,6 +123,24 @@ def test_pub_says_whom_it_waits_for(shell: Shell, monkeypatch: pytest.MonkeyPatc
     assert "found 0 of 1 subscribers of 'a' within 0.5 s, nothing was published" in ended.stderr
 
 
+async def test_pub_tells_subscribers_of_one_name_apart(shell: Shell) -> None:
+    """Workers that are started from one unit file all have one name."""
+    nodes = [Node(name, mesh=shell.mesh, drain=0) for name in ("w", "w", "other")]
+    async with nodes[0], nodes[1], nodes[2]:
+        for node in nodes[:2]:
+            node.sub("a", buffer=1)
+        nodes[2].sub("a", group="g")
+        ended = await asyncio.to_thread(
+            shell.run, "pub", "a", "1", "2", "3", "--json", "--subscribers", "3", "--timeout", "5"
+        )
+    labels = sorted(f"w ({node.id[:12]})" for node in nodes[:2])
+    told = json.loads(ended.stdout)
+    assert told["subscribers"] == ["other", *labels]
+    assert told["behind"] == dict.fromkeys(labels, 2)
+    for label in labels:
+        assert f"{label!r} has yet to receive 2" in ended.stderr
+
+
 def test_pub_that_need_not_wait_does_not(shell: Shell) -> None:
     ended = shell.run("pub", "a", "x", "--subscribers", "0")
     assert (ended.code, ended.stdout) == (0, "")

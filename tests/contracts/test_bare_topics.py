@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from meshmsg import WaitTimeout
+from meshmsg import UnknownOption, WaitTimeout
 from tests.contracts.faces import PATIENCE_S, Face, until
 
 
@@ -74,3 +76,13 @@ def test_peers_are_told_of_bare_topics(face: Face) -> None:
     sub.close()
     until(lambda: not any(peer.offers.get("bare_pub") for peer in subscriber.peers()))
     until(lambda: not any(peer.offers.get("bare_sub") for peer in publisher.peers()))
+
+
+@pytest.mark.parametrize("how", ["send", "send_nowait"])
+@pytest.mark.parametrize("option", [{"headers": {"a": 1}}, {"key": "k"}, {"priority": 1}])
+def test_what_does_not_travel_is_refused_by_name(face: Face, how: str, option: dict[str, Any]) -> None:
+    out = face.node().pub("u.*", reliable=False)
+    (name,) = option
+    with pytest.raises(UnknownOption, match=rf"^pub\('u\.\*', reliable=False\) is bare ZeroMQ and sends no {name}: "):
+        getattr(out, how)(1, topic="u.a", **option)
+    getattr(out, how)(1, topic="u.a")

@@ -70,3 +70,22 @@ def test_a_drain_that_is_too_short_ends_in_time_and_tells_what_is_left(face: Fac
     sub.close(drain=0.05)
     gate.open()
     assert (list(handled), sub.discarded) == ([0], COUNT - 1)
+
+
+@pytest.mark.guarantee("G6")
+def test_what_a_condition_passes_over_is_neither_waiting_nor_discarded_nor_held_up(face: Face) -> None:
+    publisher, subscriber = face.pair()
+    events = subscriber.events()
+    out = publisher.pub("w", block=True, window=10)
+    sub = subscriber.sub("w", where={"k": 1}, buffer=5)
+    publisher.wait_for(sub="w", timeout=PATIENCE_S)
+    for number in range(1000):  # more than the buffer and the window, and nobody takes any
+        out.send(number, headers={"k": 0})
+    for number in range(2):
+        out.send(number, headers={"k": 1})
+    until(lambda: sub.unsettled == 2 and not out.lag())
+    sub.close()
+    assert sub.discarded == 2
+    events.close()
+    (text,) = (event.text for event in events if event.kind == "sub.discarded")
+    assert text.startswith("2 messages")

@@ -46,6 +46,7 @@ def test_patterns_that_are_none(face: Face, pattern: Any, why: str) -> None:
         ({"block": None}, "^block= takes True or False, got None"),
         ({"window": 0}, "^window= takes 1 or more, got 0"),
         ({"window_bytes": 0.5}, "^window_bytes= takes a whole number, not float 0.5"),
+        ({"window": 2**64, "block": True}, "^window= takes at most"),
         ({"reliable": 0}, "^reliable= takes True or False, got 0"),
         ({"reliable": False, "retain": True}, r"^pub\('a', reliable=False\) is bare ZeroMQ and has no retain"),
         ({"will": "x" * 5000}, r"^pub\('a', will=...\) has 5003 bytes; at most 4096"),
@@ -66,7 +67,10 @@ def test_options_of_pub_that_cannot_work(face: Face, options: dict[str, Any], wh
         ({"concurrency": "2"}, "^concurrency= takes a whole number, not str '2'"),
         ({"timeout": 0}, "^timeout= takes more than 0, got 0"),
         ({"on_gap": "print"}, r"^sub\(on_gap=\) takes a plain function, not 'print'"),
-        ({"reliable": False, "replay": "latest"}, r"^sub\('a', reliable=False\) is bare ZeroMQ and has no replay"),
+        ({"reliable": False, "replay": "latest"}, r"^sub\('a', reliable=False\) is bare ZeroMQ and has no replay: "),
+        ({"reliable": False, "where": {"x": 1}}, r"^sub\('a', reliable=False\) is bare ZeroMQ and has no where: "),
+        ({"durable": True}, r"^sub\('a'\) has no option 'durable': only members of a group"),
+        ({"group": "g", "reliable": False}, r"^sub\('a', group='g'\) has no option 'reliable': a group is always"),
     ],
 )
 def test_options_of_sub_that_cannot_work(face: Face, options: dict[str, Any], why: str) -> None:

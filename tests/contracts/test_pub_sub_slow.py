@@ -149,3 +149,46 @@ def test_lag_says_how_far_behind_a_subscriber_is(face: Face) -> None:
     until(lambda: out.lag() == {"consumer": {"steady": 90}})
     assert get_all(sub, 100) == list(range(100))
     until(lambda: out.lag() == {})
+
+
+@pytest.mark.guarantee("G6")
+def test_the_lag_tells_subscribers_of_one_name_apart(face: Face) -> None:
+    """Workers that are started from one unit file all have one name."""
+    publisher, *workers = face.node("p"), face.node("w"), face.node("w"), face.node("other")
+    subs = [worker.sub("t.*", buffer=10 * number) for number, worker in enumerate(workers, 1)]
+    out = publisher.pub("t.*")
+    publisher.wait_for(sub="t.a", count=3, timeout=PATIENCE_S)
+    out.send_many(range(100), topic="t.a")
+    first, second = (f"w ({worker.id[:12]})" for worker in workers[:2])
+    until(lambda: out.lag() == {first: {"t.a": 90}, second: {"t.a": 80}, "other": {"t.a": 70}})
+    assert get_all(subs[0], 100) == list(range(100))
+    until(lambda: out.lag() == {second: {"t.a": 80}, "other": {"t.a": 70}})
+    workers[0].close()
+    until(lambda: out.lag() == {"w": {"t.a": 80}, "other": {"t.a": 70}})
+
+
+@pytest.mark.guarantee("G6")
+def test_gaps_tell_publishers_of_one_name_apart(face: Face) -> None:
+    gaps, publishers, subscriber = Collected(), [face.node("p"), face.node("p")], face.node("s")
+    events = subscriber.events()
+    sub = subscriber.sub("t", buffer=5, on_gap=gaps.add)
+    for publisher in publishers:
+        out = publisher.pub("t")
+        publisher.wait_for(sub="t", timeout=PATIENCE_S)
+        for _ in range(10):
+            out.send_many(range(1000))
+    got = defaultdict[str, int](int)
+    while sum(got.values()) + sub.gaps < 20_000:
+        got[sub.get(timeout=PATIENCE_S).id.partition("/")[0]] += 1
+    until(lambda: sum(gap.missed for gap in gaps) == sub.gaps)
+    missed = defaultdict[str, int](int)
+    for gap in gaps:
+        assert gap.publisher == "p"
+        missed[gap.publisher_id] += gap.missed
+    ids = {publisher.id for publisher in publishers}
+    assert missed.keys() == ids and {each[:12] for each in ids} == got.keys()
+    assert {missed[each] + got[each[:12]] for each in ids} == {10_000}
+    told = set[str]()
+    while told != ids:
+        event = events.get(timeout=PATIENCE_S)
+        told |= {event.peer_id} if event.kind == "gap" else set()

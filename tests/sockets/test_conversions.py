@@ -498,6 +498,17 @@ def test_what_is_nested_too_deeply_is_a_bad_request() -> None:
         takes(Tree).check_result(value)
 
 
+def test_of_a_long_way_to_what_is_wrong_the_middle_is_left_out() -> None:
+    value: Any = 1
+    for place in range(200):
+        value = {f"level {place}": value}
+    with pytest.raises(BadRequest) as refused:
+        takes(Tree).bind([value], {})
+    text = str(refused.value)
+    assert "value['level 199']['level 198'][" in text and "]['level 1']['level 0'] takes Tree, got int 1" in text
+    assert len(text) < 300
+
+
 @pytest.mark.parametrize("annotation", [Nothing, Or, There, list[Or]])
 def test_an_alias_that_is_nothing_but_itself_is_refused(annotation: Any) -> None:
     with pytest.raises(ConfigurationError, match="contains itself without a list or dict in between"):

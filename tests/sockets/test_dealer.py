@@ -511,3 +511,14 @@ async def test_a_bad_request_keeps_its_argument() -> None:
     far.driver.wake()
     error = await asked
     assert type(error) is BadRequest and error.argument == "b"
+
+
+async def test_of_a_long_way_to_what_cannot_be_sent_the_middle_is_left_out() -> None:
+    value: Any = object()
+    for _ in range(200):
+        value = [value]
+    with pytest.raises(EncodeError) as refused:
+        await FarEnd().dealer().request("add", 1, value)
+    text = str(refused.value)
+    assert text.startswith("math.add: argument 2[0][0][0]") and "[0][0] cannot be sent: MessagePack has no" in text
+    assert len(text) < 350 and refused.value.path == "argument 2" + 200 * "[0]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 import pydantic
@@ -13,8 +13,9 @@ import pydantic.dataclasses
 import pytest
 
 from meshmsg import Node
-from meshmsg.errors import EncodeError
+from meshmsg.errors import BadRequest, EncodeError
 from meshmsg.sockets.conversions import make_argument_check, make_converter, make_result_check
+from meshmsg.sockets.signatures import Signature
 from meshmsg.wire.codec import decode_body, explain_encode_error, make_packer
 
 
@@ -178,3 +179,61 @@ async def test_models_go_to_a_method_and_come_back_as_they_went() -> None:
         again = [{"type": "Failed", "cents": 1}, Paid(2)]
         answers = [each async for each in dealer.stream("echo_items", items=again, timeout=10)]
         assert answers == [{"type": "Failed", "cents": 1}, {"type": "Paid", "cents": 2}]
+
+
+@dataclasses.dataclass
+class Plain:
+    a: int
+
+
+class Loose(msgspec.Struct):
+    a: int
+
+
+class Strict(msgspec.Struct, forbid_unknown_fields=True):
+    a: int
+
+
+class Named(TypedDict):
+    a: int
+
+
+class LaxModel(pydantic.BaseModel):
+    a: int
+
+
+class StrictModel(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    a: int
+
+
+def arrives(annotation: Any, value: Any) -> bool:
+    """Whether a method that takes this is called with it."""
+
+    def method(it: Any) -> None: ...
+
+    method.__annotations__ = {"it": annotation}
+    try:
+        Signature(method, "math.add").bind([value], {})
+    except BadRequest:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("annotation", "takes_text", "takes_more"),
+    [
+        (Plain, False, True),
+        (Loose, False, True),
+        (Strict, False, False),
+        (Named, False, True),
+        (LaxModel, True, True),
+        (StrictModel, False, False),
+    ],
+)
+def test_how_strict_a_model_is_it_says_itself(annotation: Any, takes_text: bool, takes_more: bool) -> None:
+    """As docs/requests.md says: what a model does not know is left out, and pydantic's convert texts."""
+    assert arrives(annotation, {"a": 1})
+    assert arrives(annotation, {"a": "1"}) is takes_text
+    assert arrives(annotation, {"a": 1, "more": 2}) is takes_more

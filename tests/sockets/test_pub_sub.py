@@ -121,6 +121,50 @@ async def test_who_waits_in_send_is_woken_by_room_and_by_nothing_else() -> None:
         await asyncio.wait_for(sending, 5)
 
 
+@pytest.mark.guarantee("G6")
+async def test_who_never_waits_does_not_pass_those_in_line_for_a_window() -> None:
+    async with running() as node:
+        out, sub = node.pub("steady.*", block=True, window=3), node.sub("steady.a", buffer=1)
+        await node.wait_for(sub="steady.a", timeout=5)
+        sending = asyncio.ensure_future(_send(out, range(20), topic="steady.a"))
+        refused = 0
+        got: list[int] = []
+        while len(got) < 20:
+            if out._lines and not out._publisher.blocked("steady.a"):  # there is room, and it is somebody's
+                refused += 1
+                with pytest.raises(OutboxFull, match=r"^other messages wait to be sent to 'steady\.a', and go first"):
+                    out.send_nowait("too early", topic="steady.a")
+                out.send_nowait("another topic", topic="steady.b")
+            while sub.unsettled:
+                got.append((await sub.get(timeout=5)).body)
+            await asyncio.sleep(0)
+        await asyncio.wait_for(sending, 5)
+        assert got == list(range(20)) and refused
+        out.send_nowait("the line is gone", topic="steady.a")
+        assert (await sub.get(timeout=5)).body == "the line is gone"
+
+
+@pytest.mark.guarantee("G5", "G7")
+async def test_who_never_waits_does_not_pass_those_in_line_for_a_group() -> None:
+    async with running() as node:
+        out = node.pub("orders", max_pending_bytes=100_000)
+        member = node.sub("orders", group="billing", prefetch=1)
+        await node.wait_for(group="billing", timeout=5)
+        await out.send("a" * 60_000)
+        sending = asyncio.ensure_future(out.send("b" * 50_000))
+        while not out._line.busy:
+            await asyncio.sleep(0)
+        with pytest.raises(OutboxFull, match=r"^other messages wait to be sent to 'orders', and go first: await send"):
+            out.send_nowait("small enough for the room that there is")
+        with await member.get(timeout=5) as message:
+            assert message.body[0] == "a"
+        await asyncio.wait_for(sending, 5)
+        out.send_nowait("c")
+        for letter in "bc":
+            with await member.get(timeout=5) as message:
+                assert message.body[0] == letter
+
+
 @pytest.mark.parametrize("window", [{"window_bytes": 5000}, {"window": 5}])
 @pytest.mark.parametrize("how", ["send", "send_many", "gather"])
 async def test_what_waits_for_the_turn_counts_for_the_window(window: dict[str, Any], how: str) -> None:
@@ -178,9 +222,9 @@ async def test_who_sends_at_once_shares_a_turn(monkeypatch: pytest.MonkeyPatch) 
         assert sum(counts) >= 18 and max(counts) <= 3
 
 
-async def _send(out: Any, bodies: Iterable[Any]) -> None:
+async def _send(out: Any, bodies: Iterable[Any], **options: Any) -> None:
     for body in bodies:
-        await out.send(body)
+        await out.send(body, **options)
 
 
 async def test_threads_are_lent_only_what_they_take_soon() -> None:

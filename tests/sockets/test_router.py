@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -465,7 +466,7 @@ async def test_whatever_a_plain_function_raises_its_caller_hears(
     desk = Desk()
 
     def fail() -> None:
-        raise raised
+        raise copy.copy(raised)  # one that stays would hold what was served
 
     router = desk.router(concurrency=1)
     router.method(fail)

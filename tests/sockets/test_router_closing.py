@@ -168,16 +168,46 @@ async def test_a_thread_that_hangs_keeps_nobody() -> None:
     go_on.set()
 
 
+@pytest.mark.guarantee("G8", "G10")
 async def test_a_method_may_close_its_own_router() -> None:
+    desk = Desk()
+    router = desk.router()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @router.method
+    async def wait() -> str:
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    @router.method
+    async def leave() -> str:
+        await router.close(drain=LONG_S)
+        await router.close(drain=LONG_S)
+        return "left"
+
+    running = desk.ask("wait")
+    await begun.wait()
+    assert await desk.ask("leave") == "left"
+    assert isinstance(await refused(desk.ask("wait")), NoResponders)
+    go_on.set()
+    await router.close()
+    assert await running == "done" and not router._workers._workers
+
+
+@pytest.mark.guarantee("G8", "G10")
+async def test_a_method_that_closes_its_own_router_has_no_longer_than_others() -> None:
     desk = Desk()
     router = desk.router()
 
     @router.method
     async def leave() -> None:
         await router.close(drain=0)
+        await asyncio.Event().wait()
 
     assert isinstance(await refused(desk.ask("leave")), Unavailable)
     await router.close()
+    assert not router._workers._workers
 
 
 @pytest.mark.guarantee("G10")

@@ -492,6 +492,34 @@ async def test_interceptors_stand_around_every_method() -> None:
     assert "no such method" in str(await refused(desk.ask("three", headers=key)))
 
 
+async def test_an_interceptor_that_returns_nothing_is_told_to() -> None:
+    desk = Desk()
+
+    async def lose(context: Context, proceed: Any) -> None:
+        await proceed()
+
+    router = desk.router(interceptors=[lose])
+    offer_counts(router, [], [])
+
+    @router.method
+    async def one() -> int:
+        return 1
+
+    @router.method
+    def two() -> int | None:
+        return 2
+
+    error = await refused(desk.ask("one"))
+    assert isinstance(error, RemoteError) and error.type == "TypeError"
+    hint = "got None from its interceptors: write `return await proceed()`"
+    assert str(error) == f"math.one returns int by its annotation, {hint}"
+    assert str(await refused(desk.ask("ping"))).endswith(hint)
+    assert await desk.ask("two") is None  # as it promised
+    asked = desk.stream("count", 2)
+    await asked
+    assert asked.items == [0, 1]
+
+
 @pytest.mark.guarantee("G8")
 async def test_a_method_does_not_begin_after_its_call_was_cancelled() -> None:
     desk = Desk()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import operator
 import typing
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -400,3 +401,41 @@ def test_description() -> None:
     )
     assert described["doc"] == ""
     make_packer()(described)
+
+
+def wrapped_plainly(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper() -> Any:
+        return function()
+
+    return wrapper
+
+
+@pytest.mark.filterwarnings("error")  # such as "was never awaited"
+def test_a_plain_wrapper_of_the_work_is_told_whatever_it_promises() -> None:
+    async def one() -> int:
+        return 1
+
+    async def yielded() -> AsyncIterator[Any]:
+        yield one()
+
+    cause = "which nobody runs: offer the function itself, or make the wrapper of its kind"
+    for annotation in (int, list[int], None):
+        one.__annotations__["return"] = annotation
+        with pytest.raises(TypeError, match=rf"^math\.add returned a coroutine, {cause}$"):
+            Signature(wrapped_plainly(one), "math.add").check_result(one())
+    with pytest.raises(TypeError, match=rf"^math\.add returned a generator, {cause}$"):
+        Signature(wrapped_plainly(one), "math.add").check_result(each for each in (1, 2))
+    yielded.__annotations__["return"] = AsyncIterator[int]
+    with pytest.raises(TypeError, match=rf"^math\.add yielded a coroutine, {cause}$"):
+        Signature(yielded, "math.add").check_result(one())
+    gc.collect()
+
+
+def test_what_callers_see_can_travel() -> None:
+    def add(a=1): ...  # type: ignore[no-untyped-def]
+
+    add.__doc__ = "A caf\udce9."
+    add.__annotations__ = {"return": "caf\udce9"}
+    described = Signature(add, "math.add").describe()
+    assert (described["signature"], described["doc"]) == ("(a=1) -> caf?", "A caf?.")

@@ -91,7 +91,9 @@ async def test_those_in_line_run_out_of_time_each_for_itself() -> None:
     first = start(outcome(dealer.request("add", 0)))
     patient = start(outcome(dealer.request("add", 1, timeout=60.0)))
     asked = [start(outcome(dealer.request("add", 2, timeout=timeout))) for timeout in (0.02, 0.04, 0.01, 0.02)]
-    assert [type(error) for error in await asyncio.gather(*asked)] == [DeadlineExceeded] * 4
+    errors = await asyncio.gather(*asked)
+    assert [type(error) for error in errors] == [DeadlineExceeded] * 4
+    assert str(errors[0]).startswith("math.add found no room in time: max_pending=1 requests were under way: ")
     assert not patient.done() and len(dealer._under_way.driver.deadlines) == 1
     for done in (first, patient):
         _, item, _ = await far.next(CALL)
