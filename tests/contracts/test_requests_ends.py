@@ -16,6 +16,7 @@ from meshmsg import (
     RequestError,
     Unavailable,
 )
+from meshmsg.options import MAX_REQUEST_ATTEMPTS
 from tests.contracts.faces import PATIENCE_S, Collected, Face, Gate, until
 from tests.contracts.services import Ask, count_calls, in_thread, is_plain, method, outcome_of, serve, shape
 
@@ -267,8 +268,13 @@ def test_what_was_tried_again_is_counted(face: Face) -> None:
     assert counters["refused_frames"] == 0
 
 
-def test_what_a_method_raises_is_not_tried_again(face: Face) -> None:
-    """Whatever it is called: it ran, and this is what it says."""
+@pytest.mark.parametrize(
+    ("idempotent", "retry_after", "runs"), [(True, None, 1), (False, 0.01, 1), (True, 0.01, MAX_REQUEST_ATTEMPTS)]
+)
+def test_what_a_method_raises_is_tried_again_only_if_it_asks_for_that(
+    face: Face, idempotent: bool, retry_after: float | None, runs: int
+) -> None:
+    """Whatever it is called, it ran: only what may run twice is repeated, and only if the method says when."""
     router, _ = serve(face)
     client = face.node("another")
     client.wait_for(router="math", timeout=PATIENCE_S)
@@ -277,8 +283,8 @@ def test_what_a_method_raises_is_not_tried_again(face: Face) -> None:
     @method(face, router)
     def busy() -> str:
         tries.add(1)
-        raise Overloaded("come back", retry_after=0.01)
+        raise Overloaded("come back", retry_after=retry_after)
 
     with pytest.raises(Overloaded, match="come back"):
-        client.dealer("math", idempotent=True).busy()
-    assert len(tries) == 1 and client.counters()["request_retries"] == 0
+        client.dealer("math", idempotent=idempotent).busy()
+    assert len(tries) == runs and client.counters()["request_retries"] == runs - 1
