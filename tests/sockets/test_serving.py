@@ -326,16 +326,20 @@ async def test_the_routers_own_timeout_stops_a_method_earlier() -> None:
 async def test_a_deadline_that_a_nested_request_met_is_the_callers_too() -> None:
     desk = Desk()
 
+    began = []
+
     @desk.router().method
     async def ask_further(context: Context) -> None:
+        began.append(True)
         while context.remaining:
             pass  # the engine has no turn in which it would see to it first
         error = DeadlineExceeded("no answer")
         error.service = "further"
         raise error
 
-    error = await refused(desk.ask("ask_further", remaining=0.001))
-    assert isinstance(error, DeadlineExceeded)
+    while not began:  # on a busy machine, its time may pass before
+        error = await refused(desk.ask("ask_further", remaining=0.001))
+        assert isinstance(error, DeadlineExceeded)
     assert str(error) == "math.ask_further: no answer"
 
 
