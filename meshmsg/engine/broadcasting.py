@@ -56,6 +56,8 @@ class Broadcaster:
         self._away: dict[str, float] = {}  # publishers that fell silent, and when
         self._ending: dict[str, tuple[float, PeerState, str]] = {}  # publishers that are gone, and why
         self._executed: set[str] = set()  # publishers whose last wills were carried out since they were last up
+        self._leaving = False
+        self._missed: set[str] = set()  # subscribers that fell silent before they had all, while this node leaves
         self._changed = False  # whether filters may have to
         self._subscribed = False  # whether it may be others that are to be followed
 
@@ -113,6 +115,8 @@ class Broadcaster:
 
     def end(self, peer: PeerState, why: str) -> None:
         """A peer is gone. Unless it is certain that it does not come back, it gets some time to."""
+        if self._leaving and why not in FINAL and self.publisher.lags(peer.key):
+            self._missed.add(peer.key)
         self.publisher.on_down(peer.key)
         if peer.key not in self.subscriptions.receptions:
             self._unfollow(peer.key)
@@ -166,6 +170,7 @@ class Broadcaster:
 
     def say_last(self) -> None:
         """This node leaves: its subscribers hear how far each topic went, and miss nothing unnoticed."""
+        self._leaving = True
         self.dispatch()
         topics = self.publisher.topics()
         for key in self.publisher.followers:
@@ -296,6 +301,9 @@ class Broadcaster:
             return
         if isinstance(frame, frames.Lag):
             self.publisher.on_lag(peer.key, frame)
+            follower = self.publisher.followers.get(peer.key)
+            if follower is not None and follower.confirmed:
+                self._missed.discard(peer.key)  # from here on its lag tells what it lacks
             return
         reception = self.subscriptions.receptions.get(peer.key)
         if reception is None:
@@ -321,7 +329,7 @@ class Broadcaster:
     @property
     def awaited(self) -> bool:
         """Whether another node has yet to say that it got everything that was published here."""
-        return self.publisher.awaited(self._myself)
+        return bool(self._missed) or self.publisher.awaited(self._myself)
 
     def tick(self) -> None:
         """Gives up publishers that are gone, or have been silent for long."""

@@ -409,8 +409,8 @@ class Publisher:
         return {topic: behind for topic, behind in lags if behind}
 
     def awaited(self, besides: str) -> bool:
-        """Whether a subscriber, not suspect and not ``besides``, has yet to say that it got everything."""
-        return any(self.lags(key) for key, each in self.followers.items() if key != besides and not each.paused)
+        """Whether a subscriber, but not ``besides``, has yet to say that it got everything."""
+        return any(self.lags(key) for key in self.followers if key != besides)
 
     def _set_limits(self) -> None:
         for log in self._windowed.values():

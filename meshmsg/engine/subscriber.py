@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from meshmsg.engine.followed_topic import FollowedTopic
 from meshmsg.engine.pieces import Assembly
 from meshmsg.engine.publisher import MAX_PATTERNS, make_marker
 from meshmsg.engine.stream import Stream
@@ -163,45 +164,6 @@ class Subscriptions:
         for reception in self.receptions.values():
             for topic in reception.topics.values():
                 yield from (stream for stream in topic.streams if stream.subscription is subscription)
-
-
-class FollowedTopic:
-    """One topic of one publisher: its streams, and what is asked of the publisher on behalf of all of them."""
-
-    __slots__ = (
-        "answered_to", "asked_from", "due", "generation", "line", "name", "patient_until", "reported", "streams",
-    )  # fmt: skip
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.streams: list[Stream] = []
-        self.generation = -1
-        self.reported: int | None = None  # the position that the publisher was told
-        self.line: dict[FollowedTopic, None] | None = None  # of the reception, where it waits if something is missing
-        self.asked_from = 0
-        self.answered_to = 0
-        self.due = 0.0
-        self.patient_until = 0.0
-
-    def wait_in(self, line: dict[FollowedTopic, None] | None) -> None:
-        """Moves to the end of a line; None if nothing is missing."""
-        if self.line is not None:
-            del self.line[self]
-        if line is not None:
-            line[self] = None
-        self.line = line
-
-    @property
-    def position(self) -> int | None:
-        """Everything below has arrived or is given up, in every subscription that has begun."""
-        return min((stream.expected for stream in self.streams if stream.expected is not None), default=None)
-
-    def missing(self) -> tuple[int, int] | None:
-        """One stretch to ask for that serves all streams."""
-        stretches = [stretch for stream in self.streams if (stretch := stream.want()) is not None]
-        if not stretches:
-            return None
-        return min(start for start, _ in stretches), max(stop for _, stop in stretches)
 
 
 class Reception:
@@ -467,8 +429,8 @@ class Reception:
         self._subscriptions.stir(self)
         missing = topic.missing()
         if topic.line is self._asked:
-            if missing is not None and missing[0] > topic.answered_to:
-                topic.answered_to, topic.due = missing[0], now + ASK_AGAIN_S  # more is on its way
+            if topic.moved():
+                topic.due = now + ASK_AGAIN_S  # more is on its way
         elif missing is None:
             topic.wait_in(self._parked)
         elif any(stream.overdue for stream in topic.streams):
@@ -481,10 +443,9 @@ class Reception:
     def _answered(self, topic: FollowedTopic) -> None:
         """An answer is through. What is still missing is asked for at once, unless the answer brought nothing."""
         if topic.line is self._asked:
-            missing = topic.missing()
-            if missing is None:
+            if topic.missing() is None:
                 topic.wait_in(self._parked)
-            elif missing[0] > topic.asked_from:
+            elif topic.moved_since_asked:
                 topic.wait_in(self._ready)
 
     def retry(self) -> None:
@@ -517,7 +478,7 @@ class Reception:
                 topic.due = now + TAIL_GRACE_S
                 topic.wait_in(self._late)
                 continue
-            topic.asked_from = topic.answered_to = start
+            topic.note_asked()
             topic.due = now + ASK_AGAIN_S
             topic.wait_in(self._asked)
             due.append(frames.Want(topic.name, start, stop if arriving is None else min(stop, arriving)))

@@ -244,6 +244,10 @@ class Cluster:
             yield True
         while any(outbox.pending for outbox in node.engine.outboxes.values()) and loop.time() < deadline:
             yield True
+        node.engine.finish_publishing()
+        node.driver.wake()
+        while not node.engine.published and loop.time() < deadline:
+            yield True
         patience = loop.time() + GOODBYE_S
         while node.engine.leaving and loop.time() < patience:
             yield True

@@ -224,6 +224,27 @@ def test_what_another_subscription_asked_for_is_no_part_of_its_replay(replay: An
     assert side.wants(now=2.0) == []
 
 
+def test_subscriptions_at_different_places_ask_for_what_each_has_room_for_in_turns() -> None:
+    ahead, behind = Subscription("a", replay="history", buffer=10), Subscription("*", replay="history", buffer=10)
+    side = Side(ahead)
+    side.start(["a", 1000, 0, False])
+    for start in range(0, 500, 10):
+        assert side.wants() == [("a", start, start + 10)]
+        side.past("a", start, 10)
+        assert taken(ahead) == list(range(start, start + 10))
+    side.add(behind)
+    side.start(["a", 1000, 0, False])
+    side.past("a", 500, 10)  # was asked for before
+    assert taken(ahead) == list(range(500, 510)) and taken(behind) == []
+    asked = []
+    for _ in range(4):
+        (want,) = side.wants()
+        asked.append(want)
+        side.past(want[0], want[1], want[2] - want[1])
+        ahead.take(100), behind.take(100)
+    assert sorted(asked) == [("a", 0, 10), ("a", 10, 20), ("a", 510, 520), ("a", 520, 530)]
+
+
 def test_bodies_of_two_subscriptions_are_two_objects() -> None:
     first, second = Subscription("a"), Subscription("**")
     side = Side(first, second)
