@@ -6,11 +6,11 @@ what goes to single subscribers. Peers are keyed ``<node id>.<incarnation>``, as
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
+from meshmsg.engine.repair_pool import RepairPool
 from meshmsg.engine.topic_log import Headers, TopicLog, TopicOptions
 from meshmsg.engine.topics import PatternIndex, find_fault, is_pattern, matches, overlaps
 from meshmsg.errors import ConfigurationError, NameClash, ProtocolError
@@ -24,7 +24,6 @@ MAX_ENTRIES = 2_000  # topics in one START or BEACON
 MAX_BEACONS = 4_000  # topics told to one subscriber at a heartbeat: it can repair no more until the next
 ANSWER_BYTES = 2**20  # of repairs to one subscriber in one turn, and in one answer
 REPAIR_BYTES_IN_ALL = 64 * 2**20  # kept for repairs over all topics without a history
-MAX_LOOKS = 100  # topics that are looked at in a turn for what can be forgotten of them
 START_AGAIN_S = 1.0
 START_PART_S = 0.1  # later for each full part of it: so long it may take to be read
 
@@ -112,8 +111,8 @@ class Publisher:
         self._marks: dict[str, int] = {}  # those of the interval before, and where they stood at its end
         self._windowed: dict[str, TopicLog] = {}
         self._aging: dict[str, TopicLog] = {}
-        self._repairs: OrderedDict[str, TopicLog] = OrderedDict()  # without a history, least recently published first
-        self._repairs_cost = 0
+        # Of topics without a history; those that sending waits for may keep more, at nobody else's expense.
+        self._repairs = {blocks: RepairPool(REPAIR_BYTES_IN_ALL) for blocks in (False, True)}
 
     # -- publishing ------------------------------------------------------------------------------------------
 
@@ -188,11 +187,7 @@ class Publisher:
             self.published += log.next_seq - before
             self._touched[log.topic] = None
             if not log.options.history:
-                self._repairs[log.topic] = log
-                self._repairs.move_to_end(log.topic)
-                self._repairs_cost += log.cost - cost
-        if self._repairs_cost > REPAIR_BYTES_IN_ALL:
-            self._shed()
+                self._repairs[bool(log.options.window)].grow(log, log.cost - cost)
         return broadcasts
 
     def require_place(self, topic: str) -> None:
@@ -211,34 +206,16 @@ class Publisher:
         return log
 
     def _adopt(self, log: TopicLog, options: TopicOptions) -> None:
-        if self._repairs.pop(log.topic, None) is not None:
-            self._repairs_cost -= log.cost
+        for pool in self._repairs.values():
+            pool.remove(log)
         log.options = options
         if log.entries and not options.history:
-            self._repairs[log.topic] = log
-            self._repairs_cost += log.cost
+            self._repairs[bool(options.window)].grow(log, log.cost)
         _put(self._windowed, log, bool(options.window))
         _put(self._aging, log, options.history_s is not None)
         if not options.retain:
             log.retained = None
         self._set_limit(log)
-
-    def _shed(self) -> None:
-        """Forgets the least recently published topics, then all but the newest batch of the last one.
-
-        What sending waits for is kept, and its topic gets another turn; only some of these are looked at.
-        """
-        for _ in range(min(MAX_LOOKS, len(self._repairs))):
-            if self._repairs_cost <= REPAIR_BYTES_IN_ALL:
-                return
-            if len(self._repairs) == 1:
-                (log,) = self._repairs.values()
-                self._repairs_cost -= log.shed(1)
-                return
-            topic, log = self._repairs.popitem(last=False)
-            self._repairs_cost -= log.shed(0)
-            if log.entries:
-                self._repairs[topic] = log
 
     def delete_retained(self, topic: str) -> bool:
         """Late joiners get no last value of this topic until the next is published; says whether there was one."""
@@ -536,8 +513,8 @@ class Publisher:
         """The machine's own invariants, for the simulator."""
         for log in self.logs.values():
             log.check()
-        cost = sum(log.cost for log in self._repairs.values())
-        assert cost == self._repairs_cost, f"counts {self._repairs_cost} bytes for repairs, holds {cost}"
+        for pool in self._repairs.values():
+            pool.check()
         for follower in self.followers.values():
             for topic, position in follower.positions.items():
                 assert position <= self.logs[topic].next_seq, f"{follower.peer} is ahead of {topic}"

@@ -350,7 +350,7 @@ def test_memory_for_repairs_is_bounded_over_all_topics(monkeypatch: pytest.Monke
     for topic in "abcdef":
         publish(publisher, topic, 3, body=bytes(1000))
         publisher.check()
-    assert publisher._repairs_cost <= 10_000
+    assert publisher._repairs[False].cost <= 10_000
     assert [topic for topic in "abcdef" if publisher.logs[topic].entries] == ["d", "e", "f"]
     publish(publisher, "g", 1, body=bytes(20_000))
     assert publisher.logs["g"].kept_from == 0, "the newest message can be repaired, whatever its size"
@@ -380,6 +380,18 @@ def test_what_a_slow_subscriber_is_waited_for_is_no_memory_for_repairs(monkeypat
         publish(publisher, topic, 6, body=bytes(1000))
         publisher.check()
     assert len(publisher.logs["g"].entries) and len(publisher.logs["h"].entries), "it is waited for, whatever it takes"
+
+
+@pytest.mark.guarantee("G6")
+def test_what_a_slow_subscriber_is_waited_for_takes_nothing_from_other_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "REPAIR_BYTES_IN_ALL", 10_000)
+    publisher = Publisher()
+    publisher.declare("large", TopicOptions(window=100))
+    join(publisher, "large", "small")
+    publish(publisher, "small", 9)
+    publish(publisher, "large", 3, body=bytes(9000))
+    publisher.check()
+    assert publisher.logs["small"].kept_from == 0 and publisher.logs["large"].kept_from == 0
 
 
 def test_a_retained_value_outlives_everything(monkeypatch: pytest.MonkeyPatch) -> None:
