@@ -9,9 +9,17 @@ class FollowedTopic:
     """One topic of one publisher: its streams, and what is asked of the publisher on behalf of all of them."""
 
     __slots__ = (
-        "asked_for", "due", "generation", "line", "name", "patient_until", "place",
-        "place_asked", "reported", "streams",
-    )  # fmt: skip
+        "asked_for",
+        "due",
+        "generation",
+        "line",
+        "name",
+        "patient_until",
+        "place",
+        "place_asked",
+        "reported",
+        "streams",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
