@@ -99,6 +99,7 @@ class Broadcaster:
         self._executed.discard(peer.key)
         self._away.pop(peer.key, None)
         self._ending.pop(peer.key, None)
+        self._missed.discard(peer.key)
         for key in [key for key in self.subscriptions.receptions if key != peer.key]:
             if key.partition(".")[0] == peer.node_id:
                 self._end(key)  # a former life
@@ -115,7 +116,7 @@ class Broadcaster:
 
     def end(self, peer: PeerState, why: str) -> None:
         """A peer is gone. Unless it is certain that it does not come back, it gets some time to."""
-        if self._leaving and why not in FINAL and self.publisher.lags(peer.key):
+        if self._leaving and why not in FINAL and self.publisher.awaits(peer.key):
             self._missed.add(peer.key)
         self.publisher.on_down(peer.key)
         if peer.key not in self.subscriptions.receptions:
@@ -301,9 +302,6 @@ class Broadcaster:
             return
         if isinstance(frame, frames.Lag):
             self.publisher.on_lag(peer.key, frame)
-            follower = self.publisher.followers.get(peer.key)
-            if follower is not None and follower.confirmed:
-                self._missed.discard(peer.key)  # from here on its lag tells what it lacks
             return
         reception = self.subscriptions.receptions.get(peer.key)
         if reception is None:
@@ -329,7 +327,8 @@ class Broadcaster:
     @property
     def awaited(self) -> bool:
         """Whether another node has yet to say that it got everything that was published here."""
-        return bool(self._missed) or self.publisher.awaited(self._myself)
+        subscribers = (key for key in self.publisher.followers if key != self._myself)
+        return bool(self._missed) or any(map(self.publisher.awaits, subscribers))
 
     def tick(self) -> None:
         """Gives up publishers that are gone, or have been silent for long."""

@@ -385,9 +385,14 @@ class Publisher:
         lags = ((log.topic, log.next_seq - follower.positions.get(log.topic, 0)) for log in self._followed(follower))
         return {topic: behind for topic, behind in lags if behind}
 
-    def awaited(self, besides: str) -> bool:
-        """Whether a subscriber, but not ``besides``, has yet to say that it got everything."""
-        return any(self.lags(key) for key in self.followers if key != besides)
+    def awaits(self, peer: str) -> bool:
+        """Whether a subscriber has yet to say that it got everything; or even where it stands, such as after a break."""
+        follower = self.followers.get(peer)
+        if follower is None:
+            return False
+        if not follower.confirmed or follower.start is not None:
+            return any(log.next_seq for log in self._followed(follower))
+        return bool(self.lags(peer))
 
     def _set_limits(self) -> None:
         for log in self._windowed.values():
