@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +22,14 @@ from meshmsg.cli import exits
 from meshmsg.cli.bodies import parse_json, parse_text, to_json
 from meshmsg.cli.numbers import POSITIVE
 from meshmsg.cli.requesting import parse_value
-from meshmsg.cli.running import Stop, run, tell
+from meshmsg.cli.running import Stop, complain, run, tell
 from meshmsg.cli.session import Session, session_options
 
 MAX_COMPLAINT = 900  # characters of a command's standard error that its caller gets
 KEPT_BYTES = 2**16  # of it that are shown here, and of a pipe that are read at a time
+PLAIN_LINE = re.compile(r"\s*([\w./][\w./+-]*)(?:[ \t][^|&;(\n]*)?")
+NOT_EXECUTABLE = 126  # as a shell has it
+NOT_FOUND = 127
 MAX_OUTPUT_BYTES = 64 * 2**20  # what a node sends as one result, unless it was made with another max_message_bytes=
 
 
@@ -37,6 +43,28 @@ def describe_request(context: Context, args: Sequence[Any], kwargs: dict[str, An
         "remaining": context.remaining,
     }
     return to_json(request).encode() + b"\n"
+
+
+def find_fault(words: Sequence[str]) -> tuple[str, int] | None:
+    """Why a command cannot be run, and the exit code that a shell has for it; None if nothing is known against it.
+
+    Of a line for the shell only the first word is looked at, and only if nothing behind it runs all the same.
+    """
+    name = words[0]
+    if len(words) == 1:
+        match = PLAIN_LINE.fullmatch(name)
+        if match is None or os.name == "nt":
+            return None
+        name = match[1]
+    if shutil.which(name) is not None:
+        return None
+    if os.path.dirname(name):
+        if os.path.exists(name):
+            return f"{name}: it cannot be run: it is no file, or lacks the permission (chmod +x)", NOT_EXECUTABLE
+        return f"{name}: there is no such command", NOT_FOUND
+    if len(words) == 1 and not subprocess.call(['command -v "$0"', name], shell=True, stdout=subprocess.DEVNULL):
+        return None  # the shell's own
+    return f"{name}: there is no such command on PATH", NOT_FOUND
 
 
 class Command:
@@ -200,7 +228,8 @@ def reply(
     COMMAND runs once a request. It reads a line of JSON, {"args": […], "kwargs": {…}, "headers": {…}, "caller": …,
     "remaining": seconds or null}, and what it prints is the result. If it fails, so does the request: with code exit_N
     and what it said on standard error. Who gives up kills it, and so does output of more than 64 MiB, with code
-    output_too_large. A single word runs in the shell, several as they are.
+    output_too_large. A single word runs in the shell, several as they are. A command that is not there is told at the
+    start, with the exit code 127; one that cannot be run, with 126.
     Ctrl-C takes no more requests, and lets what runs end.
 
     \b
@@ -211,6 +240,9 @@ def reply(
     """
     if bool(command) == (value is not None):
         raise click.UsageError("give either a command, after --, or --value")
+    fault = find_fault(command) if command else None
+    if fault is not None:
+        sys.exit(complain(*fault))
     constant = None if value is None else parse_value(value, "--value")
 
     async def serve(stop: Stop) -> int:

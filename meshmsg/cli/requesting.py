@@ -38,8 +38,9 @@ NOTICE_AFTER_S = 2.0  # then people are told what is waited for
 NAMED = re.compile(r"([^\W\d]\w*)=(.*)", re.DOTALL)
 NEGATIVE = re.compile(r"-\.?\d")
 LOOKS_LIKE_JSON = ("{", "[", '"')
+Advice = tuple[tuple[re.Pattern[str], str], ...]
 # What errors advise is Python; people who use a shell have options.
-ADVICE = (
+ADVICE: Advice = (
     (re.compile(r"call stream\(\) instead"), "request it with --stream"),
     (re.compile(r"call request\(\) instead"), "request it without --stream"),
     (
@@ -154,11 +155,11 @@ def describe_error(error: MeshError) -> dict[str, Any]:
     return described
 
 
-def explain(error: MeshError, *, verbose: bool = False) -> str:
+def explain(error: MeshError, *, verbose: bool = False, advice: Advice = ADVICE) -> str:
     """An error for people, on one line; with ``verbose`` the remote traceback follows."""
     said = str(error)
     if isinstance(error, (BadRequest, NoResponders)):
-        for python, shell in ADVICE:
+        for python, shell in advice:
             said = python.sub(shell, said)
     text = escape_control(f"{name_of(error)}: {said}")
     if verbose and isinstance(error, RemoteError) and error.remote_traceback:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import aclosing
 from typing import Any
 
@@ -27,6 +28,12 @@ from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
 from meshmsg.sockets.item_stream import Answer
 
+# Streams are not for surveys: what a method of one takes is another verb.
+ADVICE = (
+    (re.compile(r"call stream\(\) instead"), "`meshmsg request --stream --peer NODE` prints those of one node"),
+    (re.compile(r"request\(\.\.\., items=\.\.\.\).*"), "`meshmsg request --items --peer NODE` sends one"),
+)
+
 Asked = tuple[str, list[Any], dict[str, Any]]
 
 
@@ -40,7 +47,7 @@ def render(answer: Answer, *, as_json: bool) -> bytes:
         found = {"result": answer.value} if answer.error is None else {"error": describe_error(answer.error)}
         return to_json({"peer": answer.peer, "id": answer.peer_id, **found}).encode()
     if answer.error is not None:
-        return f"{escape_invisible(answer.peer)}  error: {explain(answer.error)}".encode()
+        return f"{escape_invisible(answer.peer)}  error: {explain(answer.error, advice=ADVICE)}".encode()
     return escape_invisible(answer.peer).encode() + b"  " + to_single_line(answer.value)
 
 

@@ -50,6 +50,22 @@ _INSTEAD_OF_LOOP = "write it as a dataclass or a model with a field that is anno
 _MAX_REASON = 300
 
 _MSGSPEC_PLACE = re.compile(r"(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?", re.DOTALL)
+_NO_SUCH_TYPE = (
+    "which nothing that comes over the wire can become: "
+    "take what MessagePack carries, a dataclass, a msgspec.Struct or a pydantic model, or leave the annotation out"
+)
+_REFUSED = (  # by msgspec, and what to do then
+    (
+        re.compile(r"Type unions may not contain more|If a type union contains multiple Struct"),
+        "and nothing that comes over the wire tells which type of the union it is: "
+        "keep one of them, or take classes of msgspec.Struct with tag=True, or pydantic models",
+    ),
+    (
+        re.compile(r"dataclasses with `InitVar`"),
+        "and nothing that comes over the wire becomes a dataclass with an InitVar: "
+        "make that a plain field, or take a pydantic model",
+    ),
+)
 _MSGSPEC_TYPES = re.compile(r"Expected `(.+)`, got `(.+)`")
 
 
@@ -497,9 +513,8 @@ def _translate(text: str) -> Misfit:
 
 
 def _no_such_value(annotation: Any, where: str, error: Exception) -> ConfigurationError:
-    reason = str(error).strip().splitlines()
+    reason = (str(error).strip().splitlines() or [""])[-1]
+    why = next((why for found, why in _REFUSED if found.match(reason)), _NO_SUCH_TYPE)
     return ConfigurationError(
-        f"{where} is annotated {describe_type(annotation)}, which nothing that comes over the wire can become: "
-        "take what MessagePack carries, a dataclass, a msgspec.Struct or a pydantic model, or leave the annotation out "
-        f"({type(error).__name__}: {reason[-1] if reason else ''})"
+        f"{where} is annotated {describe_type(annotation)}, {why} ({type(error).__name__}: {reason})"
     )

@@ -216,7 +216,7 @@ class Dealer(Shown):
     ) -> FileInfo:
         """Gets a file of a service that offers some (``Router.files``), and puts it at ``target`` once it is whole.
 
-        Until then it grows as ``target.part``. If the provider dies the transfer goes on at another one, or at the same
+        Until then it grows beside it, as ``.name.meshmsg-part``. If the provider dies the transfer goes on at another one, or at the same
         when it is back; if this fails, the next ``fetch`` goes on with what has come. The SHA-256 of the whole is
         compared in the end.
 
@@ -231,7 +231,8 @@ class Dealer(Shown):
 
         Raises ``NoResponders`` when nobody offers the service; ``RemoteError`` with the code ``"not_found"``,
         ``"changed"`` (while it was read, again and again), ``"corrupt"`` (what came is not what was sent; nothing of it
-        is kept) or ``"busy"`` (another ``fetch`` has this target); what ``request`` raises; ``OSError`` for the target.
+        is kept), ``"busy"`` (another ``fetch`` has this target) or ``"replaced"`` (somebody put another file where this
+        one grew); what ``request`` raises; ``OSError`` for the target.
         """
         self._require_here()
         return await fetch(self, name, target, progress, timeout, peer)
@@ -261,11 +262,15 @@ class Dealer(Shown):
     async def close(self) -> None:
         """Gives up what is under way, with ``Cancelled``, and makes no further requests.
 
-        What waits for room was never sent, and gets ``NodeClosed``, as requests after the end do.
+        What waits for room was never sent, and gets ``NodeClosed``, as requests after the end do. Generators of
+        ``items=`` get up to a second to clean up.
         """
-        if not self._driver.closed:
+        closed = self._driver.closed
+        if not closed:
             self._driver.require_usable()
         self._under_way.close()
+        if not closed:  # else its node has waited for them
+            await self._under_way.wait_for_endings()
 
     # -- inside ----------------------------------------------------------------------------------------------
 

@@ -31,6 +31,10 @@ CHANGED = "changed"  # while it was read
 CORRUPT = "corrupt"
 BUSY = "busy"
 FULL = "full"
+REPLACED = "replaced"  # where it grew
+
+PART = ".meshmsg-part"
+_MAX_PART_BYTES = 140  # some file systems that encrypt names allow no more than 143; most others 255
 
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -82,6 +86,29 @@ def describe_other(path: Path) -> str | None:
     if stat.S_ISDIR(mode):
         return "a directory"
     return None if stat.S_ISREG(mode) else "no regular file"
+
+
+def part_of(target: Path) -> Path:
+    """Where a file grows until it is whole: hidden, so nobody can ask a service for it, and no file of anybody's own.
+
+    >>> part_of(Path("models/large.bin")).name
+    '.large.bin.meshmsg-part'
+    """
+    encoded = os.fsencode(target.name)
+    kept = target.name
+    if len(encoded) + 1 + len(PART) > _MAX_PART_BYTES:
+        digest = hashlib.sha256(encoded).hexdigest()[:32]
+        kept = f"{encoded[: _MAX_PART_BYTES - len(digest) - len(PART) - 2].decode(errors='ignore')}.{digest}"
+    return target.with_name(f".{kept}{PART}")
+
+
+def is_part(name: str) -> bool:
+    """Whether a file has a name that only an unfinished transfer gives it.
+
+    >>> is_part(".large.bin.meshmsg-part"), is_part("large.bin.meshmsg-part"), is_part(".large.bin.part")
+    (True, False, False)
+    """
+    return name.startswith(".") and name.endswith(PART)
 
 
 def fit_chunk(max_message_bytes: int) -> int:
@@ -164,6 +191,17 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def is_named(file: io.FileIO, path: Path) -> bool:
+    """Whether a path still leads to the file that is open. On Windows such a file cannot be renamed, nor removed."""
+    if sys.platform == "win32":
+        return True
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, os.fstat(file.fileno()))
+
+
 def remove_unused(path: Path) -> None:
     """Removes a file, unless a transfer works on it or it is none."""
     try:
@@ -209,7 +247,7 @@ class PartFile:
             file = io.FileIO(descriptor, "r+")
             try:
                 self._refuse_other(not stat.S_ISREG(os.fstat(descriptor).st_mode))
-                if self._lock(descriptor):
+                if self._lock(file):
                     return file
             except BaseException:
                 file.close()
@@ -220,17 +258,13 @@ class PartFile:
         if other:
             raise FileExistsError(f"{self._shown} is no regular file, and {self._label} would grow there")
 
-    def _lock(self, descriptor: int) -> bool:
+    def _lock(self, file: io.FileIO) -> bool:
         """Keeps others from it. False if it has become the target, or was removed, just before."""
         if sys.platform == "win32":
             return True
-        if not lock(descriptor):
+        if not lock(file.fileno()):
             raise RemoteError(f"{self._label} is transferred already: {self._shown} is in use", code=BUSY)
-        try:
-            named = os.stat(self._part, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(named, os.fstat(descriptor))
+        return is_named(file, self._part)
 
     @property
     def digest(self) -> str:
@@ -254,25 +288,40 @@ class PartFile:
         self.place += len(data)
 
     def commit(self, size_bytes: int, digest: str) -> datetime:
-        """All has come: it gets its name. Raises ``RemoteError`` ("corrupt"), and keeps nothing, if it is not that."""
+        """All has come: it gets its name. Raises ``RemoteError`` ("corrupt"), and keeps nothing, if it is not that.
+
+        Another file that has the part's name by now is left alone: ``RemoteError`` ("replaced").
+        """
         if (self.place, self.digest) != (size_bytes, digest):
             what = f"{self.place} bytes came (SHA-256 {self.digest[:12]}...), not {size_bytes} ({digest[:12]}...)"
             self.discard()
             raise RemoteError(f"{self._label} did not arrive as it was sent: {what}", code=CORRUPT)
         os.fsync(self._file.fileno())
         modified = make_modified(os.fstat(self._file.fileno()))
+        if not is_named(self._file, self._part):
+            self._there = False
+            raise RemoteError(
+                f"{self._shown} was removed or replaced while {self._label} grew there, so the target is as it was: "
+                "move away what has that name now if somebody needs it, and start again",
+                code=REPLACED,
+            )
         if sys.platform == "win32":
             self._file.close()  # or it cannot be renamed
         os.replace(self._part, self._target)
         self._there = False
+        if not is_named(self._file, self._target):  # renaming goes by the name, whatever has it by then
+            what = f"{self._label} was replaced by another file just as it got its name"
+            raise RemoteError(f"{what}: look what is there, and start again", code=REPLACED)
         sync_directory(self._target.parent)
         return modified
 
     def discard(self) -> None:
         """Keeps nothing of it."""
+        there = is_named(self._file, self._part)
         if sys.platform == "win32":
             self._file.close()
-        self._part.unlink(missing_ok=True)
+        if there:
+            self._part.unlink(missing_ok=True)
         self._there = False
 
     def close(self) -> None:

@@ -24,12 +24,13 @@ from meshmsg.sockets.files import (
     SourceFile,
     describe_other,
     fit_chunk,
+    is_part,
     make_modified,
     not_a_transfer,
+    part_of,
     remove_unused,
 )
 
-PART = ".part"
 PART_KEPT_S = 3600.0  # what nobody went on with for so long is removed
 LOOK_EVERY_S = 600.0  # for such files, if there is no other reason to go through all of the directory
 _NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
@@ -107,7 +108,7 @@ class Folder:
             raise BadRequest(f"a file has no {size_bytes} bytes", "size_bytes")
         with without_path(name):
             target = self._place(name)
-            part_path = target.with_name(f".{target.name}{PART}")
+            part_path = part_of(target)
             part_file = PartFile(target, part_path, name, lambda: context.cancelled, shown=part_path.name)
         with without_path(name), closing(part_file) as part, self._reserve(part_path, name, size_bytes) as release:
             yield {"offset": part.place, "digest": part.digest}
@@ -229,15 +230,6 @@ def can_be_named(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return not name.startswith(".")
-
-
-def is_part(name: str) -> bool:
-    """Whether a file has a name that only an unfinished transfer gives it.
-
-    >>> is_part(".large.bin.part"), is_part("large.bin.part")
-    (True, False)
-    """
-    return name.startswith(".") and name.endswith(PART)
 
 
 @contextmanager

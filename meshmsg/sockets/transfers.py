@@ -34,9 +34,9 @@ from meshmsg.sockets.files import (
     SourceFile,
     describe_other,
     not_a_transfer,
+    part_of,
     read_info,
 )
-from meshmsg.sockets.folder import PART
 from meshmsg.sockets.item_stream import Incoming
 
 Progress = Callable[[int, int], object]
@@ -181,8 +181,7 @@ class Download(Transfer):
             other = describe_other(self._target)
             if other is not None:
                 raise ConfigurationError(f"fetch(target) takes a file's own path, and {self._target} is {other}")
-            part = self._target.with_name(self._target.name + PART)
-            self._part = PartFile(self._target, part, self.label, self._is_stopped)
+            self._part = PartFile(self._target, part_of(self._target), self.label, self._is_stopped)
         self._expecting_first = True
         return {"offset": self._part.place, "digest": self._part.digest}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from meshmsg import RemoteError
-from meshmsg.cli.reply import KEPT_BYTES, MAX_COMPLAINT, Command
+from meshmsg.cli.reply import KEPT_BYTES, MAX_COMPLAINT, Command, find_fault
 from tests.cli.shell import use
 
 MOST_BYTES = 100_000
@@ -57,3 +59,40 @@ async def test_the_end_of_what_a_command_says_besides_is_kept(capfd: pytest.Capt
 def test_a_method_has_no_dot_in_its_name() -> None:
     result = use("reply", "a.b", "do.it", "--value", "1", code=2)
     assert "router('a.b.do') with the method 'it'" in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "code"),
+    [
+        (["/nowhere/at/all", "x"], "/nowhere/at/all: there is no such command", 127),
+        (["no-such-command", "x"], "no-such-command: there is no such command on PATH", 127),
+        (["/nowhere/at/all"], "/nowhere/at/all: there is no such command", 127),
+        (["no-such-command --all"], "no-such-command: there is no such command on PATH", 127),
+        (["/etc"], "/etc: it cannot be run: it is no file, or lacks the permission", 126),
+        (["/etc/passwd", "x"], "/etc/passwd: it cannot be run: it is no file, or lacks the permission", 126),
+    ],
+)
+def test_a_command_that_is_not_there_is_told_at_the_start(words: list[str], told: str, code: int) -> None:
+    result = use("reply", "svc", "m", "--", *words, code=code)
+    assert result.output.startswith(f"meshmsg: {told}") and "is offered" not in result.output
+
+
+def test_what_the_shell_knows_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").write_text("#!/bin/sh\n")
+    (tmp_path / "run").chmod(0o755)
+    for line in (
+        "cat",
+        "./run x",
+        "exit 3",  # its own
+        "for x in 1 2; do echo $x; done",
+        "no-such-command || echo none",  # which runs
+        "no-such-command\necho none",
+        "cd /etc; ./x",
+        "COLOR=blue ./x",
+        "~/x",
+        '"/nowhere/a b"',
+        "",
+    ):
+        assert find_fault([line]) is None, line
+    assert find_fault(["./run", "x"]) is None and find_fault(["cat", "no-such-command"]) is None

@@ -292,6 +292,9 @@ async def test_a_survey_has_a_line_of_each(capfd: pytest.CaptureFixture[str]) ->
         assert [line.partition(" it has")[0] for line in lines] == [
             f"{name}  error: NoSuchMethod: math.nope: no such method:" for name in "ab"
         ]
+        for method, args, told in (("count", [2], "--stream --peer NODE`"), ("total", [], "--items --peer NODE`")):
+            code, lines = await survey(method, *args)
+            assert code == 2 and [f"`meshmsg request {told}" in line for line in lines] == [True] * 2
         code, lines = await survey("fail", "oops", as_json=True)
         assert code == 3 and [json.loads(line)["error"]["type"] for line in lines] == ["ValueError"] * 2
         code, lines = await survey("forever", timeout_s=0.1)

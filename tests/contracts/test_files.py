@@ -20,7 +20,7 @@ from meshmsg import (
     Unavailable,
 )
 from meshmsg.sockets import transfers
-from meshmsg.sockets.files import CORRUPT
+from meshmsg.sockets.files import CORRUPT, REPLACED
 from tests.contracts.faces import Face, Gate
 from tests.contracts.folders import CHUNK_BYTES, DATA, Progress, digest_of, names_in, share
 from tests.contracts.services import Run, interceptor, method, serve
@@ -80,6 +80,31 @@ def test_what_is_there_is_replaced(face: Face, offered: Path, here: Path) -> Non
     assert names_in(here) == names_in(offered) == ["a.bin"]
 
 
+def test_files_beside_the_target_stay_whatever_they_are_called(face: Face, offered: Path, here: Path) -> None:
+    files = share(face, offered, writable=True)
+    (offered / "a.bin").write_bytes(DATA)
+    for name in ("a.bin.part", "part", ".a.bin.part"):
+        (here / name).write_bytes(b"mine")
+        (offered / name).write_bytes(b"mine")
+    files.fetch("a.bin", here / "a.bin")
+    files.send_file(here / "a.bin", "a.bin")
+    for directory in (here, offered):
+        assert names_in(directory) == [".a.bin.part", "a.bin", "a.bin.part", "part"]
+        assert {path.read_bytes() for path in directory.glob("*part")} == {b"mine"}
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 251, "n" * 255, "n" * 126, "n" * 127, "\N{LATIN SMALL LETTER E WITH ACUTE}" * 127]
+)
+def test_names_may_be_as_long_as_the_system_allows(face: Face, offered: Path, here: Path, name: str) -> None:
+    files = share(face, offered, writable=True)
+    (offered / name).write_bytes(DATA)
+    assert files.fetch(name, here / name).sha256 == digest_of(DATA)
+    (offered / name).unlink()
+    assert files.send_file(here / name).sha256 == digest_of(DATA)
+    assert names_in(here) == names_in(offered) == [name]
+
+
 # --- on from where it stopped -------------------------------------------------------------------------------
 
 
@@ -88,7 +113,7 @@ def test_a_fetch_goes_on_behind_what_is_there_if_that_is_the_beginning(face: Fac
     (offered / "a.bin").write_bytes(DATA)
     for part, rest in ((DATA[:count], count), (DATA[1 : count + 1], 0)):
         progress = Progress()
-        (here / "a.bin.part").write_bytes(part)
+        (here / ".a.bin.meshmsg-part").write_bytes(part)
         assert files.fetch("a.bin", here / "a.bin", progress=progress).sha256 == digest_of(DATA)
         assert progress[0][0] == rest + CHUNK_BYTES
         assert (here / "a.bin").read_bytes() == DATA and names_in(here) == ["a.bin"]
@@ -99,7 +124,7 @@ def test_a_sender_goes_on_behind_what_is_there_if_that_is_the_beginning(face: Fa
     (here / "a.bin").write_bytes(DATA)
     for part, rest in ((DATA[:count], count), (DATA[1 : count + 1], 0)):
         progress = Progress()
-        (offered / ".a.bin.part").write_bytes(part)
+        (offered / ".a.bin.meshmsg-part").write_bytes(part)
         assert files.send_file(here / "a.bin", progress=progress).sha256 == digest_of(DATA)
         assert progress[0][0] == rest + CHUNK_BYTES
         assert (offered / "a.bin").read_bytes() == DATA and names_in(offered) == ["a.bin"]
@@ -148,6 +173,26 @@ def test_a_file_that_arrives_otherwise_than_it_was_sent_is_not_kept(face: Face, 
         assert (here / "a.bin").read_bytes() == b"before" and names_in(here) == ["a.bin"]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_did_not_come_is_no_success(face: Face, offered: Path, here: Path, replaced: bool) -> None:
+    files, part = share(face, offered), here / ".a.bin.meshmsg-part"
+    (offered / "a.bin").write_bytes(DATA)
+    (here / "a.bin").write_bytes(b"before")
+
+    def replace(done: int, total: int) -> None:
+        if part.exists():
+            part.unlink()
+        if replaced:
+            part.write_bytes(b"somebody's")
+
+    with pytest.raises(RemoteError, match=r"meshmsg-part was removed or replaced while files: 'a\.bin' grew") as caught:
+        files.fetch("a.bin", here / "a.bin", progress=replace)
+    assert caught.value.code == REPLACED
+    assert (here / "a.bin").read_bytes() == b"before" and part.exists() == replaced
+    assert files.fetch("a.bin", here / "a.bin").sha256 == digest_of(DATA)
+    assert (here / "a.bin").read_bytes() == DATA and names_in(here) == ["a.bin"]
+
+
 def test_what_has_come_is_kept_when_the_rest_cannot_be_had(face: Face, here: Path) -> None:
     router, files = serve(face, "files")
 
@@ -158,7 +203,7 @@ def test_what_has_come_is_kept_when_the_rest_cannot_be_had(face: Face, here: Pat
 
     with pytest.raises(RemoteError, match="noises"):
         files.fetch("a.bin", here / "a.bin")
-    assert (here / "a.bin.part").read_bytes() == b"12345" and names_in(here) == ["a.bin.part"]
+    assert (here / ".a.bin.meshmsg-part").read_bytes() == b"12345" and names_in(here) == [".a.bin.meshmsg-part"]
 
 
 def test_time_runs_out(face: Face, here: Path) -> None:
@@ -200,7 +245,7 @@ def test_who_is_silent_is_given_up(face: Face, here: Path, monkeypatch: pytest.M
     for name in "ab":
         with pytest.raises(DeadlineExceeded, match=rf"^send_file\('{name}'\): .* silent for 0.1 s"):
             files.send_file(here / "a", name)
-    assert (here / "a.part").read_bytes() == b"1"
+    assert (here / ".a.meshmsg-part").read_bytes() == b"1"
 
 
 def test_one_target_is_fetched_once_at_a_time(face: Face, here: Path) -> None:
@@ -215,7 +260,7 @@ def test_one_target_is_fetched_once_at_a_time(face: Face, here: Path) -> None:
 
     def look(done: int, total: int) -> None:
         """As another process would."""
-        with open(here / "a.bin.part", "r+b") as file:
+        with open(here / ".a.bin.meshmsg-part", "r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -224,7 +269,7 @@ def test_one_target_is_fetched_once_at_a_time(face: Face, here: Path) -> None:
     with pytest.raises(RemoteError, match="enough"):
         files.fetch("a.bin", here / "a.bin", progress=look)
     assert len(caught) == 1
-    with open(here / "a.bin.part", "r+b") as file:
+    with open(here / ".a.bin.meshmsg-part", "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(RemoteError, match="transferred already") as busy:
             files.fetch("a.bin", here / "a.bin")

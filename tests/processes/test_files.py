@@ -52,7 +52,7 @@ def test_a_provider_is_killed_half_way_and_the_rest_comes_from_the_next(crew: Cr
             "big.bin", target, progress=kill, peer="provider" if after == "restart" else None
         )
     assert target.read_bytes() == data and info.size_bytes == SIZE_BYTES
-    assert not Path(f"{target}.part").exists()
+    assert not target.with_name(f".{target.name}.meshmsg-part").exists()
     assert progress == sorted(set(progress)) and progress[-1] == SIZE_BYTES
 
 

@@ -257,6 +257,27 @@ def test_what_no_argument_can_become_fails_at_registration(annotation: Any) -> N
         Signature(taking(annotation), "math.add")
 
 
+def test_what_to_do_with_a_model_that_cannot_be_told_or_made() -> None:
+    other = dataclasses.make_dataclass("Other", [("x", int)])
+    later = dataclasses.make_dataclass("Later", [("x", int), ("seed", dataclasses.InitVar[int], 3)])
+    plain, plainer = (msgspec.defstruct(name, [("x", int)]) for name in ("Plain", "Plainer"))
+    for annotation in (Order | other, list[Order | other], Order | plain, Order | dict[str, Any], plain | plainer):
+        with pytest.raises(
+            ConfigurationError, match=r"which type of the union .* msgspec\.Struct with tag=True"
+        ) as caught:
+            Signature(taking(annotation), "math.add")
+        assert "take what MessagePack carries" not in str(caught.value)
+    for annotation in (later, list[later]):
+        with pytest.raises(ConfigurationError, match=r"with an InitVar: make that a plain field"):
+            Signature(taking(annotation), "math.add")
+    # What it says can be done.
+    here, there = (msgspec.defstruct(name, [("x", int)], tag=True) for name in ("Here", "There"))
+    assert receive(here | there, {"type": "There", "x": 1}) == there(1)
+    pydantic = pytest.importorskip("pydantic")
+    first, second = (pydantic.create_model(name, **{field: int}) for name, field in (("First", "a"), ("Second", "b")))
+    assert receive(first | second, {"b": 1}) == second(b=1)
+
+
 VALUELESS = [typing.Never, typing.NoReturn, typing.Self]
 
 

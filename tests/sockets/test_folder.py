@@ -15,7 +15,7 @@ import pytest
 
 from meshmsg import BadRequest, ConfigurationError, DeadlineExceeded, NoSuchMethod, RemoteError
 from meshmsg.sockets.context import Context
-from meshmsg.sockets.files import CHANGED, CORRUPT, lock
+from meshmsg.sockets.files import CHANGED, CORRUPT, REPLACED, lock
 from meshmsg.sockets.folder import PART_KEPT_S, Folder
 from tests.contracts.faces import PATIENCE_S, Face, Gate, until
 from tests.contracts.folders import CHUNK_BYTES, DATA, Progress, digest_of, names_in, share
@@ -50,7 +50,7 @@ def here(tmp_path: Path) -> Path:
 
 def test_files_are_listed_and_looked_at(face: Face, offered: Path) -> None:
     files = share(face, offered)
-    for name in ("b", "a", "sub/c", ".hidden", ".git/config", "sub/.d.part"):
+    for name in ("b", "a", "sub/c", ".hidden", ".git/config", "sub/.d.meshmsg-part"):
         (offered / name).parent.mkdir(exist_ok=True)
         (offered / name).write_bytes(name.encode())
     (offered / "pipe").symlink_to("/dev/null")
@@ -89,7 +89,7 @@ def test_small_messages_carry_small_chunks(face: Face, offered: Path, here: Path
 def test_more_than_the_whole_file_is_no_beginning_of_it(face: Face, offered: Path, here: Path) -> None:
     files = share(face, offered)
     (offered / "a.bin").write_bytes(DATA[:CHUNK_BYTES])
-    (here / "a.bin.part").write_bytes(DATA)
+    (here / ".a.bin.meshmsg-part").write_bytes(DATA)
     files.fetch("a.bin", here / "a.bin")
     assert (here / "a.bin").read_bytes() == DATA[:CHUNK_BYTES]
     first, *_ = files.stream("read", "a.bin", 10**9, digest_of(DATA[:CHUNK_BYTES]))
@@ -111,7 +111,7 @@ def test_the_server_keeps_nothing_of_a_file_that_did_not_arrive_as_it_was_sent(f
         assert names_in(offered) == []
     with pytest.raises(RemoteError, match="items ended before"):
         list(files.stream("write", "a.bin", 3, items=[{"offset": 0, "data": b"ab"}]))
-    assert (offered / ".a.bin.part").read_bytes() == b"ab"
+    assert (offered / ".a.bin.meshmsg-part").read_bytes() == b"ab"
 
 
 def test_what_is_no_transfer_is_told_apart(face: Face, here: Path) -> None:
@@ -167,12 +167,13 @@ def test_a_caller_never_learns_where_the_directory_is(face: Face, offered: Path,
     files = share(face, offered, writable=True)
     (here / "a.bin").write_bytes(b"a")
     (offered / "loop").symlink_to("loop")
-    os.mkfifo(offered / ".busy.part")
-    for name in ("x" * 252, "x" * 300, "sub/" * 1500 + "a"):  # the first one is too long with what its part is called
-        attempts = [partial(files.send_file, here / "a.bin", name)]
-        if len(name) > 255:
-            attempts += [partial(files.fetch, name, here / "got"), lambda name=name: list(files.stream("list", name))]
-        for attempt in attempts:
+    os.mkfifo(offered / ".busy.meshmsg-part")
+    for name in ("x" * 256, "x" * 300, "sub/" * 1500 + "a"):
+        for attempt in (
+            partial(files.send_file, here / "a.bin", name),
+            partial(files.fetch, name, here / "got"),
+            lambda name=name: list(files.stream("list", name)),
+        ):
             with pytest.raises(BadRequest, match="is no name of a file: it is too long") as caught:
                 attempt()
             assert str(offered) not in str(caught.value) and len(str(caught.value)) < 200
@@ -187,12 +188,39 @@ def test_a_caller_never_learns_where_the_directory_is(face: Face, offered: Path,
 def test_a_file_in_use_is_told_without_its_place(face: Face, offered: Path, here: Path) -> None:
     files = share(face, offered, writable=True)
     (here / "a.bin").write_bytes(b"a")
-    (offered / ".b.part").write_bytes(b"")
-    with open(offered / ".b.part", "r+b") as part:
+    (offered / ".b.meshmsg-part").write_bytes(b"")
+    with open(offered / ".b.meshmsg-part", "r+b") as part:
         assert lock(part.fileno())
-        with pytest.raises(RemoteError, match=r"b is transferred already: \.b\.part is in use") as caught:
+        with pytest.raises(RemoteError, match=r"b is transferred already: \.b\.meshmsg-part is in use") as caught:
             list(files.stream("write", "b", 1, items=[]))
         assert caught.value.code == "busy" and str(offered) not in str(caught.value)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("begun", [b"", b"ab"])
+def test_a_part_that_is_not_what_came_does_not_become_the_file(
+    face: Face, offered: Path, begun: bytes, replaced: bool
+) -> None:
+    files, part, go_on = share(face, offered, writable=True), offered / ".a.bin.meshmsg-part", Gate()
+
+    def items() -> Iterator[dict[str, Any]]:
+        go_on.wait()
+        yield {"offset": 0, "data": begun, "digest": digest_of(begun)}
+
+    (offered / "a.bin").write_bytes(b"before")
+    answers = files.stream("write", "a.bin", len(begun), items=items())
+    assert next(answers)["offset"] == 0
+    part.unlink()
+    if replaced:
+        part.write_bytes(b"somebody's")
+    go_on.open()
+    with pytest.raises(
+        RemoteError, match=r"\.a\.bin\.meshmsg-part was removed or replaced while a\.bin grew"
+    ) as caught:
+        next(answers)
+    assert caught.value.code == REPLACED and str(offered) not in str(caught.value)
+    assert (offered / "a.bin").read_bytes() == b"before"
+    assert part.exists() == replaced and (not replaced or part.read_bytes() == b"somebody's")
 
 
 def test_only_files_are_sent(face: Face, offered: Path, here: Path) -> None:
@@ -265,10 +293,10 @@ def test_only_files_are_replaced_by_what_is_fetched(face: Face, offered: Path, h
     ):
         with pytest.raises(ConfigurationError, match=text):
             files.fetch("a", here / name)
-    os.mkfifo(here / "b.part")
+    os.mkfifo(here / ".b.meshmsg-part")
     with pytest.raises(FileExistsError, match="is no regular file"):
         files.fetch("a", here / "b")
-    assert (here / "pipe").is_fifo() and (here / "b.part").is_fifo()
+    assert (here / "pipe").is_fifo() and (here / ".b.meshmsg-part").is_fifo()
     assert names_in(here) == ["link", "real"] and (here / "real").read_bytes() == b"real"
     files.fetch("a", here / "real")
     assert (here / "real").read_bytes() == b"a"
@@ -298,7 +326,7 @@ def test_files_that_come_have_their_room_from_the_start(face: Face, offered: Pat
     go_on.open()
     with pytest.raises(RemoteError, match="items ended before"):
         next(first)
-    assert names_in(offered) == [".a.bin.part"]
+    assert names_in(offered) == [".a.bin.meshmsg-part"]
     files.send_file(here / "b.bin")  # beside the 20 bytes that are there
     (here / "a.bin").write_bytes(DATA[:50])
     files.send_file(here / "a.bin")  # goes on with them, so they count once
@@ -332,30 +360,31 @@ def test_a_file_counts_once_when_it_has_come(offered: Path) -> None:
 def test_what_nobody_goes_on_with_is_removed(face: Face, offered: Path, here: Path) -> None:
     old = time.time() - 2 * PART_KEPT_S
     names = [
-        ".new.part",
-        ".old.part",
-        "sub/.older.part",
-        "seen.part",
+        ".new.meshmsg-part",
+        ".old.meshmsg-part",
+        "sub/.older.meshmsg-part",
+        "seen.meshmsg-part",
+        ".own.part",
         ".hidden",
-        ".held.part",
-        ".a.bin.part",
-        ".dir.part/x",
+        ".held.meshmsg-part",
+        ".a.bin.meshmsg-part",
+        ".dir.meshmsg-part/x",
     ]
     for name in names:
         (offered / name).parent.mkdir(exist_ok=True)
         (offered / name).write_bytes(DATA[:CHUNK_BYTES])
         os.utime(offered / name, (old, old))
-    os.utime(offered / ".new.part")
-    (offered / ".link.part").symlink_to("seen.part")
-    os.utime(offered / ".link.part", (old, old), follow_symlinks=False)
+    os.utime(offered / ".new.meshmsg-part")
+    (offered / ".link.meshmsg-part").symlink_to("seen.meshmsg-part")
+    os.utime(offered / ".link.meshmsg-part", (old, old), follow_symlinks=False)
     files, progress = share(face, offered, writable=True), Progress()
     (here / "a.bin").write_bytes(DATA)
-    with open(offered / ".held.part", "rb") as held:
+    with open(offered / ".held.meshmsg-part", "rb") as held:
         assert lock(held.fileno())
         files.send_file(here / "a.bin", progress=progress)
     assert len(progress) == 5  # the first chunk was there: what is gone on with stays
-    left = [".dir.part/x", ".held.part", ".hidden", ".link.part", ".new.part", "a.bin", "seen.part"]
-    assert names_in(offered) == left
+    parts = [".dir.meshmsg-part/x", ".held.meshmsg-part", ".link.meshmsg-part", ".new.meshmsg-part"]
+    assert names_in(offered) == sorted([*parts, ".hidden", ".own.part", "a.bin", "seen.meshmsg-part"])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from meshmsg import (
     Unavailable,
 )
 from meshmsg.sockets import transfers
-from meshmsg.sockets.files import BUSY, CHANGED, CORRUPT, PartFile, SourceFile
+from meshmsg.sockets.files import BUSY, CHANGED, CORRUPT, REPLACED, PartFile, SourceFile, is_part, part_of
 from meshmsg.sockets.transfers import (
     COMPARED_BYTES_PER_S,
     END,
@@ -169,7 +169,7 @@ def test_a_part_is_whole_on_disk_before_it_has_its_name(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", replace)
-    part = PartFile(tmp_path / "a", tmp_path / "a.part", "a", never)
+    part = PartFile(tmp_path / "a", tmp_path / ".a.meshmsg-part", "a", never)
     part.put(b"abc")
     part.commit(3, hashlib.sha256(b"abc").hexdigest())
     part.close()
@@ -181,7 +181,7 @@ def test_a_part_that_became_the_target_meanwhile_is_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: bytes | None
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
-    part_path, real = tmp_path / "a.part", fcntl.flock
+    part_path, real = tmp_path / ".a.meshmsg-part", fcntl.flock
 
     def flock(descriptor: int, how: int) -> None:
         monkeypatch.setattr(fcntl, "flock", real)
@@ -198,16 +198,56 @@ def test_a_part_that_became_the_target_meanwhile_is_not_written_to(
     assert (tmp_path / "a").read_bytes() == b"whole" and part_path.read_bytes() == (next_one or b"") + b"other"
 
 
+def test_another_file_that_got_the_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        real(tmp_path / "other", source)  # between the look at the part and this
+        real(source, target)
+
+    (tmp_path / "other").write_bytes(b"other")
+    part = PartFile(tmp_path / "a", part_of(tmp_path / "a"), "a", never)
+    part.put(b"abc")
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(RemoteError, match="a was replaced by another file just as it got its name") as caught:
+        part.commit(3, hashlib.sha256(b"abc").hexdigest())
+    part.close()
+    assert caught.value.code == REPLACED and (tmp_path / "a").read_bytes() == b"other"
+
+
+def test_what_is_not_the_part_any_more_is_not_removed_with_it(tmp_path: Path) -> None:
+    for data in (b"", b"abc"):
+        part = PartFile(tmp_path / "a", part_of(tmp_path / "a"), "a", never)
+        part.put(data)
+        part_of(tmp_path / "a").unlink()
+        part_of(tmp_path / "a").write_bytes(b"")
+        if data:
+            with pytest.raises(RemoteError, match="did not arrive"):
+                part.commit(4, "")
+        part.close()
+        assert os.listdir(tmp_path) == [".a.meshmsg-part"]
+
+
+def test_parts_of_names_are_told_apart(tmp_path: Path) -> None:
+    names = ["a", "n" * 126, "n" * 127, "n" * 255, "n" * 254 + "o", "\N{GRINNING FACE}" * 63, "\udcff" * 255]
+    parts = [part_of(tmp_path / name).name for name in names]
+    assert parts[:2] == [".a.meshmsg-part", f".{'n' * 126}.meshmsg-part"]
+    assert all(is_part(part) and len(os.fsencode(part)) <= 140 for part in parts)
+    assert len(set(parts)) == len(parts)
+    for part in parts[-2:]:
+        part.encode()  # half a character is none, which some systems refuse
+
+
 def test_a_part_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
-    (tmp_path / "a.part").symlink_to(tmp_path / "secret")
+    (tmp_path / ".a.meshmsg-part").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError):
-        PartFile(tmp_path / "a", tmp_path / "a.part", "a", never)
+        PartFile(tmp_path / "a", tmp_path / ".a.meshmsg-part", "a", never)
     assert (tmp_path / "secret").read_bytes() == b"secret"
 
 
 def test_nothing_is_done_with_a_transfer_that_was_given_up(tmp_path: Path) -> None:
-    (tmp_path / "a.part").write_bytes(b"x" * 100)
+    (tmp_path / ".a.meshmsg-part").write_bytes(b"x" * 100)
     download = Download("files", "a", tmp_path / "a")
     download.run(download.open)
     download.close()
@@ -215,11 +255,11 @@ def test_nothing_is_done_with_a_transfer_that_was_given_up(tmp_path: Path) -> No
         download.run(download.put, {"data": b"x"})
     # What takes long, such as reading what is there already, ends soon.
     with pytest.raises(RequestError, match="nobody waits"):
-        PartFile(tmp_path / "a", tmp_path / "a.part", "a", lambda: True)
-    upload = Upload(tmp_path / "a.part", None, 100)
+        PartFile(tmp_path / "a", tmp_path / ".a.meshmsg-part", "a", lambda: True)
+    upload = Upload(tmp_path / ".a.meshmsg-part", None, 100)
     upload.run(upload.open)
     upload.close()
-    assert (tmp_path / "a.part").read_bytes() == b"x" * 100
+    assert (tmp_path / ".a.meshmsg-part").read_bytes() == b"x" * 100
 
 
 # --- in the loop --------------------------------------------------------------------------------------------
@@ -254,7 +294,7 @@ class PartFileOf:
     """The part of a target, as the next one who fetches it opens it."""
 
     def __init__(self, target: Path) -> None:
-        self._part = PartFile(target, Path(f"{target}.part"), "a", never)
+        self._part = PartFile(target, target.with_name(f".{target.name}.meshmsg-part"), "a", never)
 
     def __enter__(self) -> PartFile:
         return self._part
@@ -352,7 +392,7 @@ async def test_what_never_comes_back_is_given_up_with_its_error(
         await node.wait_for(router="files", timeout=PATIENCE_S)
         with pytest.raises(Unavailable, match="closing time"):
             await node.dealer("files").fetch("a", tmp_path / "a")
-    assert attempts[:2] == [0, 1] and (tmp_path / "a.part").read_bytes() == b"1"
+    assert attempts[:2] == [0, 1] and (tmp_path / ".a.meshmsg-part").read_bytes() == b"1"
 
 
 # --- silence ------------------------------------------------------------------------------------------------
@@ -395,7 +435,7 @@ async def test_a_provider_that_falls_silent_is_given_up_and_what_came_is_kept(
             await files.fetch("a", tmp_path / "a", progress=lose_patience)
         assert (caught.value.service, caught.value.method) == ("files", "read")
         await asyncio.wait_for(stopped.wait(), PATIENCE_S)
-        assert (tmp_path / "a.part").read_bytes() == b"1"
+        assert (tmp_path / ".a.meshmsg-part").read_bytes() == b"1"
         monkeypatch.undo()
         await files.fetch("a", tmp_path / "a")
     assert offsets == [0, 1] and (tmp_path / "a").read_bytes() == b"123"
