@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from heapq import heapify, heappop, heappush
-from itertools import count
 from typing import Any
 
 from meshmsg.engine.call import Call as Call
+from meshmsg.engine.call_timers import RETRY, WAIT, CallTimers
 from meshmsg.engine.directory import Directory
 from meshmsg.engine.faults import RETRYABLE, is_answer, make_error
 from meshmsg.engine.providers import BUILT_IN, Provider
@@ -20,6 +19,7 @@ from meshmsg.engine.retry import backoff
 from meshmsg.engine.streams import BYTES_UNDER_WAY
 from meshmsg.errors import (
     Cancelled,
+    DeadlineExceeded,
     MeshError,
     NoResponders,
     NoSuchMethod,
@@ -29,15 +29,15 @@ from meshmsg.errors import (
 )
 from meshmsg.options import MAX_REQUEST_ATTEMPTS
 from meshmsg.wire import items
-from meshmsg.wire.codec import Undecodable
+from meshmsg.wire.codec import Undecodable, make_packer
 from meshmsg.wire.large import LARGE_BYTES
 
 # (peer's key, items, bodies)
 Send = Callable[[str, list[list[Any]], Sequence[bytes]], None]
 
 _NOBODY: frozenset[str] = frozenset()
-_RETRY, _WAIT = -1, -2  # in the place of an attempt's number; _WAIT and below each for one time of waiting
-MAX_STALE = 64  # deadlines and timers that lead nowhere, before it is worth taking them out
+# What tells that there was no answer: another attempt that is under way may bring one.
+_UNANSWERED = RETRYABLE | {DeadlineExceeded.code, Cancelled.code}
 _OVER = "the request is over"
 
 
@@ -59,20 +59,15 @@ class Calls:
         self.given_up: list[Call] = []
         self._table: dict[int, Call] = {}
         self._next_number = 0
-        self._deadlines: list[tuple[float, int, int]] = []  # (when, first number, count): one a run
-        # Hedges, retries, ends of waiting: (when, tie, the attempt's number, _RETRY or that in _waiting, call).
-        self._timers: list[tuple[float, int, int, Call]] = []
-        self._tie = count()
-        self._resting: set[Call] = set()  # those whose retry is to come
-        self._waiting: dict[Call, int] = {}  # for what becomes of a provider that is suspect
-        self._most = (MAX_STALE, MAX_STALE)  # deadlines and timers that were allowed after the last turn
+        self.timers = CallTimers(self._table)
+        self._pack = make_packer()
 
     # -- commands --------------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
         """Attempts that have no answer yet, and calls that wait to be sent or for their retry."""
-        kept = (self._table.values(), self.staged, self._resting, self._waiting)
+        kept = (self._table.values(), self.staged, self.timers.resting, self.timers.waiting)
         return sum(not call.done for calls in kept for call in calls)
 
     def responders(self, service: str) -> list[Provider]:
@@ -151,7 +146,7 @@ class Calls:
                     or call.deadline != first.deadline
                     or (call.timeout != first.timeout and call.deadline is None)
                     or call.flags != first.flags
-                    or call.headers != first.headers
+                    or (call.headers is not first.headers and not self._are_same(call.headers, first.headers))
                     or len(run) >= items.MAX_RUN
                 ):
                     self._send_run(provider, run, now)
@@ -162,37 +157,16 @@ class Calls:
                 provider = run[0].provider
                 assert provider is not None
                 self._send_run(provider, run, now)
-        self._forget_stale()
+        self.timers.forget_stale()
 
-    def _forget_stale(self) -> None:
-        """Takes out deadlines and timers of calls that were answered long before, once they are more than the others.
-
-        A run in ``_deadlines`` that still leads to a call has one of its own in the table, and so has each hedge.
-        """
-        table = self._table
-        most = 2 * len(table) + MAX_STALE
-        if len(self._deadlines) > most:
-            self._deadlines = [
-                each for each in self._deadlines if any(number in table for number in range(each[1], each[1] + each[2]))
-            ]
-            heapify(self._deadlines)
-        most_timers = most + 2 * (len(self._resting) + len(self._waiting))
-        if len(self._timers) > most_timers:
-            self._timers = [each for each in self._timers if self._is_awaited(each[2], each[3])]
-            heapify(self._timers)
-        self._most = (most, most_timers)
-
-    def _is_awaited(self, number: int, call: Call) -> bool:
-        """Whether a timer still has something to do."""
-        if number == _RETRY:
-            return call in self._resting
-        if number <= _WAIT:
-            return not call.done and self._waiting.get(call) == number
-        return not call.done and number == call.number and number in self._table
+    def _are_same(self, headers: dict[str, Any] | None, others: dict[str, Any] | None) -> bool:
+        """Whether headers of two calls travel as the same bytes; to Python, 1 and True and 1.0 are equal, too."""
+        return headers == others and self._pack(headers) == self._pack(others)
 
     def _choose(self, call: Call, now: float) -> Provider | None:
         """Takes a provider for the next attempt; without one, the call has its outcome, or waits."""
         known = call.known = self._clients.get(call.service, call.known)
+        hedge = call.number in self._table
         if call.deadline is not None and now >= call.deadline:
             self._report(call, None, call.make_late())
             return None
@@ -203,7 +177,7 @@ class Calls:
             small = self._too_small(call)
             without = call.lacking | small
             provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, without)
-        if call.number in self._table and (provider is None or provider.suspect or provider.key in call.avoid):
+        if hedge and (provider is None or provider.suspect or provider.key in call.avoid):
             return None  # a hedge without another provider; the first attempt goes on
         if provider is None and call.lacking:  # a retry that finds only those: perhaps they have the method by now
             provider = known.providers.pick(call.options.balance, now, call.key, call.avoid, small)
@@ -217,17 +191,20 @@ class Calls:
             self._wait(call, provider, now)
             return None
         if not self._takes(provider, call):
-            if call.number in self._table:
-                return None  # a hedge, and only the first one takes as much
+            if hedge:
+                return None  # only the first one takes as much
             self._report(call, None, call.make_too_large(provider.name, self._limit_of(provider.key)))
             return None
         if call.attempts == 0:
             known.budget.on_request(now)
-        call.attempts += 1
-        if call.number in self._table:  # a hedge: the one before goes on
+        if hedge:  # the one before goes on
+            if not known.budget.take(now):
+                return None
+            self.hedged += 1
             assert call.provider is not None
             call.hedges = call.hedges or {}
             call.hedges[call.number] = (call.provider, call.sent_at)
+        call.attempts += 1
         call.provider = provider
         known.providers.started(provider, now)
         return provider
@@ -248,16 +225,11 @@ class Calls:
         """Who is to be asked is suspect. Soon it is back or gone; until then nobody has the call."""
         call.start_clock(now)
         call.awaited = provider
-        mark = self._waiting[call] = _WAIT - next(self._tie)
-        if call.deadline is not None:
-            heappush(self._timers, (call.deadline, next(self._tie), mark, call))
+        self.timers.wait(call)
 
     def _decide(self, services: Collection[str]) -> None:
         """Who offers these has changed: what waits for one of them looks again whom it can ask."""
-        again = [call for call in self._waiting if call.service in services]
-        for call in again:
-            del self._waiting[call]
-        self.staged += again
+        self.staged += self.timers.let_on(services)
 
     def _send_run(self, provider: Provider, run: list[Call], now: float) -> None:
         first = run[0]
@@ -272,10 +244,12 @@ class Calls:
             call.number = position
             call.sent_at = now
             self._table[position] = call
+            if call.options.hedge_after is not None:  # its own: a run may be of several dealers
+                self._plan_hedge(call, now)
         remaining = None
         if deadline_at is not None:
             remaining = deadline_at - now
-            heappush(self._deadlines, (deadline_at, number, len(run)))
+            self.timers.put_deadline(deadline_at, number, len(run))
         window = first.down.limit if first.down is not None else 0
         method = (first.service, first.method)
         item = [items.CALL, number, len(run), *method, remaining, first.flags, window, first.headers]
@@ -286,9 +260,6 @@ class Calls:
             for call in run:
                 if call.up is not None and call.up.ended:
                     self.end_items(call)
-        if first.options.hedge_after is not None:
-            for call in run:
-                self._plan_hedge(call, now)
 
     def _plan_hedge(self, call: Call, now: float) -> None:
         if not call.repeatable or call.flags or call.tries >= MAX_REQUEST_ATTEMPTS:
@@ -299,7 +270,7 @@ class Calls:
         if after == "p95":
             after = call.known.p95(call.method)
         if after is not None:
-            heappush(self._timers, (now + float(after), next(self._tie), call.number, call))
+            self.timers.put_hedge(now + float(after), call)
 
     # -- in --------------------------------------------------------------------------------------------------
 
@@ -385,20 +356,29 @@ class Calls:
         mendable = error.code in RETRYABLE and not answer
         full = isinstance(error, Overloaded)
         lacks = never_ran and isinstance(error, NoSuchMethod)
-        if lacks or full:  # which is said quickly, but makes it no faster and no better at what it has
-            call.known.providers.dropped(provider, now, 0.0 if call.flags else now - sent_at)
+        # How long a stream takes says nothing about the next call.
+        seconds, usual = (0.0, None) if call.flags else (now - sent_at, call.known.median(call.method))
+        if lacks:  # which is said quickly, but makes it no faster and no better at what it has
+            call.known.providers.dropped(provider, now, seconds)
+        elif full:
+            call.known.providers.refused(provider, now, seconds, usual)
+        elif mendable:
+            call.known.providers.ended(provider, now, seconds, failed=True)
         else:
-            call.known.providers.ended(provider, now, now - sent_at, mendable)
+            call.known.providers.raised(provider, now, seconds, usual)
         if lacks:
             call.lacking |= {provider.key}
         if mendable:
             call.refusal = error, pause
         if lacks or (mendable and (call.key is None or not full)):  # its keeper stays a key's
             call.avoid.add(provider.key)
-        if call.number in self._table or call.hedges:
-            return  # another attempt goes on
-        if answer:
+        others = call.hedges or call.number in self._table
+        if answer or not (lacks or error.code in _UNANSWERED):
+            if others:
+                self._end(call, now)
             self._report(call, None, error)
+        elif others:
+            return  # they go on
         elif lacks:
             self._ask_who_has_it(call, error, now)
         elif not (never_ran and self._go_elsewhere(call, error)):
@@ -455,8 +435,7 @@ class Calls:
             if in_time and call.attempts and call.known.budget.take(now):
                 self.retries += 1
                 call.number = -1
-                self._resting.add(call)
-                heappush(self._timers, (now + delay, next(self._tie), _RETRY, call))
+                self.timers.rest(call, now + delay)
                 return
         self._report(call, None, error)
 
@@ -499,8 +478,7 @@ class Calls:
     def _end(self, call: Call, now: float) -> None:
         """Every attempt of it is called off."""
         call.done = True
-        self._resting.discard(call)
-        self._waiting.pop(call, None)
+        self.timers.forget(call)
         attempts = call.hedges or {}
         call.hedges = None
         if call.number in self._table:
@@ -515,21 +493,12 @@ class Calls:
 
     def tick(self, now: float) -> None:
         """Time has passed: deadlines, retries, hedges."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, first, length = heappop(self._deadlines)
-            for number in range(first, first + length):
-                call = self._table.get(number)
-                if call is not None and not call.done:
-                    self._expire(call, now)
-        while self._timers and self._timers[0][0] <= now:
-            _, _, number, call = heappop(self._timers)
-            if not self._is_awaited(number, call):
-                continue
-            if number == _RETRY:
-                self._resting.discard(call)
+        for call in self.timers.late(now):
+            self._expire(call, now)
+        for what, call in self.timers.due(now):
+            if what == RETRY:
                 self.staged.append(call)
-            elif number <= _WAIT:
-                del self._waiting[call]
+            elif what == WAIT:
                 self._report(call, None, call.make_late(waited=True))
             else:
                 self._hedge(call, now)
@@ -548,31 +517,19 @@ class Calls:
         self._report(call, None, call.make_late())
 
     def _hedge(self, call: Call, now: float) -> None:
-        known = self.clients(call.service)
         assert call.provider is not None
         call.avoid.add(call.provider.key)
-        if known.providers.has_other(now, call.avoid | self._too_small(call)) and known.budget.take(now):
-            self.hedged += 1
+        if self.clients(call.service).providers.has_other(now, call.avoid | self._too_small(call)):
             self.staged.append(call)
 
     def wake_at(self, soonest: float) -> float:
         """When ``tick`` may have something to do, if that is before ``soonest``."""
-        deadlines, table = self._deadlines, self._table
-        while deadlines and deadlines[0][2] == 1 and deadlines[0][1] not in table:
-            heappop(deadlines)  # single calls mostly, answered long before; a run is looked at when it is due
-        if deadlines and deadlines[0][0] < soonest:
-            soonest = deadlines[0][0]
-        timers = self._timers
-        while timers and not self._is_awaited(timers[0][2], timers[0][3]):
-            heappop(timers)
-        if timers and timers[0][0] < soonest:
-            soonest = timers[0][0]
-        return soonest
+        return self.timers.wake_at(soonest)
 
     def close(self, now: float) -> None:
         """The node closes: whatever is under way is given up."""
-        waiting = [*self.staged, *self._table.values(), *self._waiting, *(call for *_, call in self._timers)]
-        self.staged, self._timers = [], []
+        waiting = [*self.staged, *self._table.values(), *self.timers.waiting, *self.timers.resting]
+        self.staged = []
         for call in waiting:
             if not call.done:
                 self._end(call, now)
@@ -587,12 +544,8 @@ class Calls:
             assert not call.done or call in self.given_up, f"call {number} has its outcome and is still in the table"
             provider = call.provider if number == call.number else (call.hedges or {})[number][0]
             asked[id(provider)] = asked.get(id(provider), 0) + 1
-        retries = [call for _, _, number, call in self._timers if number == _RETRY and call in self._resting]
-        assert len(retries) == len(self._resting), f"{len(self._resting)} calls wait for {len(retries)} retries"
-        for call in (*self._resting, *self._waiting):
+        for call in (*self.timers.resting, *self.timers.waiting):
             assert not call.done or call in self.given_up, "a call has its outcome and waits for a retry or a provider"
             assert call.number not in self._table, "a call waits to be sent, and was"
-        assert len(self._deadlines) <= self._most[0], f"{len(self._deadlines)} deadlines of {len(self._table)} calls"
-        most = self._most[1] + len(retries) + len(self._waiting)
-        assert len(self._timers) <= most, f"{len(self._timers)} timers"
+        self.timers.check()
         self._clients.check(asked)

@@ -1,7 +1,8 @@
 """Who serves a service, and whom to ask next: balancing, ejection of those who fail, limits for retries and hedges.
 
 One ``Providers`` a service, at the caller. ``update`` and ``remove`` say who there is, ``pick`` chooses, and every
-``started`` is followed by one ``ended`` (an outcome came) or ``dropped`` (nobody waits for one any more).
+``started`` is followed by one ``ended`` (an outcome came), ``raised`` (an error that is an answer), ``refused`` (there
+is no room) or ``dropped`` (nobody waits for one any more).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Collection
 from hashlib import blake2b
+from heapq import heappop, heappush
 from math import exp, inf
 
 # Finagle's PeakEwma: what was seen this long ago counts 1/e.
@@ -29,6 +31,8 @@ MAX_EJECTED_SHARE = 10  # one of so many may be out
 
 MAX_KEYS_REMEMBERED = 10_000
 
+MAX_HELD = 1000  # calls of a provider that failed too quickly, and count as open for a while
+
 MAX_METHODS = 256  # of a service, whose times are kept
 
 # What can be asked of a provider that is alive, also when it does not serve: they are about the provider itself.
@@ -45,6 +49,7 @@ class Provider:
         "cost",
         "ejections",
         "failures",
+        "held",
         "key",
         "name",
         "out_until",
@@ -66,6 +71,7 @@ class Provider:
         self.answered_at = 0.0
         self.asked_at = 0.0  # or answered, if that was later
         self.failures = 0  # in a row
+        self.held: list[float] = []  # a heap: until when calls that failed quickly count as open
         self.ejections = 0
         self.out_until = -inf
 
@@ -73,15 +79,23 @@ class Provider:
         """Whether ``peer=`` means this one: by its name, its node's id, or this life of it."""
         return peer in (self.name, self.key, self.key.partition(".")[0])
 
+    def count_open(self, now: float) -> int:
+        """Calls that it has to answer, or would have if it did not fail quicker than answers come."""
+        held = self.held
+        while held and held[0] <= now:
+            heappop(held)
+        return self.pending + len(held)
+
     def load(self, now: float) -> float:
-        """Seconds that one more call would take, by what is known: ``cost * (pending + 1)``.
+        """Seconds that one more call would take, by what is known: ``cost * (open calls + 1)``.
 
         A cost fades while the provider is not asked, so that one that was slow gets a call to prove itself. Asking it
         brings the whole cost back: it is one call, and not all those that begin before its answer is there.
         """
         if not self.cost:
             return UNKNOWN_S + self.pending if self.pending else 0.0
-        return self.cost * (self.pending + 1) * exp((self.asked_at - now) / DECAY_S)
+        calls = self.count_open(now) if self.held else self.pending
+        return self.cost * (calls + 1) * exp((self.asked_at - now) / DECAY_S)
 
     def observe(self, now: float, seconds: float) -> None:
         """An answer took so long: a peak counts at once, lower values as time passes."""
@@ -106,7 +120,7 @@ class Providers:
         self._listed: list[Provider] | None = []
         self._usable: list[Provider] = []
         self._sort_at = inf  # when _usable is to be made anew: somebody comes back, or (-inf) something changed
-        self._next = 0  # whose turn it is in round_robin
+        self._turns: deque[Provider] = deque()  # those of _usable; whose turn in round_robin was longest ago is first
         self._there: list[Provider] = []  # who serves, suspect or not
         self._keepers: dict[str, Provider] = {}  # of keys, among _there
 
@@ -198,6 +212,9 @@ class Providers:
         self._usable = [each for each in listed if each.out_until <= now] or listed or self._there
         self._sort_at = min((each.out_until for each in listed if each.out_until > now), default=inf)
         self._keepers.clear()
+        usable, had_turns = set(self._usable), set(self._turns)
+        stay = [each for each in self._turns if each in usable]
+        self._turns = deque([*(each for each in self._usable if each not in had_turns), *stay])
 
     # -- whom to ask -----------------------------------------------------------------------------------------
 
@@ -239,10 +256,13 @@ class Providers:
         if balance == "fastest":
             return self._fastest(usable, now)
         if balance == "least_outstanding":
-            return self._least_outstanding(usable)
-        if balance == "round_robin":
-            self._next = (self._next + 1) % len(usable)
-            return usable[self._next]
+            return self._least_outstanding(usable, now)
+        if balance == "round_robin" and not avoid:  # further attempts go to any other one, and are nobody's turn
+            for place, provider in enumerate(self._turns):
+                if provider.key not in without:
+                    del self._turns[place]
+                    self._turns.append(provider)
+                    return provider
         return usable[int(self._generator.random() * len(usable))]
 
     def has_other(self, now: float, avoid: Collection[str]) -> bool:
@@ -258,17 +278,19 @@ class Providers:
         first, second = usable[one], usable[two if two < one else two + 1]
         return first if first.load(now) <= second.load(now) else second
 
-    def _least_outstanding(self, usable: list[Provider]) -> Provider:
+    def _least_outstanding(self, usable: list[Provider], now: float) -> Provider:
         chance = self._generator.random
         size = len(usable)
         start = int(chance() * size)
         best = usable[start]
+        fewest = best.count_open(now) if best.held else best.pending
         ties = 1
         for position in range(start + 1, start + min(size, SAMPLE)):
             each = usable[position % size]
-            if each.pending < best.pending:
-                best, ties = each, 1
-            elif each.pending == best.pending:
+            calls = each.count_open(now) if each.held else each.pending
+            if calls < fewest:
+                best, fewest, ties = each, calls, 1
+            elif calls == fewest:
                 ties += 1
                 if chance() * ties < 1:  # every one of the equals is as likely
                     best = each
@@ -299,6 +321,25 @@ class Providers:
         else:
             provider.failures = 0
             provider.observe(now, seconds)
+
+    def raised(self, provider: Provider, now: float, seconds: float, usual: float | None) -> None:
+        """The outcome was an error that is an answer, after so many seconds; nothing speaks against who gave it."""
+        provider.failures = 0
+        self.refused(provider, now, seconds, usual)
+
+    def refused(self, provider: Provider, now: float, seconds: float, usual: float | None) -> None:
+        """A call brought an error after so many seconds, which says nothing about how well the provider is.
+
+        Failing at once must not attract calls: it makes nobody faster, and the call counts as open until a result
+        would have come, ``usual`` seconds after it was sent (None if that is not known, or says nothing).
+        """
+        provider.pending -= 1
+        if provider.cost:
+            provider.observe_at_least(now, seconds)
+        elif usual is not None:  # it has given no result so far
+            provider.observe(now, max(seconds, usual))
+        if usual is not None and seconds < usual and len(provider.held) < MAX_HELD:
+            heappush(provider.held, now - seconds + usual)
 
     def dropped(self, provider: Provider, now: float = 0.0, seconds: float = 0.0) -> None:
         """Nobody waits for a call any more, or its end says nothing about the provider but that it took ``seconds``.
@@ -340,6 +381,8 @@ class Providers:
             assert bool(self._usable) == bool(self.there()), "somebody serves, and nobody is asked"
             for each in self._usable:
                 assert self._by_key.get(each.key) is each, f"{each.name} is gone, and is asked"
+            assert len(self._turns) == len(self._usable), "not everybody who is asked has a turn"
+            assert set(self._turns) == set(self._usable), "somebody has a turn who is not asked"
 
 
 def _name_all(providers: list[Provider], service: str) -> str:
@@ -420,7 +463,7 @@ class RetryBudget:
 
 
 class Latencies:
-    """How long the last answers of a method took, for ``hedge_after="p95"``, and for whose fault a deadline is.
+    """How long the last results of a method took: for ``hedge_after="p95"``, whose fault a deadline is, quick errors.
 
     >>> seen = Latencies()
     >>> for hundredth in range(1, 21):
@@ -435,8 +478,9 @@ class Latencies:
 
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=self.KEPT)
-        self._unseen = self.RENEW_EVERY - self.FEWEST  # added since _p95 was worked out; so the first is not late
+        self._unseen = self.RENEW_EVERY - self.FEWEST  # added since they were worked out; so the first is not late
         self._p95: float | None = None
+        self._median: float | None = None
 
     def add(self, seconds: float) -> None:
         """An answer took so long."""
@@ -445,11 +489,22 @@ class Latencies:
 
     def p95(self) -> float | None:
         """Seconds within which 19 of 20 answers came; None while there were fewer than 20."""
+        self._renew()
+        return self._p95
+
+    def median(self) -> float | None:
+        """Seconds within which half of the answers came, from the first one on; None before."""
+        self._renew()
+        if self._median is None and self._last:
+            return sorted(self._last)[(len(self._last) - 1) // 2]
+        return self._median
+
+    def _renew(self) -> None:
         if self._unseen >= self.RENEW_EVERY:
             self._unseen = 0
             ordered = sorted(self._last)
             self._p95 = ordered[-(-len(ordered) * 95 // 100) - 1]  # the nearest rank
-        return self._p95
+            self._median = ordered[(len(ordered) - 1) // 2]
 
 
 class Clients:
@@ -473,3 +528,8 @@ class Clients:
         """Seconds within which 19 of 20 answers of a method came; None if that is not known."""
         latencies = self.latencies.get(method)
         return None if latencies is None else latencies.p95()
+
+    def median(self, method: str) -> float | None:
+        """Seconds within which half of the answers of a method came; None if that is not known."""
+        latencies = self.latencies.get(method)
+        return None if latencies is None else latencies.median()

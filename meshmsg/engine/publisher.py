@@ -386,7 +386,7 @@ class Publisher:
         return {topic: behind for topic, behind in lags if behind}
 
     def awaits(self, peer: str) -> bool:
-        """Whether a subscriber has yet to say that it got everything; or even where it stands, such as after a break."""
+        """Whether a subscriber has yet to say that it got everything; or where it stands, as after a break."""
         follower = self.followers.get(peer)
         if follower is None:
             return False

@@ -148,8 +148,8 @@ class Router(Shown):
         """Offers the files of a directory: ``dealer.fetch`` gets one, and ``send_file`` puts one there if ``writable``.
 
         They are the methods ``list``, ``stat``, ``read`` and ``write``. Nothing outside the directory can be named, and
-        nothing that is hidden by a leading dot. What is sent lies in ``.name.meshmsg-part`` until it is whole; such a file is
-        removed by a later transfer if nobody has gone on with it for an hour.
+        nothing that is hidden by a leading dot. What is sent lies in ``.name.meshmsg-part`` until it is whole; such a
+        file is removed by a later transfer if nobody has gone on with it for an hour.
 
         With ``max_bytes`` the directory never has more than that: whoever sends a file that is too large for the rest
         gets ``RemoteError`` with the code "full". Everything in it counts: files that were there before, hidden ones,

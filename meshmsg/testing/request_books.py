@@ -81,6 +81,8 @@ class RequestBooks:
         record = self.records.get(request.serial)
         if record is None or record.args != request.args or record.call.method != request.method:
             raise GuaranteeBroken("G8", f"{request.node.name} got {request.method} {request.args}, nobody asked that")
+        if repr(request.headers) != repr(record.call.headers or {}):  # to Python, 1 and True and 1.0 are equal
+            raise GuaranteeBroken("G8", f"{request.node.name} got {request.method} with headers of another request")
         return record
 
     # -- callers ---------------------------------------------------------------------------------------------
@@ -309,6 +311,9 @@ def find_leftovers(node: ClusterNode, living: set[str]) -> list[str]:
     engine = node.engine
     calls, serving, channels = engine.calls, engine.serving, engine._conversations._channels
     found = [f"{name}: {what!r}" for name in TABLES if (what := getattr(calls, name))]
+    timers = calls.timers
+    if timers.deadlines or timers.timers or timers.resting or timers.waiting:
+        found.append(f"{timers.deadlines} deadlines and {timers.timers} timers")
     found += [f"{what}" for what in serving.calls]
     if serving._deadlines or serving.outspoken:
         found.append(f"serving: {len(serving._deadlines)} deadlines")
@@ -327,4 +332,4 @@ def find_leftovers(node: ClusterNode, living: set[str]) -> list[str]:
     return found
 
 
-TABLES = ("_table", "staged", "given_up", "_deadlines", "_timers", "answered")
+TABLES = ("_table", "staged", "given_up", "answered")

@@ -184,6 +184,8 @@ class RequestSwarm:
             if kind == "plain":
                 if dealer.options.timeout is None and method in ("hang", "relay", "relay_both"):
                     extras["timeout"] = timeout
+                if "headers" in extras:
+                    extras["headers"] = {"trace": (1, True, 1.0, 1)[len(self.made) % 4]}
                 self._note(dealer.request(method, len(self.made), **extras))
             elif kind == "items":
                 sent = range(chance.choice((0, 3, 40, 300)))

@@ -135,4 +135,4 @@ class CallerDesk:
         self.turn(60.0)
         calls = self.calls
         owed = [each.pending for each in calls.clients("math").providers.everybody()]
-        return not calls.pending and not any(owed) and calls.wake_at(1e9) == 1e9 and not calls._deadlines
+        return not calls.pending and not any(owed) and calls.wake_at(1e9) == 1e9 and not calls.timers.deadlines

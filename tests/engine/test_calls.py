@@ -57,6 +57,25 @@ def test_a_run_ends_where_something_differs(other: dict[str, Any]) -> None:
     assert [item[1:3] for _, item, _ in desk.said] == [[0, 2], [2, 1], [3, 1]]
 
 
+def test_each_call_has_its_own_headers_however_equal_they_are() -> None:
+    """To Python 1, True and 1.0 are one, also within lists and as names of maps; to MessagePack they are three."""
+    desk = CallerDesk("b")
+    values: list[Any] = [1, True, 1.0, 0.0, -0.0, [0], [False], {1: "a"}, {1.0: "a"}, {True: "a"}]
+    for value in values:
+        desk.call(headers={"x": value})
+    desk.turn()
+    assert [repr(item[8]["x"]) for _, item, _ in desk.said for _ in range(item[2])] == [repr(each) for each in values]
+
+
+def test_calls_with_the_same_headers_leave_as_one_run() -> None:
+    desk = CallerDesk("b")
+    shared = {"trace": "7f", "on": True}
+    for headers in (shared, shared, dict(shared), {"trace": "7f", "on": True}):
+        desk.call(headers=headers)
+    desk.turn()
+    assert [item[2] for _, item, _ in desk.said] == [4]
+
+
 def test_a_run_is_of_bounded_length() -> None:
     desk = CallerDesk("b")
     for _ in range(items.MAX_RUN + 1):
@@ -177,7 +196,7 @@ def test_no_deadline_is_kept_of_calls_that_were_answered() -> None:
         _, name, number = desk.ask(timeout=3600.0)
         desk.reply(name, number)
         assert desk.calls.wake_at(1e9) == 1e9
-    assert not desk.calls._deadlines
+    assert not desk.calls.timers.deadlines
 
 
 def test_a_call_whose_time_was_over_before_it_left() -> None:

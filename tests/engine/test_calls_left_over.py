@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meshmsg.engine.calls import MAX_STALE
+from meshmsg.engine.call_timers import MAX_STALE
 from meshmsg.engine.faults import is_answer, make_error, name_type
 from meshmsg.engine.providers import FAILURES_TO_EJECT
 from meshmsg.errors import NoResponders, Overloaded, PeerLost, RemoteError, RequestError, Unavailable
@@ -233,7 +233,7 @@ def test_answered_calls_are_not_kept_for_their_hedges_and_deadlines() -> None:
     for _ in range(10 * MAX_STALE):
         _, name, number = desk.ask(repeatable=True, hedge_after=30.0, timeout=3600.0)
         desk.reply(name, number)
-        assert len(desk.calls._timers) <= MAX_STALE and len(desk.calls._deadlines) <= MAX_STALE
+        assert desk.calls.timers.timers <= MAX_STALE and desk.calls.timers.deadlines <= MAX_STALE
     desk.turn(60.0)
     assert desk.calls.wake_at(1e9) == 1e9, "nothing is left to wake up for"
 
@@ -246,7 +246,7 @@ def test_runs_that_were_answered_are_forgotten_and_the_others_are_not() -> None:
         desk.turn()
         for call in run:
             desk.reply("b", call.number)
-    assert len(desk.calls._deadlines) <= MAX_STALE + 2 * len(slow)
+    assert desk.calls.timers.deadlines <= MAX_STALE + 2 * len(slow)
     for place, call in enumerate(slow):
         assert not call.done
         desk.turn(2000.0 if not place else 1.0)

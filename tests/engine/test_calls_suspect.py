@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshmsg.engine.calls import MAX_STALE
+from meshmsg.engine.call_timers import MAX_STALE
 from meshmsg.errors import Cancelled, DeadlineExceeded, NoResponders, NoSuchMethod
 from meshmsg.wire import items
 from tests.engine.caller_desk import CallerDesk
@@ -187,7 +187,7 @@ def test_who_comes_and_goes_decides_nothing_and_leaves_nothing_behind() -> None:
         desk.offer("c", serving=False)
         desk.turn()
     assert not desk.asked() and desk.calls.pending == 3
-    assert len(desk.calls._timers) <= 2 * MAX_STALE
+    assert desk.calls.timers.timers <= 2 * MAX_STALE
     desk.lose("b")
     for call in calls:
         with pytest.raises(NoResponders):

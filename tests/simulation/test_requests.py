@@ -375,6 +375,11 @@ def swap_answers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Calls, "on_results", lambda self, peer, numbers, *what: on_results(self, peer, numbers[::-1], *what))
 
 
+def mix_headers(patch: pytest.MonkeyPatch) -> None:
+    """Requests whose headers Python takes for equal travel with those of the first."""
+    patch.setattr(Calls, "_are_same", lambda self, headers, others: headers == others)
+
+
 def keep_counting(patch: pytest.MonkeyPatch) -> None:
     """A provider owes an answer for ever."""
     patch.setattr(Providers, "dropped", lambda self, provider, now=0.0, seconds=0.0: None)
@@ -396,6 +401,7 @@ BREAKS: list[Break] = [
     lose_nobody,
     send_no_time,
     swap_answers,
+    mix_headers,
     keep_counting,
 ]
 
