@@ -6,7 +6,6 @@ caller is gone. Whatever is said about it afterwards leads nowhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -27,6 +26,7 @@ from meshmsg.errors import (
 from meshmsg.options import RouterOptions
 from meshmsg.wire import items
 from meshmsg.wire.codec import Undecodable
+from meshmsg.wire.fields import MAX_SEQ
 
 __all__ = ["Served", "Service", "Serving"]
 
@@ -432,7 +432,7 @@ def _fault(
     never_ran: bool = False,
 ) -> list[Any]:
     """The item for an error, with texts that every reader takes."""
-    if retry_after is not None and not (type(retry_after) in (int, float) and 0 <= retry_after < math.inf):
+    if retry_after is not None and not (type(retry_after) in (int, float) and 0 <= retry_after <= MAX_SEQ):
         retry_after = None  # an application's own
     return [
         items.FAULT,

@@ -113,9 +113,15 @@ def test_no_text_or_number_of_an_error_costs_the_link() -> None:
     """What an exception says may be anything; a reader takes only so much, and drops the link of who sends more."""
     desk = Desk()
     long = "x" * 50_000 + "the end"
-    for texts in ((long, long, long, long), ("a\nb", "\x1b[31m", "two\nlines", "\ud800"), ("", "", "\udcff", None)):
+    others = ("a\nb", "\x1b[31m", "two\nlines", "\ud800")
+    for texts, retry_after in (
+        ((long, long, long, long), float("nan")),
+        (others, 10**20),
+        (others, float("inf")),
+        (("", "", "\udcff", None), -1.0),
+    ):
         desk.call()
-        desk.serving.fail(desk.take(), *texts, retry_after=float("nan"))
+        desk.serving.fail(desk.take(), *texts, retry_after=retry_after)
         fault = desk.fault()  # checked there as a reader does
         assert fault["code"] and fault["retry_after"] is None
         pack([fault["message"], fault["traceback"]])
