@@ -99,6 +99,7 @@ class Driver:
         self._time_is_due = True
         self._own: list[list[bytes]] = []  # frames of this node to itself
         self._conditions: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        self.endings: dict[asyncio.Future[Any], object] = {}  # what still cleans up, and whose that is; a close waits
         self.after_turn: dict[object, Callable[[], None]] = {}  # by who wants to be called after each turn, and the end
         self._pid = os.getpid()
         engine.wake = self.wake
@@ -286,11 +287,11 @@ class Driver:
         """Waits until a condition on the engine holds; False when ``timeout`` seconds passed first."""
         if timeout is not None:
             require_number("timeout=", timeout, at_least=0)
+        if self.closed and not self._retired:  # nothing will change any more
+            return condition()
+        self.require_loop()
         if condition():
             return True
-        if self.closed and not self._retired:  # nothing will change any more
-            return False
-        self.require_loop()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._conditions[future] = condition
         if timeout is not None:

@@ -36,6 +36,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,7 +44,13 @@ if TYPE_CHECKING:
 
 
 class MeshError(Exception):
-    """Base of every error that meshmsg raises."""
+    """Base of every error that meshmsg raises.
+
+    ``accepted`` has the ids of the messages that a ``send_many`` of a push had accepted before it was ended by this
+    error. Whatever else ends one, such as a cancellation or an error of its iterator, gets this attribute, too.
+    """
+
+    accepted: Sequence[str] = ()
 
 
 class ConfigurationError(MeshError, ValueError):

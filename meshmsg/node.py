@@ -7,7 +7,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -30,12 +30,13 @@ from meshmsg.engine.conversing import ROUTER
 from meshmsg.engine.engine import PAUSED, Engine
 from meshmsg.engine.outbox import MAX_FRAME_BYTES
 from meshmsg.engine.peers import Identity
-from meshmsg.engine.topics import require_pattern, require_topic
-from meshmsg.errors import ConfigurationError, MeshError, NodeClosed, WaitTimeout
+from meshmsg.engine.topics import require_pattern
+from meshmsg.errors import ConfigurationError, MeshError, NodeClosed
 from meshmsg.loops import choose_loop, require_reader_loop, serve
 from meshmsg.message import DeadLetter, Event, Ledger, Peer
 from meshmsg.observe.events import EventHub, EventStream
 from meshmsg.options import (
+    MAX_COUNT,
     DealerKeywords,
     GroupKeywords,
     LivenessOptions,
@@ -46,11 +47,12 @@ from meshmsg.options import (
     SubKeywords,
 )
 from meshmsg.reach import choose_addresses, require_reach
+from meshmsg.sockets.background import Background
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.bare_pub_sub import BARE_SUB, BarePub
 from meshmsg.sockets.dealer import Dealer
 from meshmsg.sockets.group_sub import GroupSub
-from meshmsg.sockets.here import require_here
+from meshmsg.sockets.here import require_here, require_loop_here
 from meshmsg.sockets.pub_sub import Pub, Sub, require_will
 from meshmsg.sockets.push_pull import Pull, Push
 from meshmsg.sockets.queues import Queues
@@ -59,6 +61,7 @@ from meshmsg.sockets.router import Router
 from meshmsg.sockets.services import Services
 from meshmsg.sockets.shown import Shown, counted, describe_life
 from meshmsg.sockets.topics import Topics
+from meshmsg.sockets.wait_for import wait_for_nodes
 from meshmsg.transport.zmq import ZmqTransport
 from meshmsg.unclosed import forget, remember, warn_of_loss
 from meshmsg.wire.frames import MAX_HEADER_BYTES
@@ -142,7 +145,7 @@ class Node(Shown):
         refuse_unbuilt("Node", secret=secret, store=store)
         self.name = require_name("Node(name)", name)
         self.mesh = require_name("Node(mesh=)", mesh)
-        require_int("Node(max_message_bytes=)", max_message_bytes, at_least=1024)
+        require_int("Node(max_message_bytes=)", max_message_bytes, at_least=1024, at_most=MAX_COUNT)
         require_int("Node(max_dead_letters=)", max_dead_letters, at_least=1)
         require_int("Node(port=)", port, at_least=0, at_most=65535)
         require_number("Node(drain=)", drain, at_least=0)
@@ -170,11 +173,12 @@ class Node(Shown):
         )
         self._driver = Driver(self._engine)
         self._driver.on_dead = self._handle_dead
-        self._hub = EventHub(name, guard=partial(require_here, self._driver))
+        self._hub = EventHub(name, guard=partial(require_loop_here, self._driver))
         self._driver.on_events = self._hub.publish
         self._transport: ZmqTransport | None = None
         self._discoveries: list[Discovery] = []
-        self._background: set[asyncio.Task[Any]] = set()
+        self._discovering = Background(name)
+        self._hooks = Background(name, self._driver.wake)
         self._queues = Queues(self._driver, max_message_bytes)
         self._driver.on_outcome = self._queues.handle_outcome
         self._topics = Topics(self._driver, max_message_bytes)
@@ -237,7 +241,7 @@ class Node(Shown):
         if self._seeds is not None:
             self._discoveries.append(self._seeds)
         for discovery in self._discoveries:
-            self._spawn(self._discover(discovery))
+            self._discovering.spawn(self._discover(discovery))
         self._raws = RawSockets(self._driver, transport, self._interfaces)
         self._queues.connect(self._raws)
         self._topics.connect(self._raws)
@@ -264,7 +268,8 @@ class Node(Shown):
         """Leaves: consumes no more, drains for ``drain`` seconds, says goodbye, returns the ledgers (G10).
 
         Draining waits for running handlers, which may still send to queues that are open, and for pending work: of
-        queues, groups, and requests of this node, of which those without an answer are ``Cancelled`` then. All ends
+        queues, groups, and requests of this node, of which those without an answer are ``Cancelled`` then; and for the
+        hooks of dead letters, of which those that still run at the end are cancelled, and counted in the log. All ends
         within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
         """
         if self._closing is None:
@@ -274,6 +279,7 @@ class Node(Shown):
                 self._driver.require_usable()
                 self._driver.require_loop()
             self._closing = asyncio.ensure_future(self._close(seconds))
+        self._hooks.leave_out(asyncio.current_task())  # a hook may close its node
         return await asyncio.shield(self._closing)
 
     async def _close(self, drain: float) -> dict[str, Ledger]:
@@ -298,10 +304,13 @@ class Node(Shown):
         self._books = self._engine.ledger()
         self._driver.retire()
         self._queues.close()
-        for task in self._background:
-            task.cancel()
+        self._discovering.cancel()
         # A peer whose link to this node broke before it read the goodbye would take it for a crash.
-        await self._driver.until(lambda: self._engine.parted, max(0.0, patience - loop.time()))
+        await self._driver.until(
+            lambda: self._engine.parted and not self._cleaning_up, max(0.0, patience - loop.time())
+        )
+        if cut := self._hooks.cancel():
+            logger.warning("node %r closed and cut off %d hooks that still ran", self.name, cut)
         self._driver.stop()
         await unannounced
         self._transport.close(linger_ms=LINGER_MS)
@@ -327,11 +336,17 @@ class Node(Shown):
         await self._driver.until(
             lambda: (
                 engine.published
+                and not self._cleaning_up
                 and not engine.calls.pending
                 and not any(box.pending for box in engine.outboxes.values())
             ),
             left,
         )
+
+    @property
+    def _cleaning_up(self) -> bool:
+        """Whether hooks of dead letters are not done yet, or generators of ``items=`` that clean up."""
+        return bool(self._hooks or self._driver.endings)
 
     def _take_last(self) -> None:
         """For another face, of which threads may have published what the loop has yet to hear of."""
@@ -478,32 +493,7 @@ class Node(Shown):
         """
         self._driver.require_usable()
         given = {"pull": pull, "push": push, "sub": sub, "pub": pub, "group": group, "router": router, "peer": peer}
-        wanted = [(kind, name) for kind, name in given.items() if name is not None]
-        if len(wanted) != 1:
-            raise ConfigurationError(f"wait_for takes exactly one of {', '.join(f'{kind}=' for kind in given)}")
-        require_int("wait_for(count=)", count, at_least=0)
-        kind, name = wanted[0]
-        if kind in ("sub", "pub"):
-            require_topic(f"wait_for({kind}=)", name)
-        else:
-            require_name(f"wait_for({kind}=)", name)
-
-        def found() -> int:
-            if kind == "peer":
-                return sum(1 for each in self.peers() if each.name == name and each.state == "alive")
-            if kind == "pull":
-                return self._queues.count_consumers(name)
-            return self._topics.count_subscribers(name) if kind == "sub" else self._engine.count(kind, name)
-
-        if not await self._driver.until(lambda: found() >= count, timeout):
-            nobody = kind == "pull" and not found()
-            hint = self._queues.describe_consumers(name) if nobody else f"{len(self.peers())} peers seen"
-            if kind == "sub":
-                hint = self._topics.describe_subscribers(name) or hint
-            elif kind == "pub":
-                hint = self._topics.describe_publishers(name)
-            raise WaitTimeout(f"found {found()} of {count} for {kind}={name!r} within {timeout} s; {hint}")
-        self._driver.require_usable()
+        await wait_for_nodes(self._driver, self._queues, self._topics, given, count, timeout)
 
     def peers(self) -> list[Peer]:
         """The other nodes of the mesh that are connected both ways."""
@@ -525,8 +515,10 @@ class Node(Shown):
     def redrive(self, *ids: str, queue: str | None = None) -> list[str]:
         """Sends dead letters again, under their ids and with all their attempts; returns the ids that went.
 
-        Without ids, all of ``queue``, or all there are; those that find no room in the outbox stay. Raises
-        ``ConfigurationError`` for an id that ``dead_letters`` does not list, and nothing goes then.
+        Without ids, all of ``queue``, or all there are; those that find no room in the outbox stay. Of a queue without
+        dead letters none go, and nobody asks whether there is such a queue: one that is closed and empty is forgotten,
+        its dead letters are not. Raises ``ConfigurationError`` for an id that ``dead_letters`` does not list, and
+        nothing goes then.
         """
         self._driver.require_usable()
         if ids and queue is not None:
@@ -550,7 +542,7 @@ class Node(Shown):
 
     def events(self) -> EventStream:
         """An async iterator over what happens from now on: peers, dead letters, refused frames."""
-        require_here(self._driver)
+        require_loop_here(self._driver)
         return self._hub.open()
 
     # -- inside ----------------------------------------------------------------------------------------------
@@ -586,14 +578,4 @@ class Node(Shown):
             text = f"{letter.id} ({letter.reason}): {letter.error}"
             self._hub.publish([Event("dead_letter", letter.died_at, queue=letter.queue, text=text)])
             for awaitable in self._queues.handle_dead(letter):
-                self._spawn(awaitable)
-
-    def _spawn(self, awaitable: Awaitable[Any]) -> None:
-        task = asyncio.ensure_future(awaitable)
-        self._background.add(task)
-        task.add_done_callback(self._background_done)
-
-    def _background_done(self, task: asyncio.Future[Any]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("node %r: a background task failed", self.name, exc_info=task.exception())
+                self._hooks.spawn(awaitable)

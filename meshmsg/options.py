@@ -27,7 +27,6 @@ MAX_COUNT = 2**62  # of messages or bytes, as on the wire; peers are told of som
 MAX_FACTOR = 1000
 MAX_PREFETCH = 10**6  # credit has to fit into a frame
 MAX_REQUEST_ATTEMPTS = 5  # as in gRPC
-MAX_QUEUE_NAME = 400  # characters of a group's queue: its name, condition and pattern
 OptionsT = TypeVar("OptionsT")
 
 
@@ -143,7 +142,22 @@ class PullKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class PullOptions:
-    """Options of ``node.pull(queue, ...)``: how a consumer takes work."""
+    """Options of ``node.pull(queue, ...)``: how a consumer takes work.
+
+    Parameters
+    ----------
+    prefetch:
+        Messages that it holds without a verdict at most, started or not (G5).
+    concurrency:
+        Handlers that run at a time. One that does not end at its timeout keeps its place until it does.
+    timeout:
+        Seconds that a handler may take; None for no limit. It is for handlers: it does not limit what ``get``, an
+        iteration or ``batches`` has handed out.
+    type:
+        What bodies are decoded into; one that does not fit is rejected.
+    reliable:
+        False for bare ZeroMQ PULL: no acks, no retries. Its producers have to say so, too.
+    """
 
     prefetch: int = 256
     concurrency: int = 1

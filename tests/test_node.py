@@ -45,6 +45,7 @@ def mesh() -> str:
         ({"port": "7000"}, r"Node\(port=\) takes a whole number"),
         ({"drain": -1}, r"Node\(drain=\)"),
         ({"max_message_bytes": 10}, r"Node\(max_message_bytes=\) takes 1024 or more"),
+        ({"max_message_bytes": 2**64}, r"Node\(max_message_bytes=\) takes"),
         ({"max_dead_letters": 0}, r"Node\(max_dead_letters=\)"),
         ({"heartbeat": 5}, "heartbeat < suspect_after"),
         ({"interfaces": "eth0"}, "takes a list, not str 'eth0'"),

@@ -113,6 +113,8 @@ class FedItems:
         places = count()
         try:
             feed.run(_each(self._items, feed), lambda item: self._encode(item, next(places)))
+        except StopAsyncIteration as error:  # which no generator of the loop can pass on
+            self._error = RuntimeError(f"items= raised {describe_error(error)}")
         except Exception as error:
             self._error = error
         except BaseException as error:  # such as SystemExit, which would end the loop when it is raised there

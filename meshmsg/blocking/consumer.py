@@ -77,7 +77,10 @@ class Consumer(DrainingFace[ConsumerT]):
 
     @property
     def unsettled(self) -> int:
-        """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5)."""
+        """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5).
+
+        Of a ``sub`` without a group, which wants no verdicts: messages that came and that nobody has taken yet.
+        """
         return self._call(lambda: self._async.unsettled)
 
     def close(self, drain: float = 0.0) -> None:

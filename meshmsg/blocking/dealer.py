@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -13,11 +14,11 @@ from meshmsg.blocking.files import fetch, send_file
 from meshmsg.blocking.loop import LoopThread
 from meshmsg.checks import require_items
 from meshmsg.driver import Driver
-from meshmsg.errors import Cancelled, ConfigurationError
+from meshmsg.errors import ConfigurationError
 from meshmsg.sockets.context import current
 from meshmsg.sockets.dealer import require_method_name
 from meshmsg.sockets.files import FileInfo, fit_chunk
-from meshmsg.sockets.interceptors import Outgoing, make_outgoing
+from meshmsg.sockets.interceptors import Outgoing, make_failure, make_given_up, make_outgoing
 from meshmsg.sockets.item_stream import Answer, Called, ItemStream
 from meshmsg.sockets.shown import Shown
 from meshmsg.sockets.transfers import Progress, Target, Upload
@@ -61,32 +62,30 @@ class Fetched(Incoming[T]):
     def __next__(self) -> T:
         if not self._driver.owner:
             self._driver.require_process()
-        try:
-            return self._here.popleft()
-        except IndexError:
-            pass
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error
-        items = self._thread.wait(self._fetch)
-        if not items:
-            raise StopIteration
-        self._here.extend(items)
-        return self._here.popleft()
+        while True:
+            try:
+                return self._here.popleft()
+            except IndexError:
+                pass
+            error, self._error = self._error, None
+            try:
+                if error is not None:
+                    raise error
+            finally:
+                del error
+            if not self._thread.wait(self._fetch) and not self._here:
+                raise StopIteration
 
     def close(self) -> None:
-        self._here.clear()
         if not self._thread.ended.is_set():
             self._thread.wait(self._source.aclose)
+        self._here.clear()
 
     def __repr__(self) -> str:
         return repr(self._source).replace(type(self._source).__name__, "Incoming", 1)
 
-    async def _fetch(self) -> list[T]:
-        """What has come, at least one; nothing at the end."""
+    async def _fetch(self) -> bool:
+        """Adds what has come, at least one; False at the end. Other threads may take it before the one that asks."""
         source, context = self._source, self._context
         if context is None:
             return await self._take()
@@ -96,7 +95,7 @@ class Fetched(Incoming[T]):
         finally:
             context._release(source._give_up)
 
-    async def _take(self) -> list[T]:
+    async def _take(self) -> bool:
         source = self._source
         down = source._down if isinstance(source, ItemStream) else None
         if isinstance(source, ItemStream) and source._down.lent:
@@ -105,7 +104,7 @@ class Fetched(Incoming[T]):
         try:
             items = [await anext(source)]
         except StopAsyncIteration:
-            return []
+            return False
         # Not all of a stream's window at once: then the producer would wait whenever a slow thread works on it.
         limit = max(1, down.window // 2) if down is not None else BURST
         try:
@@ -115,7 +114,8 @@ class Fetched(Incoming[T]):
                 items.append(source._take())
         except Exception as error:
             self._error = error
-        return items
+        self._here += items
+        return True
 
 
 class Dealer(Shown):
@@ -273,43 +273,89 @@ class InterceptedDealer(Dealer):
         """As ``Dealer.stream``; the interceptors run when the first item is asked for."""
         self._inner.require_thread()
         outgoing = make_outgoing("stream", self.service, method, args, given)
-        return InterceptedIncoming(partial(self._go, outgoing, super().stream, 0), f"{self.service}.{method}")
+        return InterceptedIncoming(partial(self._go, outgoing, super().stream, 0), self.service, method)
 
     def survey(self, method: str, /, *args: Any, **given: Any) -> Incoming[Answer]:
         """As ``Dealer.survey``; the interceptors run once for all, when the first answer is asked for."""
         self._inner.require_thread()
         outgoing = make_outgoing("survey", self.service, method, args, given)
-        return InterceptedIncoming(partial(self._go, outgoing, super().survey, 0), f"{self.service}.{method}")
+        return InterceptedIncoming(partial(self._go, outgoing, super().survey, 0), self.service, method)
 
     def _go(self, outgoing: Outgoing, perform: Callable[..., Any], position: int) -> Any:
         """Goes on from the interceptor at this position; behind the last one is the request itself."""
         if position < len(self._interceptors):
             return self._interceptors[position](outgoing, partial(self._go, outgoing, perform, position + 1))
         return perform(
-            outgoing.method, *outgoing.args, headers=outgoing.headers or None, **outgoing.options, **outgoing.kwargs
+            outgoing.method, *outgoing.args, headers=outgoing.headers or None, **outgoing.watch(), **outgoing.kwargs
         )
 
 
 class InterceptedIncoming(Incoming[T]):
-    """What a stream or survey brings, as its interceptors hand it on."""
+    """What a stream or survey brings, as its interceptors hand it on. They run once, in the first thread that asks."""
 
-    def __init__(self, begin: Callable[[], Any], label: str) -> None:
+    def __init__(self, begin: Callable[[], Any], service: str, method: str) -> None:
         self._begin = begin
-        self._label = label
+        self._service = service
+        self._method = method
         self._source: Iterator[T] | None = None
+        self._failure: Exception | None = None
         self._closed = False
+        self._lock = threading.Lock()  # of what follows, and never held for long
+        self._begun = False
+        self._settled = threading.Event()  # other threads need not wait for the interceptors any more
 
     def __next__(self) -> T:
-        if self._closed:
-            raise Cancelled(f"{self._label}: given up")
-        if self._source is None:
-            self._source = iter(self._begin())
-        return next(self._source)
+        source = self._source
+        if source is None or self._closed:
+            source = self._find()
+        return next(source)
+
+    def _find(self) -> Iterator[T]:
+        with self._lock:
+            first, self._begun = not self._begun, True
+        if first and not self._closed:
+            self._run()
+        else:
+            self._settled.wait()
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        if self._closed or self._source is None:
+            raise make_given_up(self._service, self._method)
+        return self._source
+
+    def _run(self) -> None:
+        """Runs the interceptors; nobody can stop them, but what they make of it may be given up already."""
+        try:
+            source = iter(self._begin())
+        except StopIteration as error:
+            self._failure = make_failure(self._service, self._method, error)
+            raise self._failure from error
+        except Exception as error:
+            self._failure = error
+            raise
+        except BaseException:  # such as Ctrl-C
+            self._closed = True
+            raise
+        else:
+            with self._lock:
+                self._source = source
+                closed = self._closed
+            if closed:
+                self._give_up(source)
+        finally:
+            self._settled.set()
 
     def close(self) -> None:
         """Gives up what is under way, through what the interceptors made of it."""
-        self._closed = True
-        close = getattr(self._source, "close", None)
+        with self._lock:
+            self._closed = True
+            source = self._source
+        self._settled.set()
+        self._give_up(source)
+
+    @staticmethod
+    def _give_up(source: Iterator[T] | None) -> None:
+        close = getattr(source, "close", None)
         if close is not None:
             close()
 

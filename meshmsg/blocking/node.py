@@ -44,7 +44,7 @@ from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.bare_pub_sub import BarePub
 from meshmsg.sockets.call_threads import PlainInterceptor
 from meshmsg.sockets.group_sub import GroupSub
-from meshmsg.sockets.handoff import STEP_S
+from meshmsg.sockets.handoff import STEP_S, Bell
 from meshmsg.sockets.pub_sub import require_on_gap
 from meshmsg.sockets.shown import Shown
 from meshmsg.unclosed import forget, warn_of_loss
@@ -52,7 +52,7 @@ from meshmsg.unclosed import forget, warn_of_loss
 ParametersT = ParamSpec("ParametersT")
 ResultT = TypeVar("ResultT")
 
-HOOKS_S = 0.5  # what on_dead_letter hooks get at the close, so that they hear of its own dead letters
+HOOKS_S = 0.5  # what the thread of the hooks gets to end when no call is left
 STOP_S = 1.0  # what the loop gets to end after the node has closed
 EXIT_S = 1.5  # what a node that nobody closed gets at the end of the process
 
@@ -116,7 +116,7 @@ class Node(Shown):
         self._node = _SharedNode(name, **options)
         self._uvloop = uvloop
         self._loop: LoopThread | None = None
-        self._hooks = Hooks(self._node.name)
+        self._hooks = self._node.hooks
         self._sockets: list[Socket] = []
         self._pushes: dict[str, Push | UnreliablePush] = {}
         self._lock = threading.RLock()
@@ -169,6 +169,7 @@ class Node(Shown):
 
     def _connect(self, loop: LoopThread) -> None:
         loop.on_failure = self._fail
+        self._hooks.on_idle = Bell(loop.loop, self._node.driver.wake).ring  # whoever waits for that looks again
         for socket in self._sockets:
             socket._connect(loop)
         self._sockets.clear()
@@ -185,9 +186,11 @@ class Node(Shown):
     def close(self, drain: float | None = None) -> dict[str, Ledger]:
         """Leaves: takes no more work, gives pending work ``drain`` seconds, says goodbye, returns the ledgers (G10).
 
-        Ends within ``drain`` plus a second, whatever the peers do. A second call waits for the first one.
+        The drain is for the calls of hooks, too: how many are not done then is in the log. Ends within ``drain`` plus a
+        second, whatever the peers do. A second call waits for the first one.
         """
         self._node.driver.require_process()
+        self._hooks.note_close()
         if drain is not None:
             require_number("close(drain=)", drain, at_least=0)
         with self._lock:
@@ -430,8 +433,10 @@ class Node(Shown):
     def redrive(self, *ids: str, queue: str | None = None) -> list[str]:
         """Sends dead letters again, under their ids and with all their attempts; returns the ids that went.
 
-        Without ids, all of ``queue``, or all there are; those that find no room in the outbox stay. Raises
-        ``ConfigurationError`` for an id that ``dead_letters`` does not list, and nothing goes then.
+        Without ids, all of ``queue``, or all there are; those that find no room in the outbox stay. Of a queue without
+        dead letters none go, and nobody asks whether there is such a queue: one that is closed and empty is forgotten,
+        its dead letters are not. Raises ``ConfigurationError`` for an id that ``dead_letters`` does not list, and
+        nothing goes then.
         """
         self._node.driver.require_running()
         return self._call(self._node.redrive, *ids, queue=queue)
@@ -486,6 +491,7 @@ class _SharedNode(asynchronous.Node):
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)
+        self.hooks = Hooks(name)
         self._engine.make_outbox = SharedOutbox
         self._services.make_dealer = SharedDealer
         self.driver = self._driver
@@ -522,6 +528,10 @@ class _SharedNode(asynchronous.Node):
             for pub in self._holding_pubs:
                 pub._hand_over()
         return await super()._close(drain)
+
+    @property
+    def _cleaning_up(self) -> bool:
+        return self.hooks.busy
 
     def _take_last(self) -> None:
         """Between the last message that a thread may publish and the goodbye."""

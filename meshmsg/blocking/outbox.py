@@ -148,6 +148,12 @@ class SharedOutbox(Outbox):
             super().push_many(incoming, sum(map(len, incoming)))
             return
         self._taking_in = True  # a dead letter may look for room here meanwhile
+        try:
+            self._take_in_each(incoming, all_details, now)
+        finally:
+            self._taking_in = False
+
+    def _take_in_each(self, incoming: list[bytes], all_details: dict[int, Details], now: float) -> None:
         for place, body in enumerate(incoming):
             details = all_details.get(place)
             if details is not None:
@@ -161,4 +167,3 @@ class SharedOutbox(Outbox):
                 super().push_many([body], len(body))
             else:
                 super().push_detailed(body, details, now)
-        self._taking_in = False

@@ -300,7 +300,8 @@ class Sub(Consumer[pub_sub.Sub]):
     """The messages of a topic, or of a pattern of topics. ``node.sub(pattern, ...)`` makes it.
 
     Iterate it, take ``batches()``, or decorate a handler with it; any number of threads may, and each message goes to
-    one of them. Its messages want no verdict. ``on_gap`` is called in a thread of its own.
+    one of them. Its messages want no verdict. ``on_gap`` is called in a thread of its own, once the messages before the
+    gap were handed out (of a batch that goes over it, just before); those behind it may be handed out meanwhile.
     """
 
     def __init__(self, asynchronous: pub_sub.Sub, driver: Driver) -> None:

@@ -22,7 +22,7 @@ from meshmsg.options import SendKeywords
 from meshmsg.sockets import push_pull
 from meshmsg.sockets.bare import BarePush
 from meshmsg.sockets.handoff import Bell
-from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, require_size
+from meshmsg.sockets.sending import MessageIds, encode, encode_all, make_details, note_accepted, require_size
 from meshmsg.wire.codec import explain_encode_error
 from meshmsg.wire.large import LARGE_BYTES
 
@@ -131,16 +131,21 @@ class Push(Face[push_pull.Push]):
         """Accepts many plain messages; faster than one ``send`` each. Waits while the outbox is full (G5).
 
         A body that cannot be sent raises ``EncodeError``; of a list or tuple nothing is accepted then, of an
-        iterator what came more than a burst before it.
+        iterator what came more than a burst before it. Whatever ends this early, a close too, has the ids of what was
+        accepted in its attribute ``accepted``.
         """
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         ids = MessageIds(self._prefix, [])
-        if isinstance(bodies, (list, tuple)):
-            self._put_many(encode_all(self._packer.pack, bodies, 0), ids)
-            return ids
-        source = iter(bodies)
-        while part := list(islice(source, BURST)):
-            self._put_many(encode_all(self._packer.pack, part, len(ids)), ids)
+        try:
+            if isinstance(bodies, (list, tuple)):
+                self._put_many(encode_all(self._packer.pack, bodies, 0), ids)
+                return ids
+            source = iter(bodies)
+            while part := list(islice(source, BURST)):
+                self._put_many(encode_all(self._packer.pack, part, len(ids)), ids)
+        except BaseException as error:
+            note_accepted(error, ids)
+            raise
         return ids
 
     def deliver(self, body: Any, *, timeout: float | None = None, **options: Unpack[SendKeywords]) -> str:

@@ -29,8 +29,19 @@ def parse_text(line: bytes) -> str | bytes:
 
 
 def parse_json(line: bytes | str) -> Any:
-    """A line of JSON as a body; raises ``ValueError``."""
-    return json.loads(line)
+    """A line of JSON as a body; raises ``ValueError``, also for numbers that no float can hold."""
+    return json.loads(line, parse_constant=_refuse_word, parse_float=_parse_float)
+
+
+def _refuse_word(word: str) -> Any:
+    raise ValueError(f"{word} is a word of Python's, and of no JSON")
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text if len(text) <= 40 else text[:40] + '...'} is more than a number can be")
+    return number
 
 
 def to_json(value: Any) -> str:

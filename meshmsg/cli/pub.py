@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
-from meshmsg import Node, Peer, WaitTimeout
+from meshmsg import MeshError, Node, Peer, WaitTimeout
 from meshmsg.cli import exits
 from meshmsg.cli.bodies import to_json
 from meshmsg.cli.numbers import NOT_NEGATIVE, POSITIVE
-from meshmsg.cli.push import LOOK_EVERY_S, NOTICE_AFTER_S, Job, feed, read_headers
+from meshmsg.cli.push import LOOK_EVERY_S, NOTICE_AFTER_S, BadBody, Job, feed, read_headers
 from meshmsg.cli.running import Stop, complain, run
 from meshmsg.cli.session import Session, session_options
+from meshmsg.engine.peers import LEFT
+from meshmsg.engine.publisher import Follower
 from meshmsg.engine.topics import matches, require_topic
+from meshmsg.observe.events import EventStream
 from meshmsg.sockets.pub_sub import Pub, tell_apart
+from meshmsg.sockets.sending import encode
+from meshmsg.wire.codec import make_packer
 
 JOIN_EVERY_S = 0.1
 CONFIRM_S = 0.5  # what a subscriber that is seen gets at most, for its subscription to arrive
@@ -33,7 +39,10 @@ class Publishing:
     job: Job
     subscribers: int
     keeps: bool  # something for late joiners, as long as this process lives
+    events: EventStream
     seen: dict[str, str] = field(default_factory=dict)  # ids of subscribers, with their names
+    followed: dict[str, Follower] = field(default_factory=dict)  # what subscribers said is known when they are gone
+    lost: dict[str, int] = field(default_factory=dict)  # who vanished, and how many messages each had yet to receive
     reached: bool = True  # whether anybody subscribed when the last message was published
 
     async def wait_for_subscribers(self) -> bool:
@@ -98,6 +107,29 @@ class Publishing:
         except WaitTimeout:
             self.reached = False
 
+    async def watch(self) -> None:
+        """Looks again and again who vanishes."""
+        while True:
+            self.look_who_vanished()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def look_who_vanished(self) -> None:
+        """Notes who is gone without a goodbye and had yet to receive some: the publisher itself forgets it."""
+        publisher, topic = self.pub._driver.engine.publisher, self.pub.pattern
+        for key in publisher.confirmed(topic):
+            follower = self.followed[key] = publisher.followers[key]
+            if follower.start is None:  # it is back, and has said where it is
+                self.lost.pop(key, None)
+        while (event := self.events.poll()) is not None:
+            if event.kind != "peer.down" or event.text == LEFT:
+                continue
+            for key in [key for key in self.followed if key.startswith(f"{event.peer_id}.")]:
+                follower = self.followed.pop(key)
+                behind = publisher.topics().get(topic, 0) - follower.positions.get(topic, 0)
+                if behind:
+                    self.lost[key] = behind
+                    self.seen[event.peer_id] = event.peer
+
     async def settle(self) -> None:
         """Until all subscribers have everything, and groups have processed it, or time runs out."""
         async with asyncio.timeout(self.job.timeout_s):
@@ -111,6 +143,12 @@ class Publishing:
         lags = {name: sum(topics.values()) for name, topics in self.pub.lag().items()}
         return {name: behind for name, behind in lags.items() if behind}
 
+    def vanished(self) -> dict[str, int]:
+        """How many messages those had yet to receive who are gone without a goodbye."""
+        self.look_who_vanished()
+        names = tell_apart(self.seen)
+        return {names[key.partition(".")[0]]: behind for key, behind in self.lost.items()}
+
     def pending(self) -> dict[str, int]:
         """How many messages each group has yet to process; only groups that have any."""
         return {queue: books.pending for queue, books in self.node.ledger().items() if books.pending}
@@ -118,17 +156,20 @@ class Publishing:
     def report(self, session: Session, stop: Stop) -> int:
         """Prints how it went, and finds the exit code."""
         job, topic = self.job, self.pub.pattern
-        behind, pending = self.behind(), self.pending()
+        behind, pending, vanished = self.behind(), self.pending(), self.vanished()
         if self.keeps:
             self.seen.update(self._subscribers())
         dead = sum(books.dead for books in self.node.ledger().values())
         if session.json:
             seen = sorted(tell_apart(self.seen).values())
-            document = {"topic": topic, "published": job.sent, "subscribers": seen, "behind": behind}
+            document = {"topic": topic, "published": job.sent, "subscribers": seen, "behind": {**vanished, **behind}}
             click.echo(to_json({**document, "pending": pending, "dead": dead}))
         late = [f"{name!r} has yet to receive {count}" for name, count in behind.items()]
         late += [f"{queue!r} has yet to process {count}" for queue, count in pending.items()]
-        if job.sent and not self.reached and not self.keeps:
+        late += [
+            f"{name!r} is gone without a goodbye and had yet to receive {count}" for name, count in vanished.items()
+        ]
+        if job.sent and not self.reached and not self.keeps and not vanished:
             late.append(f"nobody subscribes ({len(self.node.peers())} nodes seen in mesh {self.node.mesh!r})")
         late += [f"{dead} messages became dead letters of a group"] if dead else []
         for line in late:
@@ -139,7 +180,7 @@ class Publishing:
             return exits.INTERRUPTED
         if dead:
             return exits.DEAD
-        return exits.NOTHING if behind or pending else exits.OK
+        return exits.NOTHING if behind or pending or vanished else exits.OK
 
     async def run(self, session: Session, stop: Stop) -> int:
         """All of it."""
@@ -148,6 +189,7 @@ class Publishing:
             return exits.INTERRUPTED
         if not found:
             return complain(self._describe_nobody(), exits.NOTHING)
+        watching = asyncio.create_task(self.watch())
         fed = await stop.unless(_done(feed(self.job, self.pub)))
         await self.look_who_listens()
         try:
@@ -157,6 +199,7 @@ class Publishing:
         if self.keeps and settled and self.job.bad is None:
             click.echo(f"meshmsg: keeps what late joiners of {self.pub.pattern!r} get, until Ctrl-C", err=True)
             await stop.wait()
+        watching.cancel()
         code = self.report(session, stop)
         return exits.INTERRUPTED if code == exits.OK and not fed else code
 
@@ -166,6 +209,17 @@ class Publishing:
             f"{self.job.timeout_s:g} s, nothing was published; {len(self.node.peers())} nodes seen in mesh "
             f"{self.node.mesh!r}; --subscribers 0 does not wait"
         )
+
+
+async def check(bodies: Sequence[str], as_json: bool) -> None:
+    """Raises ``BadBody`` if one of the arguments cannot be published: none is, then."""
+    pack, number = make_packer(), 0
+    async for body in Job(bodies, as_json, None, None, {}, None, wait=True).read():
+        number += 1
+        try:
+            encode(pack, body)
+        except MeshError as error:
+            raise BadBody(f"body {number}: {error}") from None
 
 
 async def _done(work: Any) -> bool:
@@ -207,8 +261,9 @@ def pub(
     """Publish messages to a topic, and wait until its subscribers have them.
 
     Each BODY is a message; without any, each line of standard input is. What is published goes to everybody who
-    subscribes then, so this waits for one subscriber first. What it keeps for others (--retain, --history) is kept
-    in this process, which stays until Ctrl-C.
+    subscribes then, so this waits for one subscriber first. One that vanishes before it has everything, without a
+    goodbye (killed, frozen, cut off), is named, and the exit code is 1. What this keeps for others (--retain,
+    --history) is kept in this process, which stays until Ctrl-C.
 
     \b
     Examples:
@@ -223,9 +278,14 @@ def pub(
 
     async def serve(stop: Stop) -> int:
         require_topic("meshmsg pub", topic)
+        if bodies:
+            try:
+                await check(bodies, session.json)
+            except BadBody as error:
+                return complain(error, exits.USAGE)
         async with session.make_node("pub", drain=0.0) as node:
             socket = node.pub(topic, retain=retain, history=history, block=block)
             wanted = (0 if keeps else 1) if subscribers is None else subscribers
-            return await Publishing(node, socket, job, wanted, keeps).run(session, stop)
+            return await Publishing(node, socket, job, wanted, keeps, node.events()).run(session, stop)
 
     run(serve)

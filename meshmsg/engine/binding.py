@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 from meshmsg.checks import GROUP_PREFIX, find_group_fault
 from meshmsg.engine.topics import find_fault
 from meshmsg.errors import ProtocolError
+from meshmsg.wire.fields import has_controls
 
 Scalar: TypeAlias = str | int | float | bool
 Where: TypeAlias = tuple[tuple[str, Scalar], ...]
@@ -29,8 +30,11 @@ class Binding(NamedTuple):
     def queue(self) -> str:
         """The name of its queue at every publisher, and of its members' offers."""
         # A group's name has neither '{' nor '@', and JSON says itself where it ends: no two bindings share a name.
-        condition = json.dumps(dict(self.where), separators=(",", ":")) if self.where else ""
-        return f"{GROUP_PREFIX}{self.group}{condition}@{self.pattern}"
+        return f"{GROUP_PREFIX}{self.group}{self._condition()}@{self.pattern}"
+
+    def _condition(self) -> str:
+        # In ASCII, where DEL is the one control character that JSON leaves as it is.
+        return json.dumps(dict(self.where), separators=(",", ":")).replace("\x7f", "\\u007f") if self.where else ""
 
     def describe(self, *, durable: bool) -> dict[str, Any]:
         """The details of a member's offer."""
@@ -38,7 +42,9 @@ class Binding(NamedTuple):
         if durable:
             said["durable"] = True
         if self.where:
-            said["where"] = [each for pair in self.where for each in pair]
+            flat = [each for pair in self.where for each in pair]
+            steers = any(isinstance(each, str) and has_controls(each) for each in flat)
+            said["where"] = self._condition() if steers else flat  # no text in an offer has control characters
         return said
 
 
@@ -49,20 +55,29 @@ def freeze_where(where: Mapping[str, Scalar] | None) -> Where:
 
 def read_binding(name: str, details: Mapping[str, Any]) -> Binding:
     """What a peer's offer says. Raises ``ProtocolError`` unless its name is made of its details (G11)."""
-    group, pattern, flat = details.get("group"), details.get("pattern"), details.get("where", [])
+    group, pattern = details.get("group"), details.get("pattern")
     fault = find_group_fault(group) or find_fault(pattern, pattern=True)
     if fault is not None:
         raise ProtocolError(f"an offer of kind group with a wrong group or pattern: {fault}")
-    if type(flat) is not list or len(flat) % 2 or any(type(each) is not str for each in flat[::2]):
-        raise ProtocolError("an offer of kind group with a condition that is no list of names and values")
-    pairs = dict(zip(flat[::2], flat[1::2], strict=True))
-    if None in pairs.values():
-        raise ProtocolError("an offer of kind group with a condition without a value")
     assert isinstance(group, str) and isinstance(pattern, str)
-    binding = Binding(group, pattern, freeze_where(pairs))
+    binding = Binding(group, pattern, freeze_where(_read_where(details.get("where", []))))
     if binding.queue != name:
         raise ProtocolError("an offer of kind group whose name is not that of its group, condition and pattern")
     return binding
+
+
+def _read_where(told: Any) -> dict[str, Scalar]:
+    pairs: Any = None
+    if type(told) is str:
+        try:
+            pairs = json.loads(told)
+        except (ValueError, RecursionError):
+            pass
+    elif type(told) is list and not len(told) % 2 and all(type(each) is str for each in told[::2]):
+        pairs = dict(zip(told[::2], told[1::2], strict=True))
+    if type(pairs) is not dict or any(type(each) not in (str, int, float, bool) for each in pairs.values()):
+        raise ProtocolError("an offer of kind group with a condition that is no list of names and values")
+    return pairs
 
 
 def fulfils(headers: Mapping[str, Any] | None, where: Iterable[tuple[str, Scalar]]) -> bool:

@@ -24,7 +24,7 @@ from meshmsg.engine.outbox import Outbox
 from meshmsg.engine.output import Output
 from meshmsg.engine.peers import HEARD, LEFT, SELF_LINK, Identity, LinkNews, OfferRoom, Peers, PeerState
 from meshmsg.engine.publisher import Publisher
-from meshmsg.engine.receiving import Receiver
+from meshmsg.engine.receiving import DISTRUST_S, Receiver
 from meshmsg.engine.sending import Sender
 from meshmsg.engine.served import Service, Serving
 from meshmsg.engine.subscriber import Subscriptions
@@ -78,6 +78,7 @@ class Engine:
         self.outboxes = self._sender.outboxes
         self.inboxes = self._receiver.inboxes
         self._next_beat = 0.0
+        self._standstill_s = max(self.liveness.gone_after - self.liveness.heartbeat, self.liveness.heartbeat)
         self._closed = False
         self._offer_room = OfferRoom()
         self._offers_changed = False  # since they were last told
@@ -494,7 +495,9 @@ class Engine:
             # This process was stopped, its loop was blocked, or its machine slept: nobody else is to blame.
             self.peers.forgive(late, now)
         if late >= 0:
-            self._next_beat = now + self.liveness.heartbeat
+            stood_still = self._next_beat > 0 and late >= self._standstill_s
+            self._next_beat = now + (DISTRUST_S if stood_still else self.liveness.heartbeat)
+            self._receiver.distrust(stood_still)
             self._beat()
         self.peers.tick(now)
         self._apply_peer_news(now)
@@ -506,6 +509,8 @@ class Engine:
 
     def drain(self, now: float) -> Effects:
         """One batch of effects for everything that happened since the last one."""
+        if self._next_beat and now - self._next_beat >= self._standstill_s:
+            self.handle_time(now)  # first: what has come meanwhile may run elsewhere
         self._output.now = now
         self._apply_peer_news(now)
         if not self._closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +29,9 @@ class Inbox(Buffer):
         self.on_given_up: Callable[[InLane], None] = lambda lane: None  # for who has taken messages out unstarted
         self.on_forgotten: Callable[[InLane], None] = lambda lane: None  # a lane is not among ``lanes`` any more
         self.closing = False
+        self.on_recall: Callable[[], None] = lambda: None  # has who has taken messages out unstarted put them back
         self.paused = False
+        self._held: deque[Arrival] | None = None  # what must not be started for the moment, while there is such a one
         self.received = 0
         self.dirty = False
         self.trial_seat = TrialSeat()  # the engine gives all inboxes of a process the same
@@ -62,9 +65,11 @@ class Inbox(Buffer):
         lane.alive = False
         lane.limit = lane.received
         self.on_given_up(lane)
-        for arrival in self.take_back():
+        arrivals = self._take_all()
+        waiting = self.arrivals if self._held is None else self._held
+        for arrival in arrivals:
             if arrival.lane is not lane:
-                self.arrivals.append(arrival)
+                waiting.append(arrival)
             else:  # settled, as far as this side is concerned; nobody will hear it
                 lane.ack_run(arrival.first_seq, arrival.first_seq + len(arrival))
         self._forget_if_settled(lane)
@@ -113,6 +118,8 @@ class Inbox(Buffer):
             self.return_unstarted()
         elif self.paused:
             self._give_back("every handler of this consumer hangs")
+        elif self._held is not None:
+            self._held = self._take_all()
 
     def _buffer_run(
         self, lane: InLane, seq: int, number: int, bodies: list[Any], details: dict[str, Any] | None, now: float
@@ -167,12 +174,42 @@ class Inbox(Buffer):
         else:
             self._regrant()
 
-    def _give_back(self, why: str) -> None:
-        for arrival in self.take_back():
+    def hold(self) -> None:
+        """Lets nobody start anything until ``release``."""
+        self.on_recall()
+        self._held = self._take_all()
+
+    def release(self, trusts: Callable[[InLane], bool]) -> bool:
+        """After ``hold``: what came on a lane that is not trusted goes back, at no attempt (G4). Was anything held?"""
+        if self._held is None:
+            return False
+        arrivals, self._held = self._take_all(), None
+        for arrival in arrivals:
             lane = arrival.lane
             assert isinstance(lane, InLane)
-            for seq in range(arrival.first_seq, arrival.first_seq + len(arrival)):
-                lane.judge(seq, frames.RETURNED, None, why)
+            if trusts(lane):
+                self.arrivals.append(arrival)
+            else:
+                self._return(arrival, "this consumer stood still")
+        return bool(arrivals)
+
+    def _take_all(self) -> deque[Arrival]:
+        """Everything that waits or is held."""
+        arrivals = self.take_back()
+        if self._held:
+            arrivals, self._held = self._held + arrivals, deque()
+        return arrivals
+
+    def _give_back(self, why: str) -> None:
+        for arrival in self._take_all():
+            self._return(arrival, why)
+
+    @staticmethod
+    def _return(arrival: Arrival, why: str) -> None:
+        lane = arrival.lane
+        assert isinstance(lane, InLane)
+        for seq in range(arrival.first_seq, arrival.first_seq + len(arrival)):
+            lane.judge(seq, frames.RETURNED, None, why)
 
     # -- credit ----------------------------------------------------------------------------------------------
 

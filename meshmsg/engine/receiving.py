@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane, TrialSeat
 from meshmsg.engine.output import Output
-from meshmsg.engine.peers import Peers, PeerState
+from meshmsg.engine.peers import SELF_LINK, Peers, PeerState
 from meshmsg.wire import frames
 from meshmsg.wire.codec import decode_batch
+
+# After this process stood still, its links get this to show that their other ends have given it up, and what was sent
+# before gets it to arrive.
+DISTRUST_S = 0.2
 
 
 class Receiver:
@@ -21,9 +25,10 @@ class Receiver:
         self._output = output
         self._wake = wake  # an inbox has something to say
         self.stirred: list[Inbox] = []
-        self._leaving: list[Inbox] = []  # closed, but their producers still have to hear of it
+        self._leaving: dict[Inbox, None] = {}  # closed, but their producers still have to hear of it
         self._homes: dict[tuple[str, int], Inbox] = {}  # where each lane ends, by its producer and number
         self._trial_seat = TrialSeat()
+        self._links: dict[str, int | None] | None = None  # of all peers when this process had stood still, for a while
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -41,7 +46,8 @@ class Receiver:
             return False
         inbox.return_unstarted()
         self._send_acks(inbox)
-        self._leaving.append(inbox)
+        self._leaving[inbox] = None
+        self._forget_if_left(inbox)
         return True
 
     @property
@@ -50,11 +56,6 @@ class Receiver:
 
         Not counting who waits for the verdict on something started: nobody knows when that comes, or whether.
         """
-        for inbox in self._leaving.copy():
-            if not any(lane.alive for lane in inbox.lanes.values()):
-                self._leaving.remove(inbox)
-                for lane in inbox.lanes.values():
-                    self._on_forgotten(lane)
         return any(lane.alive and not lane.unsettled for inbox in self._leaving for lane in inbox.lanes.values())
 
     # -- what the producers say ------------------------------------------------------------------------------
@@ -96,6 +97,14 @@ class Receiver:
         inbox, lane = self._find_lane(peer, number)
         if inbox is not None and lane is not None:
             inbox.close_lane(lane)
+            self._forget_if_left(inbox)
+
+    def _forget_if_left(self, inbox: Inbox) -> None:
+        """What has no verdict yet in a closed inbox keeps it only while there is somebody who would hear that."""
+        if inbox in self._leaving and not any(lane.alive for lane in inbox.lanes.values()):
+            del self._leaving[inbox]
+            for lane in inbox.lanes.values():
+                self._on_forgotten(lane)
 
     # -- what becomes of the producers -----------------------------------------------------------------------
 
@@ -107,8 +116,35 @@ class Receiver:
 
     def end_lanes(self, peer: PeerState) -> None:
         """A producer is gone."""
-        for inbox in self._all():
+        for inbox in [*self._all()]:
             inbox.orphan_peer(peer.key)
+            self._forget_if_left(inbox)
+
+    def distrust(self, stood_still: bool) -> None:
+        """With each beat: whether this process stood still before it, so that producers may have given it up.
+
+        Others may have started what it had received, or still receives from before. So nothing is started until the
+        next beat. Who had given it up had hung up; what came over a link that did not last goes back unstarted, in case
+        it had not. What is this process's own is not touched.
+        """
+        if stood_still:
+            if self._links is None:
+                self._links = {peer.key: peer.link for peer in self._peers.by_id.values()}
+            for inbox in self.inboxes.values():
+                if any(self._links.get(lane.peer) != SELF_LINK for lane in inbox.lanes.values()):
+                    inbox.hold()
+        elif self._links is not None:
+            for inbox in self.inboxes.values():
+                if inbox.release(self._trusts):
+                    self._output.effects.deliver.append(inbox.queue)
+            self._links = None
+
+    def _trusts(self, lane: InLane) -> bool:
+        """Whether nobody else can have what came on a lane: its link lasted, or its producer is gone for good."""
+        peer = self._peers.find(lane.peer)
+        if peer is None or not lane.alive:
+            return True
+        return peer.link is not None and self._links is not None and self._links.get(lane.peer) == peer.link
 
     def repeat_states(self, unheard: set[str]) -> None:
         """Says again where every lane is that is not at rest, or whose producer may have missed it; by peer's key."""

@@ -15,8 +15,10 @@ from meshmsg.message import Arrival, Batch, Gap, Message
 from meshmsg.wire.codec import Undecodable
 from meshmsg.wire.frames import NACKED, REJECTED
 
-# Messages taken out of the subscription at once; what is still in it can be replaced by newer ones (``latest``).
+# Messages taken out of the subscription ahead of the asking, and their bytes, as nothing bounds what is out of it; what
+# is still in it can be replaced by newer ones (``latest``).
 REFILL = 256
+REFILL_BYTES = 2**20
 
 
 class Publication:
@@ -74,7 +76,10 @@ class Publication:
 
 
 class TopicBuffer(Buffer):
-    """What one ``sub`` received and nobody has taken yet. Gaps are told where they are, between the messages."""
+    """What one ``sub`` received and nobody has taken yet.
+
+    Gaps are told where they are, between the messages; those that a batch goes over, before it is handed out.
+    """
 
     def __init__(self, subscription: Subscription, prefetch: int, name_of: Callable[[str], str]) -> None:
         super().__init__()
@@ -87,6 +92,8 @@ class TopicBuffer(Buffer):
         self.on_given_up: Callable[[InLane], None] = lambda lane: None
         self.on_gap: Callable[[Gap], None] = lambda gap: None
         self.on_failed: Callable[[str, str], None] = lambda message_id, error: None
+        self.lent: Callable[[], int] = lambda: 0  # messages that threads were lent, and none of them has taken
+        self.taken_bytes = 0  # of everything that was handed out or lent so far
         self.closing = False
         self.dirty = False
         self._name_of = name_of
@@ -99,7 +106,10 @@ class TopicBuffer(Buffer):
         taken = sum(len(item.bodies) for item in self._taken if isinstance(item, Delivery))
         return super().waiting + taken + self.subscription.waiting
 
-    unsettled = waiting
+    @property
+    def unsettled(self) -> int:
+        """Messages that came and that nobody has taken yet, those on loan included."""
+        return self.waiting + self.lent()
 
     @property
     def has_more(self) -> bool:
@@ -113,7 +123,7 @@ class TopicBuffer(Buffer):
 
     def tell_gaps(self) -> None:
         """A gap with no message before it is told at once."""
-        if not self.opened:
+        if not self.opened and not self.lent():
             self._refill(0)
 
     def take_one(self, clock: Clock) -> Message | None:
@@ -121,13 +131,13 @@ class TopicBuffer(Buffer):
         if self.closing:
             return None
         if not self.opened and not self.arrivals:
-            self._refill(REFILL)
+            self._refill(1 if self.subscription.latest else self._count_fitting(1, REFILL, REFILL_BYTES))
         return super().take_one(clock)
 
     def take(self, limit: int, now: float) -> Batch:
         """Hands out up to ``limit`` messages at once."""
         taken: list[Arrival] = []
-        while limit > 0:
+        while limit > 0 and not self.closing:
             if not self.opened and not self.arrivals:
                 self._refill(limit)
             part = super().take(limit, now)
@@ -137,12 +147,20 @@ class TopicBuffer(Buffer):
             taken += part._arrivals
         return Batch(arrivals=taken)
 
-    def lend(self, limit: int) -> deque[Arrival]:
-        """About ``limit`` messages for threads, which ask again when they have too few."""
-        if limit <= 0 or self.closing:
+    def lend(
+        self, most: int, most_bytes: int = REFILL_BYTES, least: int = 0, *, over_gaps: bool = True
+    ) -> deque[Arrival]:
+        """Messages for threads, which ask again when they have too few: about ``least`` of them, whatever their size.
+
+        More than that, up to ``most``, if all have no more than ``most_bytes``. Nobody is told of a gap before them
+        without ``over_gaps``; then nothing from behind it is lent.
+        """
+        if self.closing or max(least, most) <= 0:
             return deque()
         if not self.opened and not self.arrivals:
-            self._refill(limit)
+            count = self._count_fitting(least, most, most_bytes)
+            if count > 0:
+                self._refill(count, over_gaps=over_gaps)
         return self.take_back()
 
     def return_unstarted(self) -> None:
@@ -154,10 +172,22 @@ class TopicBuffer(Buffer):
         """Has ``extended`` called for each ``message.extend()``."""
         self.extended = extended
 
-    def _refill(self, limit: int) -> None:
+    def _count_fitting(self, least: int, most: int, most_bytes: int) -> int:
+        """How many messages to take out at once: ``least``; up to ``most`` if they have no more than ``most_bytes``."""
+        if self.subscription.waiting_bytes <= most_bytes:
+            return max(least, most)
+        count = 0
+        for item in self.subscription._items:
+            if most_bytes <= 0 or count >= most:
+                break
+            if isinstance(item, Delivery):
+                total = len(item.bodies)
+                count += total if item.size <= most_bytes else total * most_bytes // item.size
+                most_bytes -= item.size
+        return max(least, min(count, most))
+
+    def _refill(self, limit: int, *, over_gaps: bool = True) -> None:
         """Goes on until there are messages in hand, telling gaps on the way; with a limit of 0, only gaps."""
-        if self.subscription.latest:
-            limit = min(limit, 1)
         while not self.arrivals:
             if not self._taken:
                 self._taken.extend(self.subscription.take(limit))
@@ -166,7 +196,7 @@ class TopicBuffer(Buffer):
             while self._taken:
                 item = self._taken[0]
                 if isinstance(item, Missed):
-                    if self.arrivals:
+                    if self.arrivals or not over_gaps:
                         return
                     self._taken.popleft()
                     name = self._name(item.publisher)
@@ -174,6 +204,7 @@ class TopicBuffer(Buffer):
                     self.on_gap(Gap(item.topic, name, item.missed, item.start, item.stop, node_id))
                 elif limit:
                     self._taken.popleft()
+                    self.taken_bytes += item.size
                     self.arrivals.extend(self._as_arrivals(item))
                 else:
                     return

@@ -10,7 +10,10 @@ from typing import Any
 from meshmsg.driver import Driver
 from meshmsg.engine.calls import Call, Calls
 from meshmsg.engine.streams import OutStream
+from meshmsg.errors import BodyTooLarge
+from meshmsg.message import describe_error
 from meshmsg.sockets.turns import yield_turn
+from meshmsg.wire.large import LARGE_BYTES
 
 # Items of an iterable that are encoded in one turn of the loop at most.
 BURST = 256
@@ -37,6 +40,8 @@ async def send_items(driver: Driver, calls: Calls, call: Call, items: Items, enc
             await _send_parts(driver, calls, call, up, stir, iter(items), encode)
         calls.end_items(call)
         driver.wake()
+    except StopAsyncIteration as error:  # of a plain iterable: whoever reads the answer would take it for its end
+        raise RuntimeError(f"{call.service}.{call.method}: items= raised {describe_error(error)}") from error
     finally:
         up.wake = None
         close = getattr(source, "aclose", None)
@@ -61,7 +66,10 @@ async def _send_as_they_come(
         except StopAsyncIteration:
             return
         await _wait_for_room(up, stir)  # another server may have the call meanwhile, and did not say what it takes
-        calls.send_items(call, [encode(item, count)])
+        body = encode(item, count)
+        if len(body) > LARGE_BYTES:
+            _require_taken(driver, call, body, count)
+        calls.send_items(call, [body])
         driver.wake()
         count += 1
         if count % BURST == 0:
@@ -78,6 +86,8 @@ async def _send_parts(
         bodies: list[bytes] = []
         for place, item in enumerate(islice(source, wanted), count):
             body = encode(item, place)
+            if len(body) > LARGE_BYTES:
+                _require_taken(driver, call, body, place)
             bodies.append(body)
             left -= len(body)
             if left <= 0:
@@ -90,6 +100,19 @@ async def _send_parts(
             return
         count += wanted
         await yield_turn()
+
+
+def _require_taken(driver: Driver, call: Call, body: bytes, place: int) -> None:
+    """Raises ``BodyTooLarge`` for an item that this node may send, and whoever has the call now does not take."""
+    peers = driver.engine.peers
+    peer = peers.find(call.provider.key) if call.provider is not None else None
+    limit = peers.limit_of(peer) if peer is not None else None
+    if limit is not None and len(body) > limit:
+        assert call.provider is not None, "who takes less is somebody"
+        raise BodyTooLarge(
+            f"{call.service}.{call.method}: items[{place}] of {len(body)} bytes; the limit is {limit}, that of "
+            f"{call.provider.name!r}: send smaller ones, or raise Node(max_message_bytes=) on both sides"
+        )
 
 
 async def _wait_for_room(up: OutStream, stir: asyncio.Event) -> None:

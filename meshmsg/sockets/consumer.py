@@ -16,7 +16,7 @@ from meshmsg.options import PullOptions
 from meshmsg.sockets.conversions import make_converter
 from meshmsg.sockets.handoff import Hand, Handoff
 from meshmsg.sockets.held import Held
-from meshmsg.sockets.here import require_here
+from meshmsg.sockets.here import require_here, require_loop_here
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.threads import ThreadWorkers
 from meshmsg.sockets.turns import yield_turn
@@ -65,7 +65,7 @@ class Consumer(Shown):
         A coroutine function runs in the loop, a plain function in ``concurrency`` threads.
         """
         require_handler(self._label, handler)
-        require_here(self._driver)
+        require_loop_here(self._driver)
         if self._workers is not None:
             raise ConfigurationError(f"{self._label} already has a handler; use concurrency= for more of it")
         if is_async(handler):
@@ -115,7 +115,7 @@ class Consumer(Shown):
             raise WaitTimeout(f"no message of {self._name!r} came within {timeout} s{self._explain_wait()}") from None
         if message is None:
             self._driver.require_usable()
-            raise NodeClosed(f"{self._label} was closed: open another one")
+            raise NodeClosed(f"{self._label} was closed: open another one, or make a new Node if this one closes")
         return message
 
     async def batches(self, max_size: int = 500, max_wait: float = 0.01) -> AsyncIterator[Batch]:
@@ -161,7 +161,10 @@ class Consumer(Shown):
 
     @property
     def unsettled(self) -> int:
-        """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5)."""
+        """Messages this consumer holds without a verdict, started or not; never more than ``prefetch`` (G5).
+
+        Of a ``sub`` without a group, which wants no verdicts: messages that came and that nobody has taken yet.
+        """
         return self._inbox.unsettled
 
     async def close(self, drain: float = 0.0) -> None:
@@ -273,6 +276,7 @@ class Consumer(Shown):
 
     async def _wait(self, have: int = 0) -> None:
         """Until there are more messages than ``have``, or something else has changed."""
+        self._driver.require_loop()
         if self._arrival is None:
             self._arrival = asyncio.Event()
         self._arrival.clear()
@@ -308,12 +312,17 @@ class Consumer(Shown):
     def _require_owner(self) -> None:
         if get_ident() != self._driver.owner:
             self._driver.require_usable()
-        if self._held is not None and self._held.over:
+        if self._held is None:
+            return
+        if not self._driver.scheduled:  # else nothing is asked for that would fail half way in another loop
+            self._driver.require_loop()
+        if self._held.over:
             raise NodeClosed(
                 f"{self._label} was closed, and nacked what was not settled: settle before, or close(drain=)"
             )
 
     def _require_iterable(self) -> None:
         self._driver.require_usable()
+        self._driver.require_loop()
         if self._workers is not None:
             raise ConfigurationError(f"{self._label} has a handler; open it without one to iterate")

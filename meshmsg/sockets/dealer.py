@@ -216,9 +216,9 @@ class Dealer(Shown):
     ) -> FileInfo:
         """Gets a file of a service that offers some (``Router.files``), and puts it at ``target`` once it is whole.
 
-        Until then it grows beside it, as ``.name.meshmsg-part``. If the provider dies the transfer goes on at another one, or at the same
-        when it is back; if this fails, the next ``fetch`` goes on with what has come. The SHA-256 of the whole is
-        compared in the end.
+        Until then it grows beside it, as ``.name.meshmsg-part``. If the provider dies the transfer goes on at another
+        one, or at the same when it is back; if this fails, the next ``fetch`` goes on with what has come. The SHA-256
+        of the whole is compared in the end.
 
         Parameters
         ----------

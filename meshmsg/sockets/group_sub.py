@@ -10,9 +10,10 @@ from meshmsg.engine.binding import Binding, freeze_where
 from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.topics import require_pattern
 from meshmsg.errors import ConfigurationError, NameClash
-from meshmsg.options import MAX_QUEUE_NAME, GroupOptions, make_options
+from meshmsg.options import GroupOptions, make_options
 from meshmsg.sockets.push_pull import Pull
 from meshmsg.sockets.shown import of_node
+from meshmsg.wire.frames import MAX_QUEUE
 
 
 class GroupSub(Pull):
@@ -54,9 +55,9 @@ def open_group_sub(driver: Driver, pattern: str, options: Mapping[str, Any]) -> 
     chosen = make_options(GroupOptions, where, options)
     binding = Binding(chosen.group, pattern, freeze_where(chosen.where))
     queue, engine = binding.queue, driver.engine
-    if len(queue) > MAX_QUEUE_NAME:
+    if len(queue) > MAX_QUEUE:  # its members' links would end at the first message
         raise ConfigurationError(
-            f"{where}: group, where= and pattern make a name of {len(queue)} characters, and {MAX_QUEUE_NAME} are "
+            f"{where}: group, where= and pattern make a name of {len(queue)} characters, and {MAX_QUEUE} are "
             "allowed: ask for fewer headers, or shorter values"
         )
     if queue in engine.inboxes:

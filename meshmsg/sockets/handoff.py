@@ -23,8 +23,10 @@ EXTENDED = -1  # beside the kinds of verdicts in ``wire.frames``
 # The main thread waits in steps of this many seconds, so that it sees every signal: one that comes between the
 # interpreter's last look and the wait itself does not end the wait, and on Windows none does.
 STEP_S = 0.25
-# Messages of topics that are lent ahead of the threads' asking. The others stay where newer ones can replace them.
+# Messages of topics that are lent ahead of the threads' asking, and their bytes; no more than the subscription's buffer
+# in any case. The others stay in that, where they are counted, and newer ones can replace them.
 AHEAD = 256
+AHEAD_BYTES = 2**20
 LATE = "the consumer was closed, and this message was not settled"
 
 
@@ -90,7 +92,7 @@ class Handoff:
     def __init__(self, driver: Driver, inbox: Source, loop: asyncio.AbstractEventLoop) -> None:
         self.driver = driver
         self.closed = False
-        self.room = True  # whether producers may send more before anything is settled
+        self.room = True  # whether more may come before anything is settled, or, of topics, taken
         self.more = False  # whether messages wait that are not lent, or a gap behind those that are
         self.hands: set[Hand] = set()  # of iterations
         self.over = False  # whether what an iteration leaves behind is lost unless it nacks it
@@ -101,12 +103,20 @@ class Handoff:
         self._topics = inbox if isinstance(inbox, TopicBuffer) else None
         self._wanted = 0  # messages that a thread waits for
         self._lent: deque[Message] = deque()
+        # Of topics. A loan counts until all of it is taken: where it ends, in messages since the beginning; its bytes.
+        self._loans: deque[tuple[int, int]] = deque()
+        self._lent_count = 0  # since the beginning
+        self._lent_bytes = 0
         self.verdicts: deque[Verdict] = deque()
         self._given_up: set[InLane] = set()  # by their producers, who send what has not started elsewhere
         self._tickets: deque[threading.Lock] = deque()  # of the threads that wait; to release one wakes its thread
         self.bell = Bell(loop, self._answer)
         self._make_lane = ThreadLane if self._topics is None else ThreadPublication
         inbox.on_given_up = self._give_up
+        if self._topics is not None:
+            self._topics.lent = self._lent.__len__
+        elif isinstance(inbox, Inbox):
+            inbox.on_recall = self._recall
 
     # -- for any thread --------------------------------------------------------------------------------------
 
@@ -286,14 +296,34 @@ class Handoff:
             return self._inbox.take_back()
         # Before the look at who waits: who comes to wait after it sees this, and asks.
         self.more = topics.has_more
-        waiting, wanted = len(self._tickets), self._wanted
+        waiting, have = len(self._tickets), len(self._lent)
+        wanted = max(waiting, self._wanted) if waiting else 0
         self._wanted = 0
+        subscription, before = topics.subscription, topics.taken_bytes
         # With the newest values alone wanted, one that lies here would only grow old.
-        ahead = 0 if topics.subscription.latest else AHEAD
-        target = max(ahead, waiting, wanted if waiting else 0)
-        lent = topics.lend(target - len(self._lent))
+        ahead = 0 if subscription.latest else AHEAD
+        most = min(max(ahead, wanted), subscription.buffer)
+        most_bytes = subscription.buffer_bytes
+        if wanted <= max(waiting, have):  # else a batch is to be filled
+            most_bytes = min(AHEAD_BYTES, most_bytes)
+        lent = topics.lend(
+            most - have, most_bytes - self._count_lent_bytes(have), waiting - have, over_gaps=not have or wanted > have
+        )
+        if lent:
+            self._lent_count += sum(map(len, lent))
+            self._lent_bytes += topics.taken_bytes - before
+            self._loans.append((self._lent_count, topics.taken_bytes - before))
         self.more = topics.has_more
+        # A batch that has to fill waits in vain: the buffer's worth is lent.
+        self.room = not (wanted > have and self.more and not lent)
         return lent
+
+    def _count_lent_bytes(self, have: int) -> int:
+        """Bytes of the topics' messages on loan, about."""
+        taken = self._lent_count - have
+        while self._loans and self._loans[0][0] <= taken:
+            self._lent_bytes -= self._loans.popleft()[1]
+        return self._lent_bytes
 
     def apply(self) -> None:
         """Passes the verdicts on to their lanes. The first one on a message counts, whoever gave it."""
@@ -377,7 +407,8 @@ class Handoff:
         self._given_up.add(lane)
 
     def _look_for_room(self) -> None:
-        self.room = self._inbox.has_room
+        if self._topics is None:
+            self.room = self._inbox.has_room
         if not self.room:
             self._wake(len(self._tickets))  # who waits for a batch to fill waits in vain
 

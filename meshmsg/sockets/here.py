@@ -11,3 +11,10 @@ def require_here(driver: Driver) -> None:
         driver.require_usable()
     else:
         driver.require_process()
+
+
+def require_loop_here(driver: Driver) -> None:
+    """The same, and of two event loops of a thread only the node's own one: who waits in the other waits in vain."""
+    require_here(driver)
+    if driver.usable:
+        driver.require_loop()

@@ -74,6 +74,7 @@ class Called(Incoming[T]):
                 await self._keep(self._begin())
             except Exception as error:
                 self._failure = error
+                self._stir.set()  # others may read this, too
                 raise
         elif self._failure is not None:
             raise self._failure.with_traceback(None)
@@ -82,6 +83,8 @@ class Called(Incoming[T]):
         while not self._waiting:
             if self._closed:
                 raise self._about(Cancelled(f"{self._label}: given up"))
+            if self._failure is not None:
+                raise self._failure.with_traceback(None)
             if self._ended:
                 self._raise_end()
             self._stir.clear()
@@ -175,6 +178,9 @@ class ItemStream(Called[Any]):
         under_way, call = self._under_way, self._call
         if under_way.full:
             await under_way.wait_for_room(call)
+            if self._closed:  # given up meanwhile: the room is for others
+                under_way.release(call)
+                return
         under_way.start(call)
         if self._items is not None:
             items, self._items = self._items, None

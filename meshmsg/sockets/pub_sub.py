@@ -25,6 +25,7 @@ from meshmsg.options import PubOptions, PullOptions, SubOptions, make_options
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.line import Line
+from meshmsg.sockets.methods import find_kind
 from meshmsg.sockets.sending import encode, encode_parts, make_details, require_size
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
@@ -418,9 +419,14 @@ class Sub(Consumer):
         if self._on_gap is None:
             return
         try:
-            self._on_gap(gap)
+            result = self._on_gap(gap)
         except (Exception, asyncio.CancelledError):  # of something that it awaits no more
             logger.exception("on_gap of %s failed", self._label)
+            return
+        if inspect.iscoroutine(result):
+            result.close()
+            hint = "asyncio.create_task(...) in it runs one"
+            logger.error("on_gap of %s returned a coroutine, which is not awaited: %s", self._label, hint)
 
     def _note_failure(self, message_id: str, error: str) -> None:
         logger.error("%s: message %s failed: %s", self._label, message_id, error)
@@ -458,7 +464,7 @@ def open_sub(
 
 def require_on_gap(on_gap: Callable[[Gap], Any] | None) -> None:
     """Raises ``ConfigurationError`` for what cannot be called with a ``Gap``."""
-    if on_gap is not None and (not callable(on_gap) or inspect.iscoroutinefunction(on_gap)):
+    if on_gap is not None and (not callable(on_gap) or find_kind(on_gap) != "function"):
         raise ConfigurationError(f"sub(on_gap=) takes a plain function, not {on_gap!r}: it is called in the loop")
 
 

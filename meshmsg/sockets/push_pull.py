@@ -25,7 +25,7 @@ from meshmsg.options import PullOptions, PushOptions, SendKeywords
 from meshmsg.sockets.consumer import Consumer
 from meshmsg.sockets.here import require_here
 from meshmsg.sockets.line import Line
-from meshmsg.sockets.sending import MessageIds, encode, encode_parts, make_details, require_size
+from meshmsg.sockets.sending import MessageIds, encode, encode_parts, make_details, note_accepted, require_size
 from meshmsg.sockets.shown import Shown, of_node
 from meshmsg.sockets.turns import yield_turn
 from meshmsg.wire.codec import explain_encode_error, make_packer, renew_packer
@@ -179,17 +179,22 @@ class Push(Shown):
         """Accepts many plain messages; faster than one ``send`` each. Waits while the outbox is full (G5).
 
         A body that cannot be sent raises ``EncodeError``; of a list or tuple nothing is accepted then, of an
-        iterator what came more than a burst before it.
+        iterator what came more than a burst before it. Whatever ends this early, a close or a cancellation too, has the
+        ids of what was accepted in its attribute ``accepted``.
         """
         self._require_open()
         self._driver.require_loop()
         require_items("send_many(bodies)", bodies, "send() takes a single body")
         ids = MessageIds(self._prefix, [])
-        for part in encode_parts(self._pack, bodies, SEND_BURST):
-            if self._outbox.burst < len(part):
-                await yield_turn()
-                self._outbox.burst = self._count_room()
-            await self._push_part(part, ids)
+        try:
+            for part in encode_parts(self._pack, bodies, SEND_BURST):
+                if self._outbox.burst < len(part):
+                    await yield_turn()
+                    self._outbox.burst = self._count_room()
+                await self._push_part(part, ids)
+        except BaseException as error:
+            note_accepted(error, ids)
+            raise
         return ids
 
     async def _push_part(self, part: list[bytes], ids: MessageIds) -> None:
@@ -458,6 +463,7 @@ class Pull(Consumer):
 
     def __init__(self, driver: Driver, inbox: Inbox, options: PullOptions) -> None:
         super().__init__(driver, inbox, options, f"pull({inbox.queue!r})")
+        self._on_left: Callable[[], object] = lambda: None  # called at the end of the close
 
     def _withdraw(self) -> None:
         # First, or a producer that hears of the end of its lane opens another one, and gives this one up.
@@ -465,3 +471,4 @@ class Pull(Consumer):
 
     def _leave(self) -> None:
         self._driver.engine.close_pull(self.queue)
+        self._on_left()

@@ -75,6 +75,11 @@ class Queues:
         chosen = make_options(PushOptions, f"push({queue!r})", plain)
         if not chosen.reliable:
             return self._push_bare(queue, plain if hook is None else {**plain, "on_dead_letter": hook})
+        if chosen.dead_letter_to == queue:
+            raise ConfigurationError(
+                f"push({queue!r}, dead_letter_to={queue!r}) is its own queue, where what is dead would be handled again"
+                ": use retry=Retry(max_attempts=) for more attempts, or another queue"
+            )
         name = self._engine.identity.name
         if queue in self._bare_pushes:
             raise NameClash(f"node {name!r} already pushes to {queue!r} with reliable=False: use another queue name")
@@ -147,9 +152,14 @@ class Queues:
         except BaseException:  # such as a type= that is none: nobody would take what is sent here
             self._engine.close_pull(queue)
             raise
-        self._pulls[queue] = pull
+        self._add_pull(pull)
         self._driver.wake()
         return pull
+
+    def _add_pull(self, pull: Pull) -> None:
+        """Until it is closed: the engine lets nobody open the queue again before."""
+        self._pulls[pull.queue] = pull
+        pull._on_left = partial(self._pulls.pop, pull.queue, None)
 
     def _forget_bare_pull(self, queue: str) -> None:
         self._bare_pulls.pop(queue, None)
@@ -158,7 +168,7 @@ class Queues:
     def join(self, pattern: str, options: Mapping[str, Any]) -> GroupSub:
         """A member of a group, which is a pull of the group's queue."""
         member = open_group_sub(self._driver, pattern, options)
-        self._pulls[member.queue] = member
+        self._add_pull(member)
         return member
 
     # -- looking ---------------------------------------------------------------------------------------------

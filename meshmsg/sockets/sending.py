@@ -61,6 +61,13 @@ class MessageIds(Sequence[str]):
         return f"{self._prefix}{numbers[place - self._ends[which]]}"
 
 
+def note_accepted(error: BaseException, ids: MessageIds) -> None:
+    """Has what ended a ``send_many`` tell which messages were accepted before, and so are on their way."""
+    if ids:
+        error.accepted = ids  # type: ignore[attr-defined]  # MeshError has it, and others can have it
+        error.add_note(f"{len(ids)} messages of this send_many were accepted before: the ids are in `accepted`")
+
+
 def encode(pack: Pack, body: Any) -> bytes:
     """One body as it travels; raises ``EncodeError`` with the path to what cannot."""
     try:

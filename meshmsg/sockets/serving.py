@@ -40,7 +40,7 @@ logger = logging.getLogger("meshmsg.handlers")
 class Worker:
     """One of ``concurrency``: what it serves, and whether it was told to stop that."""
 
-    __slots__ = ("context", "expires_at", "in_thread", "served", "stopped", "task")
+    __slots__ = ("context", "expires_at", "in_thread", "proceeded", "served", "stopped", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
@@ -48,6 +48,7 @@ class Worker:
         self.context: Context | None = None
         self.expires_at: float | None = None  # the end of the router's timeout, if that comes before the deadline
         self.in_thread = False
+        self.proceeded = False  # interceptors let the call through to its method
         self.stopped = False
 
     def stop(self) -> None:
@@ -245,8 +246,11 @@ class CallWorkers:
         failure = None
         try:
             if self._interceptors:
+                worker.proceeded = False
                 result = await self._intercept(worker, context, served, method, 0)
-                if result is None and method is not None and not method.streams:
+                if served.flags & WANTS_ITEMS:
+                    require_proceeded(worker, served)
+                elif result is None and method is not None and not method.streams:
                     require_returned(method)
             elif method is not None and method.kind == "coroutine" and not served.flags & (WANTS_ITEMS | SENDS_ITEMS):
                 args, kwargs = method.signature.bind(served.args, served.kwargs, context)
@@ -308,6 +312,7 @@ class CallWorkers:
     ) -> Any:
         """Goes through the interceptors, from the first one to the method."""
         if position == len(self._interceptors):
+            worker.proceeded = True
             if served.cancelled is not None:
                 raise Cancelled(f"{served.service}.{served.method}: {served.cancelled}")
             try:
@@ -498,6 +503,13 @@ def require_returned(method: Method) -> None:
         method.signature.check_result(None)
     except TypeError as error:
         raise TypeError(f"{error} from its interceptors: write `return await proceed()`") from None
+
+
+def require_proceeded(worker: Worker, served: Served) -> None:
+    """Refuses a stream that its interceptors kept from its method: it would end well, and without an item."""
+    if not worker.proceeded:
+        text = "its interceptors did not call proceed(): write `return await proceed()`"
+        raise RuntimeError(f"{served.service}.{served.method}: {text}")
 
 
 def is_same(variables: Variables, others: Variables | None) -> bool:

@@ -13,6 +13,7 @@ from meshmsg.errors import Cancelled, DeadlineExceeded, MeshError, NodeClosed, R
 from meshmsg.sockets.call_items import Encode, Items, send_items
 
 SHARED_SHARE = 0.001  # of its time that a call may get on top, to have its deadline in common with others
+CLEANUP_S = 1.0  # what items of calls that are over get to clean up, before who closes the dealer waits no more
 
 
 class Sink(Protocol):
@@ -115,6 +116,8 @@ class UnderWay:
     def _sent(self, call: Call, sender: asyncio.Task[None]) -> None:
         """The caller's items have ended: all are sent, or the application failed to bring them."""
         self._senders.pop(call, None)
+        if self.driver.endings.pop(sender, None) is not None:
+            self.driver.wake()  # who closes the node may wait for this
         if sender.cancelled():
             self.abort(call, Cancelled(f"{call.service}.{call.method}: its items= were cancelled"))
         else:
@@ -132,6 +135,7 @@ class UnderWay:
             sender = self._senders.pop(call, None)
             if sender is not None:
                 sender.cancel()
+                self.driver.endings[sender] = self
 
     def give_up(self, call: Call) -> None:
         """Nobody waits for a call any more: its server is told to stop."""
@@ -157,6 +161,13 @@ class UnderWay:
         for call in list(self._open):
             if isinstance(call, Call):
                 self.abort(call, Cancelled(f"{call.service}.{call.method}: the dealer was closed"))
+
+    async def wait_for_endings(self) -> None:
+        """Until the items of calls that are over have cleaned up; for a second at most, and never for itself."""
+        asking = asyncio.current_task()
+        endings = [task for task, owner in self.driver.endings.items() if owner is self and task is not asking]
+        if endings:
+            await asyncio.wait(endings, timeout=CLEANUP_S)
 
 
 def about(call: Call, error: RequestError) -> RequestError:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
+import time
 import types
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from meshmsg.driver import Driver
@@ -15,7 +18,7 @@ from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.topic_buffer import Source
 from meshmsg.errors import ConfigurationError, NodeClosed, Reject
-from meshmsg.message import Message, judge_by_error
+from meshmsg.message import Event, Message, judge_by_error
 from meshmsg.options import PullOptions
 from meshmsg.sockets.signatures import read_signature
 from meshmsg.sockets.turns import yield_turn
@@ -24,20 +27,30 @@ Handler = Callable[[Message], Any]
 
 # A worker whose handler never waits gives the loop a turn after this many messages.
 BURST = 256
+# What a handler gets to clean up after its timeout, before it counts as one that does not end.
+CLEANUP_S = 0.5
+# Before another worker takes the place of one that was cancelled: a loop that ends cancels all its tasks, and is gone
+# by then.
+REPLACE_S = 0.01
 
 logger = logging.getLogger("meshmsg.handlers")
 
 
 class Worker:
-    """One of ``concurrency``: what it runs, and since when."""
+    """One of ``concurrency``: what it runs, and how long it may."""
 
-    __slots__ = ("message", "started_at", "task", "timed_out")
+    __slots__ = ("message", "task", "timed_out", "until")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.message: Message | None = None
-        self.started_at = 0.0
+        self.until = math.inf  # the end of its timeout, then of its time to clean up; infinite once that is over, too
         self.timed_out = False
+
+    @property
+    def stuck(self) -> bool:
+        """Whether what it runs was cancelled, and does not end."""
+        return self.timed_out and self.until == math.inf
 
 
 def is_async(handler: Handler) -> bool:
@@ -86,7 +99,12 @@ def refuse_result(message: Message, result: object) -> None:
 
 
 class Workers:
-    """Feeds a handler from an inbox, ``concurrency`` at a time, each within ``timeout`` seconds."""
+    """Feeds a handler from an inbox, ``concurrency`` at a time, each within ``timeout`` seconds.
+
+    A handler that runs past its timeout is cancelled, and its message nacked, so that another consumer gets it at once.
+    One that does not end then keeps its worker until it does. A worker that is cancelled itself, be it by its own
+    handler, is replaced.
+    """
 
     def __init__(self, driver: Driver, inbox: Source, options: PullOptions, handler: Handler) -> None:
         self._driver = driver
@@ -96,6 +114,7 @@ class Workers:
         self._workers: list[Worker] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
+        self._stuck = False  # whether no worker is left
         self._stopping = False
         self._finishing = False
         if options.timeout is not None:
@@ -103,11 +122,32 @@ class Workers:
 
     def start(self) -> None:
         """Starts the workers in the running loop."""
-        loop = asyncio.get_running_loop()
         for index in range(self._options.concurrency):
-            worker = Worker()
-            worker.task = loop.create_task(self._work(worker), name=f"meshmsg-{self._inbox.queue}-{index}")
-            self._workers.append(worker)
+            self._start_worker(index)
+
+    def _start_worker(self, index: int) -> None:
+        worker = Worker()
+        name = f"meshmsg-{self._inbox.queue}-{index}"
+        worker.task = asyncio.get_running_loop().create_task(self._work(worker), name=name)
+        worker.task.add_done_callback(partial(self._ended, worker, index))
+        self._workers.append(worker)
+
+    def _ended(self, worker: Worker, index: int, task: asyncio.Task[None]) -> None:
+        """A worker's task is over: at the end, or because it was cancelled."""
+        self._workers.remove(worker)
+        worker.task = None  # which holds its frames, and they the worker
+        if not task.cancelled() and isinstance(task.exception(), Exception):
+            logger.error("a worker of %r ended", self._inbox.queue, exc_info=task.exception())
+        if self._finishing:
+            self._replace(index)  # what is left has no other time
+        elif not self._stopping:
+            task.get_loop().call_later(REPLACE_S, self._replace, index)
+
+    def _replace(self, index: int) -> None:
+        if self._stopping or (self._finishing and not self._inbox.waiting):
+            return
+        logger.warning("a handler of %r was cancelled, and its worker with it: another one goes on", self._inbox.queue)
+        self._start_worker(index)
 
     def wake(self) -> None:
         """Messages have come: as many idle workers as there are messages get up."""
@@ -121,16 +161,15 @@ class Workers:
         """Waits until everything in the inbox was handled, for ``drain`` seconds at most."""
         self._finishing = True
         self._wake_all()
-        tasks = [worker.task for worker in self._workers if worker.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=drain)
+        until = self._driver.now() + drain
+        while (tasks := self._tasks) and (left := until - self._driver.now()) > 0:
+            await asyncio.wait(tasks, timeout=left)
 
     async def stop(self, drain: float) -> None:
         """Lets handlers end within ``drain`` seconds, cancels the rest; what they held is nacked (G10)."""
         self._stopping = True
         self._wake_all()
-        tasks = [worker.task for worker in self._workers if worker.task is not None]
-        if tasks:
+        if tasks := self._tasks:
             _, late = await asyncio.wait(tasks, timeout=max(0.0, drain))
             for task in late:
                 task.cancel()
@@ -138,6 +177,10 @@ class Workers:
                 await asyncio.wait(late, timeout=0.5)
         if self._watchdog is not None:
             self._watchdog.cancel()
+
+    @property
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [worker.task for worker in self._workers if worker.task is not None]
 
     def _wake_all(self) -> None:
         for future in self._idle:
@@ -151,8 +194,11 @@ class Workers:
         timed = self._options.timeout is not None
         # Acks leave, and credit comes back, before the prefetch is used up.
         burst = max(1, min(BURST, inbox.prefetch // 2))
+        task = asyncio.current_task()
+        assert task is not None, "a worker is a task"
+        cancelling = task.cancelling  # a cancellation on its way must not meet the next message
         count = 0
-        while not self._stopping:
+        while not self._stopping and not cancelling():
             message = opened.popleft() if opened else inbox.take_one(driver)
             if message is None:
                 if inbox.dirty:
@@ -161,9 +207,7 @@ class Workers:
                         continue
                 if self._finishing:
                     return
-                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._idle.append(future)
-                await future
+                await self._rest()
                 continue
             if timed:
                 await self._run_guarded(worker, message)
@@ -189,11 +233,22 @@ class Workers:
             if count % burst == 0:
                 await yield_turn()
 
+    async def _rest(self) -> None:
+        """Until there may be a message."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future in self._idle:  # or it would be woken in the place of another one
+                self._idle.remove(future)
+            raise
+
     async def _run_guarded(self, worker: Worker, message: Message) -> None:
         """With a timeout: the path that costs more."""
-        worker.message, worker.started_at, worker.timed_out = message, self._driver.now(), False
-        if self._options.timeout is not None:
-            self._watch()
+        assert self._options.timeout is not None
+        worker.message, worker.until, worker.timed_out = message, self._driver.now() + self._options.timeout, False
+        self._watch()
         try:
             refuse_result(message, await self._handler(message))
         except BaseException as error:
@@ -206,31 +261,31 @@ class Workers:
             worker.message = None
             if worker.timed_out and worker.task is not None:
                 worker.task.uncancel()  # whatever the handler made of it, it is over
+                if self._stuck:
+                    self._note_stuck()
 
     def _failed(self, worker: Worker, message: Message, error: BaseException) -> None:
-        timed_out = isinstance(error, asyncio.CancelledError) and worker.timed_out
-        ends = not timed_out and self._ends(worker, error)
+        ends = self._ends(worker, error)
         if not message.settled:
             try:
-                if timed_out:
-                    message.nack(error=f"the handler ran longer than its timeout of {self._options.timeout} s")
-                elif ends and isinstance(error, asyncio.CancelledError):
-                    message.nack(error="the consumer was closed while the handler ran")
+                if ends and isinstance(error, asyncio.CancelledError):
+                    closed = "the consumer was closed while the handler ran"
+                    message.nack(error=closed if self._stopping else "the task of the handler was cancelled")
                 else:
                     judge_by_error(message, error)
             except NodeClosed:
                 pass  # a handler that outlived its node: the sender has taken the message back
         if ends:
             raise error
-        if not timed_out and not isinstance(error, Reject):
+        if not worker.timed_out and not isinstance(error, Reject):
             logger.debug("handler of %r failed on %s", self._inbox.queue, message.id, exc_info=error)
 
     @staticmethod
     def _ends(worker: Worker, error: BaseException) -> bool:
         """Whether an exception is meant for the worker itself, and not only for the handler's message."""
         if isinstance(error, asyncio.CancelledError):
-            # One that nobody asked this task for came out of something that the handler awaited.
-            return worker.task is None or worker.task.cancelling() > 0
+            # One that nobody asked this task for came out of something that the handler awaited; the timeout asks once.
+            return worker.task is None or worker.task.cancelling() > worker.timed_out
         if isinstance(error, GeneratorExit):
             try:
                 return asyncio.current_task() is not worker.task
@@ -242,27 +297,45 @@ class Workers:
 
     def _watch(self) -> None:
         """One timer for all workers, at the earliest deadline."""
-        if self._watchdog is None and self._options.timeout is not None:
-            # One whose time ran out is cancelled already, however long its handler takes to clean up.
-            running = [each.started_at for each in self._workers if each.message is not None and not each.timed_out]
-            if running:
-                when = min(running) + self._options.timeout
+        if self._watchdog is None:
+            when = min((worker.until for worker in self._workers if worker.message is not None), default=math.inf)
+            if when < math.inf:
                 self._watchdog = asyncio.get_running_loop().call_at(when, self._expire)
 
     def _expire(self) -> None:
         self._watchdog = None
-        timeout = self._options.timeout
-        assert timeout is not None
         now = self._driver.now()
         for worker in self._workers:
-            late = worker.message is not None and now >= worker.started_at + timeout
-            if late and not worker.timed_out and worker.task is not None:
-                worker.timed_out = True
-                worker.task.cancel()
+            message = worker.message
+            if message is None or worker.task is None or now < worker.until:
+                continue
+            if worker.timed_out:
+                worker.until = math.inf
+                logger.warning("a handler of %r was cancelled at its timeout, and does not end", self._inbox.queue)
+                continue
+            worker.timed_out, worker.until = True, now + CLEANUP_S
+            if not message.settled:  # whatever the handler says from now on is too late
+                message.nack(error=f"the handler ran longer than its timeout of {self._options.timeout} s")
+            worker.task.cancel()
+        self._note_stuck()
         self._watch()
 
+    def _note_stuck(self) -> None:
+        """With no worker left, what waits goes to other consumers; with one again, more may come."""
+        running = sum(worker.stuck and worker.message is not None for worker in self._workers)
+        stuck = running == self._options.concurrency
+        if stuck == self._stuck:
+            return
+        self._stuck = stuck
+        if isinstance(self._inbox, Inbox):
+            self._inbox.pause(stuck)
+        if stuck:
+            text = f"all {running} handlers were cancelled at the timeout of {self._options.timeout} s, and do not end"
+            self._driver.on_events([Event("consumer.stuck", time.time(), queue=self._inbox.queue, text=text)])
+
     def _extended(self, lane: InLane, seq: int) -> None:
+        assert self._options.timeout is not None
         for worker in self._workers:
             message = worker.message
-            if message is not None and message._lane is lane and message._seq == seq:
-                worker.started_at = self._driver.now()
+            if message is not None and message._lane is lane and message._seq == seq and not worker.timed_out:
+                worker.until = self._driver.now() + self._options.timeout

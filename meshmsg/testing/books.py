@@ -6,6 +6,7 @@ applications see them. Each broken promise raises ``GuaranteeBroken`` at the ste
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -81,6 +82,7 @@ class Books:
         self.travel_s: float | None = None  # how long a frame is under way at most; None if nobody knows
         self.last_started: dict[tuple[str, str, str, int], int] = {}
         self.starts = 0
+        self.given_up: dict[tuple[str, str, int], float] = {}  # lanes by their ends, while a consumer stood still
 
     # -- producers -------------------------------------------------------------------------------------------
 
@@ -202,6 +204,14 @@ class Books:
 
     # -- consumers -------------------------------------------------------------------------------------------
 
+    def on_thaw(self, node: ClusterNode) -> None:
+        """A process goes on that stood still for as long as it takes to be given up; which lanes were, is noted."""
+        for inbox in node.engine.inboxes.values():
+            for lane in inbox.lanes.values():
+                account = self.accounts.get((lane.peer, lane.queue))
+                if account is not None and account.alive and lane.number not in account.outbox.lanes:
+                    self.given_up[node.key, lane.peer, lane.number] = node.cluster.now
+
     def on_start(self, node: ClusterNode, pull: ClusterPull, message: Message) -> None:
         """An application got a message in its hands."""
         self.starts += 1
@@ -217,6 +227,9 @@ class Books:
             self.groups.check_start(account.copies[number], node, message)
         stale = account.alive and lane.number not in account.outbox.lanes  # given up, and it cannot know yet
         self._check_repetition(account, node, message, lane, stale)
+        # What it does before its first turn after that cannot be helped.
+        if node.cluster.now > self.given_up.get((node.key, lane.peer, lane.number), math.inf):
+            raise GuaranteeBroken("G2", f"{node.name} starts {message}, which was given up while it stood still")
         self._check_order(account, node, message)
         expiry = account.expiries.get(number)
         if self.travel_s is not None and expiry is not None and number not in account.redrives:

@@ -267,6 +267,7 @@ class Cluster:
         self.say(node.name, "freezes")
         self.network.freeze(node.transport)
         node.loop.hold("frozen")
+        node.frozen_at = self.now
 
     def thaw(self, node: ClusterNode) -> None:
         """Its process goes on, as by SIGCONT."""
@@ -274,6 +275,8 @@ class Cluster:
             self.say(node.name, "thaws")
             self.network.thaw(node.transport)
             node.loop.release("frozen")
+            if self.now - node.frozen_at >= self.liveness.gone_after:
+                self.books.on_thaw(node)
 
     def stall(self, node: ClusterNode, seconds: float) -> None:
         """Its loop is blocked for a while: the process lives and its links stay up, but it makes no progress."""

@@ -240,6 +240,7 @@ class ClusterNode:
         self.audited = -1  # what had run in its loop when it was last audited
         self.alive = False
         self.leaving = False
+        self.frozen_at = 0.0  # when it last stood still
         self.pushes: dict[str, ClusterPush] = {}
         self.pulls: dict[str, ClusterPull] = {}
         self.pubs: list[ClusterPub] = []

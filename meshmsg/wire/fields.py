@@ -64,9 +64,14 @@ def text(value: Any, what: str, limit: int, *, controls: bool = False) -> str:
     """A text of at most ``limit`` characters, in one line unless ``controls`` are welcome."""
     if type(value) is not str or len(value) > limit:
         raise ProtocolError(f"{what} is not a text of at most {limit} characters")
-    if not controls and not value.isprintable() and _CONTROL.search(value):  # nearly every text is printable
+    if not controls and has_controls(value):
         raise ProtocolError(f"{what} is a text with control characters")
     return value
+
+
+def has_controls(value: str) -> bool:
+    """Whether a text has characters that no name may have."""
+    return not value.isprintable() and _CONTROL.search(value) is not None  # nearly every text is printable
 
 
 def headers(value: Any) -> None:

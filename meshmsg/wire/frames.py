@@ -49,9 +49,9 @@ PIECE_BYTES = 256 * 1024
 # What is taken of one payload if nothing else is said.
 MAX_PAYLOAD_BYTES = 64 * 2**20
 
-# Longest texts that a reader takes, in characters.
+# Longest texts that a reader takes, in characters. A group's queue has its pattern and condition in its name.
 MAX_NAME = 400
-MAX_QUEUE = 200
+MAX_QUEUE = 1000
 MAX_TOPIC = 200
 MAX_VERDICT_TEXT = 1000
 
@@ -433,7 +433,7 @@ def _check_details(details: Any, length: int) -> None:
     if type(details) is not dict or (length != 1 and details.keys() != {"t"}):
         raise ProtocolError("details belong to a single message")
     if "t" in details:
-        fields.text(details["t"], "topic", MAX_QUEUE)
+        fields.text(details["t"], "topic", MAX_TOPIC)
     fields.headers(details.get("h", {}))
     if type(details.get("k", "")) is not str:
         raise ProtocolError("a key is a text")
@@ -543,12 +543,12 @@ def _check_offers(offers: Any) -> None:
     for kind, names in _map(offers).items():
         fields.text(kind, "kind of offer", MAX_NAME)
         for name, details in _map(names).items():
-            fields.text(name, "name of an offer", MAX_NAME)
+            fields.text(name, "name of an offer", MAX_QUEUE)
             for what, value in _map(details).items():
                 fields.text(what, "detail of an offer", MAX_NAME)
                 for each in value if type(value) is list else (value,):
                     if type(each) is str:
-                        fields.text(each, "detail of an offer", MAX_NAME)
+                        fields.text(each, "detail of an offer", MAX_QUEUE)
                     elif type(each) not in (bool, int, float, type(None)):
                         raise ProtocolError("details of an offer are texts, numbers, or arrays of these")
 

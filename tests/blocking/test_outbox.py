@@ -133,6 +133,19 @@ def test_a_dead_letter_takes_no_number_that_a_thread_was_given() -> None:
     box.check()
 
 
+def test_a_failure_while_it_takes_in_leaves_it_open() -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    box = SharedOutbox("work", PushOptions(max_pending=2, overflow="drop_oldest"), random.Random(1), fail)
+    assert [box.put(b"a"), box.put(b"b")] == [0, 1]
+    box.absorb(100.0)
+    assert box.put(b"c") == 2
+    with pytest.raises(RuntimeError, match="a bug"):
+        box.absorb(100.0)
+    assert box.fits(1)
+
+
 def test_a_sealed_outbox_refuses() -> None:
     box = make()
     box.put(b"a")

@@ -329,6 +329,47 @@ def test_an_item_that_cannot_be_read_comes_in_its_place(node: Node) -> None:
     assert list(fetched) == [3]
 
 
+def test_items_that_came_for_another_thread_are_no_end(node: Node) -> None:
+    class Source:
+        """Two items that come together, and the end."""
+
+        def __init__(self) -> None:
+            self.items = deque([1, 2])
+
+        @property
+        def _waiting(self) -> int:
+            return len(self.items)
+
+        def _take(self) -> Any:
+            return self.items.popleft()
+
+        async def __anext__(self) -> Any:
+            if not self.items:
+                raise StopAsyncIteration
+            return self._take()
+
+    class Steps:
+        """A thread that gets no turn after its fetch before another one was through with its own."""
+
+        def __init__(self) -> None:
+            self.fetched: Fetched[Any]
+            self.others: list[Any] = []
+            self.busy = False
+
+        def wait(self, fetch: Callable[[], Any]) -> Any:
+            assert node._loop is not None
+            result = node._loop.wait(fetch)
+            if not self.busy:
+                self.busy = True
+                self.others += [next(self.fetched, "end") for _ in range(3)]
+            return result
+
+    steps = Steps()
+    steps.fetched = Fetched(Source(), steps, node._node.driver)  # type: ignore[arg-type]
+    assert next(steps.fetched, "end") == "end"
+    assert steps.others == [1, 2, "end"]
+
+
 def test_nothing_is_kept_of_what_has_ended(node: Node) -> None:
     served = Served(node)
     math = served.math

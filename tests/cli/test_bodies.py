@@ -39,6 +39,20 @@ def test_json_comes_back_as_it_was(value: Any) -> None:
     assert parse_json(line) == value
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("NaN", "NaN is a word of Python's"),
+        ('{"a": [-Infinity]}', "-Infinity is a word of Python's"),
+        ("1e400", "1e400 is more than a number can be"),
+        ("-1" + "0" * 400 + ".0", r"-10{38}\.\.\. is more than"),
+    ],
+)
+def test_a_number_that_would_not_come_back_is_no_json(line: str, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^{why}"):
+        parse_json(line)
+
+
 @given(st.binary().filter(lambda line: b"\n" not in line))
 def test_a_line_comes_back_as_it_was(line: bytes) -> None:
     assert to_line(parse_text(line)) == line

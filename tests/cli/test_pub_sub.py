@@ -166,6 +166,44 @@ def test_a_line_that_is_no_json_stops_but_costs_none_before_it(shell: Shell) -> 
     assert sub.finish().lines == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ("{oops", "body 2 is not JSON: Expecting property name"),
+        ("NaN", "body 2 is not JSON: NaN is a word of Python's"),
+        ("1e400", "body 2 is not JSON: 1e400 is more than a number can be"),
+        ("123456789012345678901234567890", "body 2: body cannot be sent: MessagePack carries integers of 64 bits"),
+    ],
+)
+def test_of_bodies_with_a_bad_one_none_is_published(bad: str, why: str) -> None:
+    ended = use("pub", "a", "1", bad, "--json", "--subscribers", "0", code=2)
+    assert (ended.stdout, ended.stderr.startswith(f"meshmsg: {why}")) == ("", True), ended.stderr
+
+
+@pytest.mark.guarantee("G6")
+def test_a_subscriber_that_vanished_before_it_had_everything_is_named(shell: Shell) -> None:
+    sub = shell.start("sub", "a")
+    pub = shell.start("pub", "a", "1", "-n", "30", "--rate", "10", "--json")
+    assert read_line(sub) == "1"
+    sub.send_signal(signal.SIGSTOP)
+    ended = finish(pub)
+    name = f"sub-{sub.pid}"
+    document = json.loads(ended.stdout)
+    assert (ended.code, document["subscribers"], list(document["behind"])) == (1, [name], [name])
+    missed = document["behind"][name]
+    assert 0 < missed < 30
+    assert ended.stderr == (
+        f"meshmsg: pub 'a': 30 published, {name!r} is gone without a goodbye and had yet to receive {missed}\n"
+    )
+
+
+def test_a_subscriber_that_said_goodbye_is_not_behind(shell: Shell) -> None:
+    sub = subscribe(shell, "a", "-n", "3")
+    pub = shell.run("pub", "a", "1", "-n", "10", "--rate", "20", "--json")
+    assert (pub.code, json.loads(pub.stdout)["behind"]) == (0, {})
+    assert sub.finish().lines == ["1", "1", "1"]
+
+
 @pytest.mark.guarantee("G7")
 def test_members_of_a_group_share_and_taps_steal_nothing(shell: Shell) -> None:
     tap = shell.spool("tap", "**", "-n", "100", "--json")
@@ -182,7 +220,7 @@ def test_members_of_a_group_share_and_taps_steal_nothing(shell: Shell) -> None:
 
 def test_a_tap_shows_where_messages_come_from(shell: Shell) -> None:
     tap = shell.spool("tap", "a.**", "-n", "2")
-    assert shell.run("pub", "a.b", "x", "--json", "[1]", "2").code == 2  # x is no JSON
+    assert shell.run("pub", "a.b", "x", "--json", "[1]", "2").code == 2  # x is no JSON, so none is published
     pub = shell.start("pub", "a.b", "x", "y")
     assert finish(pub).code == 0
     assert tap.finish().lines == [f"a.b  pub-{pub.pid}  #0  x", f"a.b  pub-{pub.pid}  #1  y"]

@@ -204,6 +204,7 @@ def test_unknown_options_name_the_closest(face: Face) -> None:
         ("push", {"balance": "fair"}, "takes one of 'least_outstanding'"),
         ("push", {"ttl": -1}, "takes 0 or more"),
         ("push", {"dead_letter_to": "a b"}, "without white space"),
+        ("push", {"dead_letter_to": "work"}, "its own queue"),
         ("push", {"on_dead_letter": 7}, "on_dead_letter"),
         ("pull", {"prefetch": 0}, "takes 1 or more"),
         ("pull", {"concurrency": True}, "takes a whole number"),

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from meshmsg import BodyTooLarge, RequestError, Retry
+from meshmsg import BodyTooLarge, Context, RequestError, Retry
 from meshmsg.wire.frames import PIECE_BYTES
 from meshmsg.wire.large import LARGE_BYTES
-from tests.contracts.faces import PATIENCE_S, Face, bodies_of, take, until
+from tests.contracts.faces import PATIENCE_S, Collected, Face, Gate, bodies_of, take, until
+from tests.contracts.services import END, Next, in_thread, incoming, method, outcome_of
 
 LARGE = 2**23
 LIMIT = 2**21
@@ -160,6 +161,50 @@ def repeat(body: Any, more: Any) -> Any:
 
 def give(size: int) -> Any:
     return bytes(size) if size > 1 else size
+
+
+@pytest.mark.guarantee("G8", "G11")
+def test_items_that_a_provider_does_not_take_end_their_request_alone(face: Face) -> None:
+    server, client = face.node("server", max_message_bytes=2**18), face.node("client")
+    router, math = server.router("math"), client.dealer("math", timeout=PATIENCE_S)
+    gate, started = Gate(), Collected()
+
+    @method(face, router)
+    def sizes(context: Context) -> Any:
+        items, result = incoming(face, context), []
+        while (item := (yield Next(items))) != END:
+            result.append(len(item))
+        return result
+
+    @method(face, router, streams=True)
+    def measure(context: Context) -> Any:
+        items = incoming(face, context)
+        while (item := (yield Next(items))) != END:
+            yield len(item)
+
+    @method(face, router)
+    def work() -> Any:
+        started.add("work")
+        yield gate
+        return "done"
+
+    client.wait_for(router="math", timeout=PATIENCE_S)
+    other = in_thread(math.work)
+    started.wait(1)
+    limit = (
+        r"the limit is 262144, that of 'server': send smaller ones, or raise Node\(max_message_bytes=\) on both sides"
+    )
+    for size in (2**18, 5_000_000):
+        for place, items in ((0, [bytes(size)]), (2, iter([b"x", b"y", bytes(size), b"z"]))):
+            with pytest.raises(BodyTooLarge, match=rf"^math\.sizes: items\[{place}\] of {size + 5} bytes; {limit}"):
+                math.request("sizes", items=items)
+            with pytest.raises(BodyTooLarge, match=limit):
+                list(math.stream("measure", items=[bytes(size)]))
+    fitting = [2**18 - 5] * 5 + [60_000] * 40 + [10] * 1000  # which together have more than it takes
+    assert math.request("sizes", items=map(bytes, fitting)) == fitting
+    gate.open()
+    assert outcome_of(other) == "done"
+    assert server.counters()["refused_frames"] == 0
 
 
 @pytest.mark.parametrize(

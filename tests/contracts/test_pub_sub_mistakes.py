@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -91,8 +92,19 @@ def test_unknown_options_name_the_closest(face: Face) -> None:
 def test_a_coroutine_function_is_no_on_gap(face: Face) -> None:
     async def on_gap(gap: Any) -> None: ...
 
-    with pytest.raises(ConfigurationError, match=r"^sub\(on_gap=\) takes a plain function"):
-        face.node().sub("a", on_gap=on_gap)
+    async def on_gaps(gap: Any) -> Any:
+        yield
+
+    def of_gap(gap: Any) -> Any:
+        yield
+
+    class OnGap:
+        async def __call__(self, gap: Any) -> None: ...
+
+    node = face.node()
+    for each in (on_gap, on_gaps, of_gap, OnGap(), functools.partial(on_gap)):
+        with pytest.raises(ConfigurationError, match=r"^sub\(on_gap=\) takes a plain function"):
+            node.sub("a", on_gap=each)
 
 
 def test_topics_share_their_options(face: Face) -> None:

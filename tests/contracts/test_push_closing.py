@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from meshmsg import ConfigurationError, DeadLetter, DeadLettered, Ledger, NodeClosed, OutboxFull, Retry, WaitTimeout
+from meshmsg import (
+    ConfigurationError,
+    DeadLetter,
+    DeadLettered,
+    EncodeError,
+    Ledger,
+    NodeClosed,
+    OutboxFull,
+    Retry,
+    WaitTimeout,
+)
 from tests.contracts.faces import PATIENCE_S, Collected, Face, take, until
 
 
@@ -276,3 +286,45 @@ def test_a_node_that_has_too_many_names_opens_no_more_and_goes_on(face: Face) ->
     producer.push("work").send("still there")
     assert pull.get(timeout=PATIENCE_S).body == "still there"
     assert producer.counters()["refused_frames"] == 0
+
+
+@pytest.mark.guarantee("G1")
+@pytest.mark.parametrize("what", ["push", "node"])
+def test_a_send_many_that_a_close_ends_says_what_was_accepted(face: Face, what: str) -> None:
+    node = face.node()
+    jobs = node.push("work", max_pending=10)
+    results = in_thread(lambda: jobs.send_many(range(50)))
+    until(lambda: jobs.ledger().accepted == 10)
+    (jobs if what == "push" else node).close()
+    (error,) = results.wait(1)
+    assert isinstance(error, NodeClosed)
+    assert list(error.accepted) == [f"{node.id[:12]}/work/{number}" for number in range(10)]
+    assert node.ledger()["work"].accepted == 10
+    assert error.__notes__ == ["10 messages of this send_many were accepted before: the ids are in `accepted`"]
+    with pytest.raises(NodeClosed) as late:
+        jobs.send_many(range(2))
+    assert list(late.value.accepted) == []
+
+
+@pytest.mark.guarantee("G1")
+def test_a_send_many_that_its_iterator_ends_says_what_was_accepted(face: Face) -> None:
+    def bodies(last: Callable[[], Any]) -> Iterator[Any]:
+        yield from range(3000)
+        yield last()
+
+    def fail() -> None:
+        raise KeyError("the iterator's own")
+
+    jobs = face.node().push("work")
+    kinds: list[tuple[type[Exception], Callable[[], Any]]] = [(EncodeError, object), (KeyError, fail)]
+    for kind, last in kinds:
+        before = jobs.ledger().accepted
+        with pytest.raises(kind) as caught:
+            jobs.send_many(bodies(last))
+        accepted: Any = getattr(caught.value, "accepted")  # noqa: B009 -- any exception gets one
+        assert 0 < len(accepted) == jobs.ledger().accepted - before
+
+
+def test_a_queue_without_dead_letters_has_none_to_redrive(face: Face) -> None:
+    node = face.node()
+    assert node.redrive(queue="unknown") == []

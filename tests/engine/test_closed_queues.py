@@ -264,3 +264,42 @@ def test_whatever_happens_every_message_has_one_end_and_an_id_of_its_own(steps: 
     assert over(pair)
     assert acked | set(letters(pair.a)) == {f"a/q/{number}" for number in ids}
     assert not acked & set(letters(pair.a))
+
+
+# --- pulls --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["idle", "working", "unknown"])
+def test_of_a_closed_pull_nothing_is_left_once_its_lanes_are_over(when: str) -> None:
+    pair = Pair()
+    if when == "unknown":  # to any producer
+        pair.b.open_pull("other", 5)
+        pair.b.close_pull("other")
+    pair.box.push(b"\x01")
+    pair.carry()
+    messages = pair.inbox.take(1, 0.0) if when == "working" else []
+    pair.b.close_pull("q")
+    for _ in range(3):
+        pair.carry()
+    assert len(pair.b._receiver._leaving) == len(messages)
+    for message in messages:
+        message.ack()
+    for _ in range(3):
+        pair.carry()
+    assert not pair.b._receiver._leaving and not pair.b._receiver._homes
+    assert pair.box.ledger()[:4] == (1, 1, 0, 0) if messages else (1, 0, 0, 1)
+
+
+def test_of_a_closed_pull_nothing_is_left_once_its_producers_are_gone() -> None:
+    pair = Pair()
+    pair.box.push(b"\x01")
+    pair.carry()
+    (message,) = pair.inbox.take(1, 0.0)
+    pair.b.close_pull("q")
+    pair.carry()
+    pair.a.close()
+    pair.carry()
+    assert not pair.b._receiver._leaving and not pair.b._receiver._homes
+    message.ack()  # it leads nowhere
+    pair.carry()
+    assert not pair.b._receiver._homes

@@ -18,6 +18,7 @@ from meshmsg.message import Ledger
 from meshmsg.options import PushOptions, Retry
 from meshmsg.testing import Cluster
 from meshmsg.testing.topics import ClusterPub
+from meshmsg.wire import frames
 
 QUEUE = "group:billing@orders.*"
 pytestmark = pytest.mark.guarantee("G7")
@@ -39,6 +40,19 @@ def test_a_binding_travels_in_an_offer() -> None:
     assert read_binding(binding.queue, binding.describe(durable=True)) == binding
     assert binding.describe(durable=True)["durable"] is True
     assert "durable" not in binding.describe(durable=False)
+
+
+@pytest.mark.guarantee("G11")
+@pytest.mark.parametrize("text", ["\x00", "two\nlines", "\x1b[2J", "\x7f", "\x85", "\u2028", "\u202e", "\u2066", "é"])
+def test_a_condition_with_control_characters_travels_as_json(text: str) -> None:
+    for where in ({"note": text}, {text: 1.5, "vip": True}):
+        binding = Binding("billing", "orders.**", freeze_where(where))
+        offer = frames.Offers(1, {"group": {binding.queue: binding.describe(durable=False)}})
+        told = frames.decode(frames.encode(offer))
+        assert isinstance(told, frames.Offers)
+        assert read_binding(binding.queue, told.offers["group"][binding.queue]) == binding
+        lane = frames.LaneState(1, binding.queue, 0, 0, 0, 0, 0)
+        assert frames.decode(frames.encode(lane)) == lane
 
 
 def test_no_two_bindings_share_a_queue() -> None:
@@ -70,6 +84,11 @@ def test_no_two_bindings_share_a_queue() -> None:
         (QUEUE, {"group": "billing", "pattern": "orders.*", "where": ["region"]}),
         (QUEUE, {"group": "billing", "pattern": "orders.*", "where": [1, 2]}),
         (QUEUE, {"group": "billing", "pattern": "orders.*", "where": ["region", None]}),
+        ('group:g{"x":"\\n"}@a', {"group": "g", "pattern": "a", "where": '{"x":"\\n"'}),
+        ('group:g["x"]@a', {"group": "g", "pattern": "a", "where": '["x"]'}),
+        ('group:g{"x":["\\n"]}@a', {"group": "g", "pattern": "a", "where": '{"x":["\\n"]}'}),
+        ('group:g{"x":1}@a', {"group": "g", "pattern": "a", "where": '{"x":1,"x":2}'}),
+        ("group:g@a", {"group": "g", "pattern": "a", "where": "[" * 1000}),
     ],
 )
 def test_offers_that_are_no_group_are_a_breach_of_protocol(name: str, details: dict[str, Any]) -> None:

@@ -241,7 +241,8 @@ def test_subscriptions_at_different_places_ask_for_what_each_has_room_for_in_tur
         (want,) = side.wants()
         asked.append(want)
         side.past(want[0], want[1], want[2] - want[1])
-        ahead.take(100), behind.take(100)
+        ahead.take(100)
+        behind.take(100)
     assert sorted(asked) == [("a", 0, 10), ("a", 10, 20), ("a", 510, 520), ("a", 520, 530)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meshmsg.engine.subscription import FIRST_WILL, Delivery, Subscription
-from meshmsg.engine.topic_buffer import REFILL, TopicBuffer
+from meshmsg.engine.topic_buffer import REFILL, REFILL_BYTES, TopicBuffer
 from meshmsg.message import Gap
 from meshmsg.wire.codec import Undecodable
 
@@ -31,8 +31,8 @@ class Setting:
         self.buffer.on_failed = lambda message_id, error: self.failed.append((message_id, error))
         self.next = 0
 
-    def put(self, *bodies: Any, headers: Any = None, topic: str = "t.x") -> int:
-        taken = self.subscription.put(topic, NODE, self.next, list(bodies), headers, len(bodies))
+    def put(self, *bodies: Any, headers: Any = None, topic: str = "t.x", size: int | None = None) -> int:
+        taken = self.subscription.put(topic, NODE, self.next, list(bodies), headers, size or len(bodies))
         self.next += len(bodies)
         return taken
 
@@ -116,6 +116,83 @@ def test_reading_ahead_is_bounded() -> None:
     assert setting.take_one() == 0
     assert setting.subscription.waiting == REFILL * 2
     assert setting.buffer.waiting == REFILL * 3 - 1
+
+
+@pytest.mark.guarantee("G6")
+def test_reading_ahead_is_bounded_in_bytes() -> None:
+    setting = Setting()
+    setting.put(*range(5), size=5)
+    for body in range(5, 10):
+        setting.put(body, size=REFILL_BYTES // 2)
+    assert setting.take_one() == 0
+    assert setting.subscription.waiting == 4, "one more of these fits behind the small ones"
+    assert [setting.take_one() for _ in range(9)] == list(range(1, 10))
+
+
+@pytest.mark.guarantee("G6")
+def test_a_message_is_taken_however_large_it_is() -> None:
+    setting = Setting()
+    for body in range(3):
+        setting.put(body, size=2 * REFILL_BYTES)
+    assert setting.take_one() == 0
+    assert setting.subscription.waiting == 2
+    setting.put(3, 4, size=4 * REFILL_BYTES)  # these came together
+    assert [setting.take_one() for _ in range(3)] == [1, 2, 3]
+    assert setting.subscription.waiting == 1
+
+
+def count_lent(setting: Setting, *arguments: int) -> int:
+    return sum(map(len, setting.buffer.lend(*arguments)))
+
+
+@pytest.mark.guarantee("G6")
+def test_what_is_lent_ahead_is_bounded_in_bytes_and_what_is_asked_for_is_not() -> None:
+    setting = Setting()
+    for body in range(10):
+        setting.put(body, size=100)
+    assert count_lent(setting, 256, 99) == count_lent(setting, 256, 0) == count_lent(setting, 256, -50) == 0
+    assert count_lent(setting, 256, 299) == 2
+    assert setting.buffer.taken_bytes == 200
+    assert count_lent(setting, 0, -50, 3) == 3
+    assert count_lent(setting, 256, 200, 1) == 2
+    assert (count_lent(setting, 256, 300), setting.buffer.taken_bytes) == (3, 1000)
+    setting.subscription.check()
+
+
+def test_threads_that_wait_are_lent_a_newest_value_each() -> None:
+    setting = Setting(latest=True)
+    for topic in ("t.a", "t.b", "t.c"):
+        setting.subscription.put_latest(Delivery(topic, NODE, 0, [topic], None, 1))
+    assert count_lent(setting, 0, 100, 2) == 2
+    assert setting.subscription.waiting == 1
+
+
+@pytest.mark.guarantee("G6")
+def test_a_gap_is_not_told_while_threads_are_lent_what_came_before_it() -> None:
+    setting = Setting()
+    on_loan = [2]
+    setting.buffer.lent = lambda: on_loan[0]
+    setting.miss(1)
+    setting.put(1)
+    setting.buffer.tell_gaps()
+    assert not setting.buffer.lend(256, over_gaps=False)
+    assert (setting.gaps, setting.buffer.waiting, setting.buffer.unsettled) == ([], 1, 3)
+    on_loan[0] = 0
+    setting.buffer.tell_gaps()
+    assert len(setting.gaps) == 1
+    assert len(setting.buffer.lend(256, over_gaps=False)) == 1
+
+
+@pytest.mark.guarantee("G6")
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_closed_buffer_hands_out_no_batch(ahead: int) -> None:
+    setting = Setting()
+    setting.put(*range(10))
+    for _ in range(ahead):
+        setting.take_one()
+    assert setting.buffer.waiting == 10 - ahead, "these are counted as discarded"
+    setting.buffer.return_unstarted()
+    assert not setting.buffer.take(100, 0.0)
 
 
 def test_a_closed_buffer_hands_out_nothing() -> None:

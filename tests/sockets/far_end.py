@@ -107,8 +107,9 @@ class FarEnd:
         self.calls.on_results(f"{name}-id.1", [number], [value], self.driver.now())
         self.driver.wake()
 
-    def fault(self, number: int, code: str, message: str = "", name: str = "b1") -> None:
-        self.calls.on_fault(f"{name}-id.1", [items.FAULT, number, code, "", message, None, None, 0], self.driver.now())
+    def fault(self, number: int, code: str, message: str = "", name: str = "b1", flags: int = 0) -> None:
+        fault = [items.FAULT, number, code, "", message, None, None, flags]
+        self.calls.on_fault(f"{name}-id.1", fault, self.driver.now())
         self.driver.wake()
 
     def yields(self, number: int, *values: Any, name: str = "b1") -> None:

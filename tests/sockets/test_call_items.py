@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 
 from meshmsg import BodyTooLarge, Cancelled, EncodeError, MeshError
-from meshmsg.wire.items import CALL, CANCEL, UP_END, UP_ITEMS
+from meshmsg.wire.items import CALL, CANCEL, NEVER_RAN, UP_END, UP_ITEMS
 from tests.sockets.far_end import FarEnd, outcome
 
 
 def start(coroutine: Any) -> asyncio.Task[Any]:
     return asyncio.ensure_future(coroutine)
+
+
+async def collect(stream: Any) -> list[Any]:
+    return [item async for item in stream]
 
 
 @pytest.mark.guarantee("G5", "G8")
@@ -196,4 +200,128 @@ async def test_items_that_are_cancelled_by_themselves_end_the_request() -> None:
     error = await asked
     assert type(error) is Cancelled and error.method == "total"
     await far.rest()
+    far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
+@pytest.mark.parametrize("kind", [StopAsyncIteration, StopIteration])
+async def test_items_that_raise_what_ends_an_iteration_do_not_end_it_well(kind: type[Exception]) -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        raise kind  # which of a generator is StopAsyncIteration alone; Python makes a RuntimeError of the other
+
+    class Numbers:
+        def __iter__(self) -> Iterator[int]:
+            raise kind
+
+    far = FarEnd()
+    dealer = far.dealer()
+    for items in (numbers(), Numbers()):
+        reading = start(collect(dealer.stream("echo", items=items)))
+        _, call, _ = await far.next(CALL)
+        far.takes(call[1], 16)
+        with pytest.raises(RuntimeError, match=r"raised Stop(Async)?Iteration"):
+            await reading
+        await far.rest()
+        far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
+@pytest.mark.parametrize("smaller", ["first", "second", "neither"])
+async def test_the_limit_of_who_has_the_call_by_then_counts(smaller: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def later() -> AsyncIterator[bytes]:
+        begun.set()
+        await gate.wait()
+        yield bytes(2**18)
+
+    far = FarEnd("b1", "b2")
+    limits: dict[str, int] = {}
+    monkeypatch.setattr(far.driver.engine.peers, "find", lambda key: key)
+    monkeypatch.setattr(far.driver.engine.peers, "limit_of", limits.get)
+    dealer = far.dealer()
+    asked = start(outcome(dealer.request("total", items=later())))
+    first, call, _ = await far.next(CALL)
+    far.takes(call[1], 16, first)
+    await begun.wait()
+    far.fault(call[1], "unavailable", "it closes", first, NEVER_RAN)
+    second, call, _ = await far.next(CALL)
+    assert second != first
+    if smaller != "neither":
+        limits[f"{first if smaller == 'first' else second}-id.1"] = 2**18
+    far.takes(call[1], 16, second)
+    gate.set()
+    if smaller == "second":
+        error = await asked
+        assert isinstance(error, BodyTooLarge)
+        assert str(error).startswith(f"math.total: items[0] of 262149 bytes; the limit is 262144, that of {second!r}: ")
+        assert (await far.next(CANCEL))[0] == second
+    else:
+        await far.next(UP_ITEMS)
+        far.reply(call[1], "taken", second)
+        assert await asked == "taken"
+    await far.rest()
+    far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
+async def test_who_closes_a_dealer_waits_for_what_its_items_clean_up() -> None:
+    cleaned = []
+
+    def numbers(name: str) -> AsyncIterator[int]:
+        over = asyncio.Event()
+
+        async def run() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.Event().wait()
+            finally:
+                asyncio.get_running_loop().call_later(0.05, over.set)
+                await over.wait()
+                cleaned.append(name)
+
+        return run()
+
+    far = FarEnd()
+    dealer, other = far.dealer(), far.dealer()
+    asked = []
+    for each, name in ((dealer, "answered"), (dealer, "given up"), (other, "of another dealer")):
+        asked.append(start(outcome(each.request("total", items=numbers(name)))))
+        _, call, _ = await far.next(CALL)
+        far.takes(call[1], 16)
+        await far.next(UP_ITEMS)
+        if name == "answered":
+            far.reply(call[1], "early")
+            assert await asked[0] == "early"
+    assert cleaned == []
+    await dealer.close()
+    assert cleaned == ["answered", "given up"]
+    await other.close()
+    assert len(cleaned) == 3 and not far.driver.endings
+    await asyncio.gather(*asked)
+    far.require_idle(dealer, other)
+
+
+async def test_a_dealer_may_be_closed_by_what_its_items_clean_up() -> None:
+    far = FarEnd()
+    dealer = far.dealer()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            await dealer.close()  # and does not wait for itself
+            cleaned.set()
+
+    cleaned = asyncio.Event()
+    asked = start(outcome(dealer.request("total", items=numbers())))
+    _, call, _ = await far.next(CALL)
+    far.takes(call[1], 16)
+    await far.next(UP_ITEMS)
+    far.reply(call[1], "early")
+    assert await asked == "early"
+    await far.rest()
+    assert cleaned.is_set()
     far.require_idle(dealer)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from meshmsg import Message, Node, NodeClosed, WrongThread
+from meshmsg import Message, Node, NodeClosed, WaitTimeout, WrongThread
 from meshmsg.unclosed import forget
 
 PATIENCE_S = 10.0
@@ -194,6 +194,74 @@ def test_nothing_is_accepted_in_another_loop(begun: bool, ended: bool) -> None:
             loop.run_until_complete(news.send(1))
             assert node._engine.publisher.topics() == ({"news": 2, "all.a": 1} if begun else {"news": 1})
             assert loop.run_until_complete(node.close(drain=0))["work"].accepted == begun + 1
+    finally:
+        if ended:
+            abandon(node)
+        loop.close()
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("begun", [False, True])  # whether the first loop has waited for messages and events
+def test_nothing_is_taken_or_awaited_in_another_loop(begun: bool, ended: bool) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> Message:
+        await node.start()
+        for queue in ("work", "taken"):
+            await node.push(queue).send(queue)
+        if begun:
+            for waiting in (empty.get(timeout=0.001), events.get(timeout=0.001)):
+                with pytest.raises(WaitTimeout):
+                    await waiting
+        await asyncio.sleep(0)
+        return await node.pull("taken").get(timeout=PATIENCE_S)
+
+    async def plain(use: Callable[[], object]) -> None:
+        use()
+
+    async def step(iteration: AsyncIterator[object]) -> None:
+        await anext(iteration)
+
+    try:
+        node = make()
+        pull, empty, events, unread = node.pull("work"), node.pull("empty"), node.events(), node.events()
+        message = loop.run_until_complete(begin())
+        iteration = aiter(empty)
+        if begun:
+            waiting = loop.create_task(step(iteration))
+            loop.run_until_complete(asyncio.sleep(0))
+            waiting.cancel()
+            loop.run_until_complete(asyncio.wait({waiting}))
+            iteration = aiter(empty)
+        if ended:
+            loop.close()
+        uses: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+            lambda: pull.get(),
+            lambda: pull.get(timeout=0),
+            lambda: step(aiter(pull)),
+            lambda: step(pull.batches()),
+            lambda: step(iteration),
+            lambda: empty.get(),
+            lambda: events.get(),
+            lambda: unread.get(timeout=0.001),
+            lambda: step(unread),
+            lambda: plain(node.events),
+            lambda: plain(message.ack),
+            lambda: plain(message.nack),
+            lambda: plain(lambda: pull(print)),
+            lambda: pull.close(),
+            lambda: node.push("idle").flush(),  # nothing is pending
+            lambda: node.wait_for(pull="work"),  # there is one
+        ]
+        for use in uses:
+            with pytest.raises(WrongThread, match="belongs to another event loop, which"):
+                asyncio.run(use())
+        if not ended:
+            message.ack()  # plain code between two runs of the loop
+            assert (pull.unsettled, loop.run_until_complete(pull.get(timeout=PATIENCE_S)).body) == (1, "work")
+            loop.run_until_complete(node.push("taken").flush(timeout=PATIENCE_S))
+            loop.run_until_complete(node.close(drain=0))
+            assert node.ledger()["taken"].processed == 1
     finally:
         if ended:
             abandon(node)

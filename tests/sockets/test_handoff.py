@@ -12,7 +12,8 @@ from meshmsg.engine.inbox import Inbox
 from meshmsg.engine.lane import InLane
 from meshmsg.engine.subscription import Subscription
 from meshmsg.engine.topic_buffer import TopicBuffer
-from meshmsg.message import Gap, Message
+from meshmsg.message import Message
+from meshmsg.sockets import handoff
 from meshmsg.sockets.handoff import Bell, Handoff
 from meshmsg.wire import frames
 
@@ -109,6 +110,21 @@ async def test_a_lane_that_its_producer_gave_up_is_not_started_any_more() -> Non
     assert list(setting.inbox.lanes.values()) == [other]
 
 
+async def test_what_is_held_is_taken_back_from_the_threads_and_lent_again() -> None:
+    setting = Setting()
+    first, second = setting.lanes
+    setting.arrive(first, 1, 2, 3)
+    setting.arrive(second, 4)
+    assert setting.handoff.take().body == 1  # type: ignore[union-attr]
+    setting.inbox.hold()
+    setting.arrive(second, 5)
+    assert setting.take_all() == []
+    setting.inbox.release(lambda lane: lane is first)
+    setting.handoff.lend()
+    assert setting.take_all() == [2, 3]
+    assert {seq: verdict[0] for seq, verdict in second.verdicts.items()} == {0: frames.RETURNED, 1: frames.RETURNED}
+
+
 async def test_a_producer_that_is_gone_has_its_messages_processed_all_the_same() -> None:
     setting = Setting()
     setting.arrive(setting.lanes[0], 1, 2)
@@ -203,23 +219,123 @@ async def test_waiting_ends_at_the_deadline_and_for_want_of_room() -> None:
     assert [message.body for message in setting.handoff.take_many(5, 1000.0)] == [1, 2]
 
 
+class Topics:
+    """A subscription, and its hand-off."""
+
+    def __init__(self, **options: Any) -> None:
+        self.subscription = Subscription("ticks", **options)
+        self.buffer = TopicBuffer(self.subscription, 256, lambda key: "publisher")
+        self.gaps: list[tuple[int, int]] = []
+        self.buffer.on_gap = lambda gap: self.gaps.append((gap.start, gap.stop))
+        self.handoff = Handoff(Turns(), self.buffer, asyncio.get_running_loop())  # type: ignore[arg-type]  # a stand-in
+        self.next = 0
+
+    def put(self, *bodies: Any, size: int = 1) -> None:
+        """Each by itself, as far as there is room."""
+        for body in bodies:
+            self.next += self.subscription.put("ticks", "a" * 32 + ".1", self.next, [body], None, size)
+
+    def arrive(self, *bodies: Any, size: int = 1) -> None:
+        self.put(*bodies, size=size)
+        self.buffer.tell_gaps()
+        self.handoff.lend()
+
+    def miss(self, count: int) -> None:
+        self.subscription.miss("ticks", "a" * 32 + ".1", self.next, self.next + count)
+        self.next += count
+
+    async def take(self, wait_s: float = 10.0) -> Any:
+        message = await asyncio.to_thread(self.handoff.take, time.monotonic() + wait_s)
+        return None if message is None else message.body
+
+    async def take_many(self, limit: int) -> list[Any]:
+        return [message.body for message in await asyncio.to_thread(self.handoff.take_many, limit, 10.0)]
+
+
 @pytest.mark.guarantee("G6")
 async def test_a_gap_behind_the_last_message_is_told_when_a_thread_wants_more() -> None:
-    node = "a" * 32 + ".1"
-    subscription = Subscription("ticks")
-    buffer = TopicBuffer(subscription, 256, lambda key: "publisher")
-    gaps: list[Gap] = []
-    buffer.on_gap = gaps.append
-    handoff = Handoff(Turns(), buffer, asyncio.get_running_loop())  # type: ignore[arg-type]  # a stand-in
-    subscription.put("ticks", node, 0, ["a"], None, 1)
-    subscription.miss("ticks", node, 1, 3)
-    handoff.lend()
-    message = handoff.take()
+    topics = Topics()
+    topics.put("a")
+    topics.miss(2)
+    topics.handoff.lend()
+    message = topics.handoff.take()
     assert message is not None
     assert message.body == "a"
-    assert gaps == []  # it comes behind the message, which may have been handled by now
-    assert await asyncio.to_thread(handoff.take, time.monotonic() + 0.01) is None
-    assert [(gap.start, gap.stop) for gap in gaps] == [(1, 3)]
+    assert topics.gaps == []  # it comes behind the message, which may have been handled by now
+    assert await topics.take(0.01) is None
+    assert topics.gaps == [(1, 3)]
+
+
+@pytest.mark.guarantee("G6")
+async def test_threads_hear_of_a_gap_between_the_messages() -> None:
+    topics = Topics()
+    topics.arrive("a", "b")
+    topics.miss(1)
+    topics.arrive("c")
+    told = []
+    for _ in range(3):
+        told.append((await topics.take(), list(topics.gaps)))
+    assert told == [("a", []), ("b", []), ("c", [(2, 3)])]
+
+
+@pytest.mark.guarantee("G6")
+async def test_a_batch_goes_over_a_gap() -> None:
+    topics = Topics()
+    topics.arrive("a", "b")
+    topics.miss(1)
+    topics.arrive("c")
+    assert await asyncio.wait_for(topics.take_many(3), 5) == ["a", "b", "c"]
+    assert topics.gaps == [(2, 3)]
+
+
+@pytest.mark.guarantee("G6")
+@pytest.mark.parametrize(
+    ("size", "options", "lent"),
+    [
+        (1, {}, handoff.AHEAD),
+        (handoff.AHEAD_BYTES // 4, {}, 4),
+        (handoff.AHEAD_BYTES + 1, {}, 0),
+        (1, {"buffer": 3}, 3),
+        (1, {"latest": True}, 0),
+    ],
+)
+async def test_topics_are_lent_ahead_up_to_a_bound(size: int, options: dict[str, Any], lent: int) -> None:
+    """In messages, in bytes, and no more than the subscription itself may hold."""
+    topics = Topics(**options)
+    for number in range(300):
+        topics.arrive(number, size=size)
+    assert topics.handoff.waiting == lent
+    assert topics.buffer.unsettled == lent + topics.subscription.waiting
+    count = min(10, topics.next)
+    assert [await topics.take() for _ in range(count)] == list(range(count))
+    topics.arrive()
+    assert topics.handoff.waiting <= lent
+
+
+@pytest.mark.guarantee("G6")
+async def test_each_thread_that_waits_gets_a_message_however_large() -> None:
+    topics = Topics()
+    threads = [asyncio.ensure_future(asyncio.to_thread(topics.handoff.take)) for _ in range(3)]
+    while len(topics.handoff._tickets) < 3:
+        await asyncio.sleep(0)
+    topics.put(*range(5), size=2 * handoff.AHEAD_BYTES)
+    topics.handoff.lend()
+    messages = await asyncio.wait_for(asyncio.gather(*threads), 5)
+    assert sorted(message.body for message in messages if message is not None) == [0, 1, 2]
+    assert topics.subscription.waiting == 2
+
+
+@pytest.mark.guarantee("G6")
+@pytest.mark.parametrize(("options", "size", "batch"), [({"buffer": 3}, 1, 3), ({"buffer_bytes": 250}, 100, 2)])
+async def test_a_batch_is_no_larger_than_the_buffer(options: dict[str, Any], size: int, batch: int) -> None:
+    topics = Topics(**options)
+    taken = asyncio.ensure_future(topics.take_many(100))
+    while not topics.handoff._tickets:
+        await asyncio.sleep(0)
+    for number in range(batch + 1):
+        topics.arrive(number, size=size)
+    assert await asyncio.wait_for(taken, 5) == list(range(batch))
+    assert await topics.take() == batch
 
 
 async def test_one_answer_for_many_rings() -> None:

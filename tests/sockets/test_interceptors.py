@@ -11,7 +11,7 @@ import pytest
 from meshmsg import Cancelled, ConfigurationError, RemoteError
 from meshmsg.sockets.dealer import Dealer
 from meshmsg.sockets.interceptors import Outgoing, Proceed
-from meshmsg.wire.items import CALL, CANCEL
+from meshmsg.wire.items import CALL, CANCEL, UP_ITEMS
 from tests.sockets.far_end import FarEnd, outcome
 
 
@@ -134,6 +134,79 @@ async def test_cancelling_goes_through_interceptors() -> None:
     asked.cancel()
     await far.next(CANCEL)
     far.require_idle(dealer)
+
+
+@pytest.mark.guarantee("G8")
+@pytest.mark.parametrize("how", ["cancelled", "aclose", "stubborn"])
+async def test_interceptors_of_a_stream_that_is_given_up_are_stopped(how: str) -> None:
+    stopped = []
+
+    async def peek(outgoing: Outgoing, proceed: Proceed) -> Any:
+        source = await proceed()
+        try:
+            assert await anext(source) == 0
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopped.append(outgoing.kind)
+            if how != "stubborn":
+                raise
+        return source
+
+    far = FarEnd()
+    dealer = far.dealer(interceptors=[peek])
+    stream = dealer.stream("count")
+    first, second = start(anext(stream)), start(outcome(anext(stream)))
+    _, call, _ = await far.next(CALL)
+    far.yields(call[1], 0)
+    await far.rest()
+    if how == "cancelled":
+        first.cancel()
+    else:
+        await stream.aclose()
+    assert type(await second) is Cancelled
+    await asyncio.wait({first})
+    assert first.cancelled() if how == "cancelled" else isinstance(first.exception(), Cancelled)
+    assert stopped == ["stream"]
+    if how == "stubborn":
+        assert (await far.next(CANCEL))[1] == [CANCEL, [call[1]]]
+        far.require_idle(dealer)
+    with pytest.raises(Cancelled):
+        await anext(stream)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_items_that_nobody_took_may_go_out_again(asynchronous: bool) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    async def again(outgoing: Outgoing, proceed: Proceed) -> Any:
+        try:
+            return await proceed()
+        except RemoteError:
+            if outgoing.method == "other":
+                outgoing.options["items"] = iter([1])
+            return await proceed()
+
+    far = FarEnd()
+    dealer = far.dealer(interceptors=[again])
+    for method, taken, fine in (("total", False, True), ("total", True, False), ("other", True, True)):
+        items = numbers() if asynchronous else iter([1])
+        asked = start(outcome(dealer.request(method, items=items)))
+        _, call, _ = await far.next(CALL)
+        if taken:
+            far.takes(call[1], 16)
+            await far.next(UP_ITEMS)
+        far.fault(call[1], "error", "broken")
+        if fine:
+            _, call, _ = await far.next(CALL)
+            far.takes(call[1], 16)
+            assert (await far.next(UP_ITEMS))[2] == [1]
+            far.reply(call[1], "second")
+            assert await asked == "second"
+        else:
+            assert type(await asked) is ConfigurationError
+        await far.rest()
+        far.require_idle(dealer)
 
 
 @pytest.mark.parametrize("given", [[5], [lambda outgoing, proceed: None], "abc", 7])

@@ -203,6 +203,33 @@ async def test_a_stream_whose_beginning_failed_says_so_each_time() -> None:
     await first
 
 
+@pytest.mark.guarantee("G8")
+@pytest.mark.parametrize("how", ["time", "aclose", "cancelled"])
+async def test_all_readers_hear_that_a_stream_did_not_begin(how: str) -> None:
+    far = FarEnd()
+    dealer = far.dealer(max_pending=1)
+    first = start(outcome(dealer.request("add", 1)))
+    _, call, _ = await far.next(CALL)
+    stream = dealer.stream("count", timeout=0.01 if how == "time" else None, items=[1])
+    readers = [start(outcome(anext(stream))) for _ in range(3)]
+    await far.rest()
+    if how == "aclose":
+        await stream.aclose()
+    elif how == "cancelled":
+        readers[0].cancel()
+    if how != "time":
+        far.reply(call[1], 1)  # so that there is room
+    await asyncio.wait(readers)
+    errors = {type(reader.result()) for reader in readers if not reader.cancelled()}
+    assert errors == {DeadlineExceeded if how == "time" else Cancelled}
+    if how == "time":
+        far.reply(call[1], 1)
+    assert await first == 1
+    await far.rest()
+    assert far.count(CALL) == 0
+    far.require_idle(dealer)
+
+
 async def test_several_tasks_may_read_one_stream() -> None:
     far = FarEnd()
     dealer = far.dealer()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import threading
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -250,6 +251,59 @@ async def test_threads_are_lent_only_what_they_take_soon() -> None:
         assert got == list(range(5000))
 
 
+@pytest.mark.guarantee("G6")
+async def test_a_small_buffer_holds_a_publisher_to_the_pace_of_threads() -> None:
+    async with running() as node:
+        out, sub = node.pub("steady", block=True, window=2), node.sub("steady", buffer=1)
+        await node.wait_for(sub="steady", timeout=5)
+        started, go_on, got = asyncio.Event(), threading.Event(), list[int]()
+        loop = asyncio.get_running_loop()
+
+        @sub
+        def handle(message: Message) -> None:
+            loop.call_soon_threadsafe(started.set)
+            go_on.wait(10)
+            got.append(message.body)
+
+        sending = asyncio.ensure_future(_send(out, range(8)))
+        await asyncio.wait_for(started.wait(), 5)
+        async with asyncio.timeout(5):
+            while out.lag() != {"node": {"steady": 2}}:
+                await asyncio.sleep(0)
+        assert sub._handoff is not None and sub._handoff.waiting <= 1
+        assert 1 <= sub.unsettled <= 2  # one in the buffer, and one on loan if the first was taken before it came
+        assert not sending.done()
+        go_on.set()
+        async with asyncio.timeout(5):
+            while len(got) < 8:
+                await asyncio.sleep(0)
+        assert got == list(range(8)) and not sub.unsettled
+        await sending
+
+
+@pytest.mark.guarantee("G6")
+@pytest.mark.parametrize("closes_at_once", [False, True])
+async def test_what_a_filling_batch_left_behind_is_discarded_and_not_delivered(closes_at_once: bool) -> None:
+    async with running() as node:
+        out, sub = node.pub("numbers"), node.sub("numbers")
+        await node.wait_for(sub="numbers", timeout=5)
+        got = list[int]()
+
+        async def read() -> None:
+            async for batch in sub.batches(max_wait=10.0):
+                got.extend(batch.bodies)
+
+        reading = asyncio.ensure_future(read())
+        await out.send_many([1, 2, 3])
+        while sub.unsettled < 3:
+            await asyncio.sleep(0)
+        if not closes_at_once:
+            await asyncio.sleep(0)  # the batch begins to fill
+        await sub.close()
+        await asyncio.wait_for(reading, 5)
+        assert (len(got), sub.discarded) in {(0, 3), (3, 0)}
+
+
 async def test_a_thread_gets_the_newest_value_and_not_one_that_lay_there() -> None:
     async with running() as node:
         out, sub = node.pub("price"), node.sub("price", latest=True)
@@ -353,6 +407,28 @@ async def test_an_on_gap_that_fails_costs_no_messages(error: BaseException, capl
             received.append((await sub.get(timeout=5)).body)
         assert len(received) + sub.gaps == 5000 and sub.gaps > 0
     assert "on_gap of sub('flood') failed" in caplog.text
+
+
+async def test_a_coroutine_that_an_on_gap_returns_is_closed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    begun: list[Any] = []
+    returned: list[Coroutine[Any, Any, None]] = []
+
+    async def tell(gap: Gap) -> None:
+        begun.append(gap)
+
+    def on_gap(gap: Gap) -> Coroutine[Any, Any, None]:
+        returned.append(tell(gap))
+        return returned[-1]
+
+    async with running() as node:
+        out, sub = node.pub("flood"), node.sub("flood", buffer=10, on_gap=on_gap)
+        await node.wait_for(sub="flood", timeout=5)
+        await out.send_many(range(5000))
+        while (await sub.get(timeout=5)).body != 4999:
+            pass
+    assert returned and not begun
+    assert all(inspect.getcoroutinestate(each) == inspect.CORO_CLOSED for each in returned)
+    assert "on_gap of sub('flood') returned a coroutine, which is not awaited: asyncio.create_task" in caplog.text
 
 
 async def test_a_message_has_its_sender_s_name_although_that_is_gone() -> None:

@@ -211,8 +211,9 @@ async def test_what_waits_at_the_close_is_told(what: str) -> None:
         waiting = asyncio.ensure_future(waits[what]())
         await asyncio.sleep(0)
         await node.close(drain=0)
-        with pytest.raises(StopAsyncIteration if what == "iterate" else NodeClosed):
+        with pytest.raises(StopAsyncIteration if what == "iterate" else NodeClosed) as raised:
             await waiting
+        assert what != "get" or "make a new Node" in str(raised.value)
 
 
 async def test_several_tasks_may_iterate_one_pull() -> None:
@@ -307,3 +308,14 @@ def test_ids_are_made_when_somebody_looks() -> None:
     assert list(few) == ["n/q/3", "n/q/4", "n/q/9"]
     assert (few[0], few[-1], few[1:]) == ("n/q/3", "n/q/9", ["n/q/4", "n/q/9"])
     assert "n/q/9" in few and "n/q/8" not in few
+
+
+@pytest.mark.guarantee("G1")
+async def test_a_send_many_that_is_cancelled_says_what_was_accepted() -> None:
+    async with make() as node:
+        jobs = node.push("work", max_pending=10)
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(0.01):
+                await jobs.send_many(range(50))
+        accepted: Any = getattr(caught.value.__cause__, "accepted")  # noqa: B009 -- any exception gets one
+        assert [*accepted] == [f"{node.id[:12]}/work/{number}" for number in range(10)]

@@ -21,7 +21,9 @@ from meshmsg import (
     NoResponders,
     NoSuchMethod,
     Overloaded,
+    PeerLost,
     RemoteError,
+    Unavailable,
     blocking,
 )
 from meshmsg.engine.call import Call
@@ -204,6 +206,39 @@ async def test_a_node_that_leaves_waits_for_its_answers(answered: bool) -> None:
             with pytest.raises(Cancelled):
                 await asked
         await closing
+
+
+@pytest.mark.guarantee("G8", "G10")
+@pytest.mark.parametrize("who", ["client", "server"])
+async def test_a_node_that_leaves_waits_for_what_its_items_clean_up(who: str) -> None:
+    cleaned, over = [], asyncio.Event()
+
+    async with two_nodes() as (server, client):
+
+        @server.router("math").method
+        async def total(items: AsyncIterator[int]) -> int:
+            return sum([item async for item in items])
+
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                asyncio.get_running_loop().call_later(0.2, over.set)  # as one does that says goodbye to a database
+                await over.wait()
+                cleaned.append("cleaned")
+
+        math = await meet(client)
+        asked = asyncio.ensure_future(math.request("total", items=numbers()))
+        await client._driver.until(lambda: any(call.spoke for call in client._engine.calls._table.values()))
+        if who == "server":
+            await server.close(drain=0)
+            with pytest.raises((PeerLost, Unavailable)):
+                await asked
+            assert cleaned == []
+        await client.close(drain=5 if who == "server" else 0)
+        assert cleaned == ["cleaned"]
+        await asyncio.wait({asked})
 
 
 @pytest.mark.guarantee("G8", "G10")

@@ -525,6 +525,26 @@ async def test_an_interceptor_that_returns_nothing_is_told_to() -> None:
 
 
 @pytest.mark.guarantee("G8")
+@pytest.mark.parametrize("name", ["count", "count_plainly", "unknown"])
+async def test_a_stream_that_its_interceptors_kept_from_its_method_has_no_good_end(name: str) -> None:
+    desk = Desk()
+
+    async def forget(context: Context, proceed: Any) -> None:
+        if context.headers:
+            await proceed()
+
+    router = desk.router(interceptors=[forget], concurrency=1)
+    offer_counts(router, [], [])
+    for _ in range(2):
+        asked = desk.stream(name, 2, headers={"proceed": True} if name != "unknown" else {})
+        if name != "unknown":
+            assert await asked is None
+        error = await refused(desk.stream(name, 2))
+        assert isinstance(error, RemoteError) and error.type == "RuntimeError"
+        assert str(error) == f"math.{name}: its interceptors did not call proceed(): write `return await proceed()`"
+
+
+@pytest.mark.guarantee("G8")
 async def test_a_method_does_not_begin_after_its_call_was_cancelled() -> None:
     desk = Desk()
     ran: list[str] = []

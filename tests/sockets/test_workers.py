@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import uuid
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import ANY
 
@@ -24,6 +28,12 @@ ONCE = Retry(max_attempts=1)
 
 def make() -> Node:
     return Node("node", mesh=f"workers-{uuid.uuid4().hex[:12]}", mdns=False, drain=0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Looks again at every turn of the loop; the test's own deadline ends it."""
+    while not condition():
+        await asyncio.sleep(0)
 
 
 async def plain_async(message: Message) -> None: ...
@@ -120,8 +130,9 @@ async def test_a_timeout_cancels_a_coroutine_and_lets_it_clean_up_in_peace(monke
 
         jobs = node.push("work", retry=ONCE)
         await jobs.send(1)
-        await jobs.flush(timeout=PATIENCE_S)
-        assert cleaned.is_set()
+        await jobs.flush(timeout=PATIENCE_S)  # the message does not wait for the end of the handler
+        async with asyncio.timeout(PATIENCE_S):
+            await cleaned.wait()
         assert expired[0] <= 3
         assert node.dead_letters()[0].error == "the handler ran longer than its timeout of 0.02 s"
 
@@ -353,3 +364,212 @@ async def test_messages_that_wait_for_a_thread_go_back_when_the_pull_closes() ->
         while jobs.ledger().in_flight:
             await asyncio.sleep(0)
         assert jobs.ledger() == Ledger(accepted=6, processed=2, pending=4, ready=4)
+
+
+@pytest.mark.guarantee("G1", "G4")
+@pytest.mark.parametrize("timeout", [None, PATIENCE_S])
+@pytest.mark.parametrize("how", ["itself", "quietly", "all"])
+async def test_a_worker_that_is_cancelled_is_replaced(how: str, timeout: float | None) -> None:
+    """Such as by ``current_task().cancel()`` in its handler: two of two, and the other messages are handled anyway."""
+    async with make() as node:
+        bodies: list[int] = []
+
+        @node.pull("work", concurrency=2, timeout=timeout)
+        async def handle(message: Message) -> None:
+            bodies.append(message.body)
+            task = asyncio.current_task()
+            assert task is not None
+            if message.body < 2 and message.attempt == 1:
+                for each in asyncio.all_tasks() if how == "all" else {task}:
+                    if each.get_name().startswith("meshmsg-work"):
+                        each.cancel()
+                if how == "quietly":
+                    return  # before the cancellation has come
+            await asyncio.sleep(0)
+
+        jobs = node.push("work", retry=Retry(max_attempts=3, backoff=0))
+        await jobs.send_many(range(20))
+        await jobs.flush(timeout=PATIENCE_S)
+        assert jobs.ledger().processed == 20
+        if how != "all":
+            assert sorted(bodies)[2 if how == "quietly" else 4 :] == list(range(2, 20))  # who goes takes nobody along
+
+
+@pytest.mark.guarantee("G4")
+async def test_what_a_cancelled_handler_held_says_so() -> None:
+    async with make() as node:
+
+        @node.pull("work")
+        async def handle(message: Message) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+        jobs = node.push("work", retry=ONCE)
+        await jobs.send(1)
+        await jobs.flush(timeout=PATIENCE_S)
+        assert node.dead_letters()[0].error == "the task of the handler was cancelled"
+
+
+async def test_a_subscription_that_closes_handles_what_it_has_although_its_worker_was_cancelled() -> None:
+    async with make() as node:
+        bodies: list[int] = []
+        sub = node.sub("news")
+        task = None
+
+        @sub
+        async def handle(message: Message) -> None:
+            bodies.append(message.body)
+            if message.body in (0, 5):
+                nonlocal task
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                await asyncio.sleep(0)
+
+        await node.pub("news").send_many(range(10))
+        await until(lambda: sub._inbox.waiting >= 10)
+        await sub.close(drain=PATIENCE_S)
+        assert bodies == list(range(10))
+
+
+async def test_an_idle_worker_that_is_cancelled_is_not_woken_in_the_place_of_another() -> None:
+    async with make() as node:
+        done = asyncio.Event()
+        pull = node.pull("work", concurrency=2)
+
+        @pull
+        async def handle(message: Message) -> None:
+            done.set()
+
+        workers = pull._workers
+        assert isinstance(workers, Workers)
+        await until(lambda: len(workers._idle) == 2)
+        dead = workers._workers[0].task
+        assert dead is not None
+        dead.cancel()
+        await asyncio.wait({dead})
+        assert len(workers._idle) == 1
+        await until(lambda: len(workers._idle) == 2)  # it was replaced
+        await node.push("work").send(1)
+        async with asyncio.timeout(PATIENCE_S):
+            await done.wait()
+
+
+ENDING = """
+import asyncio
+from meshmsg import Node
+
+async def main():
+    node = await Node("ends", mesh="ends", mdns=False).start()
+
+    @node.pull("work")
+    async def handle(message):
+        print("handles", message.body, flush=True)
+        begun.set()
+        await asyncio.sleep(60)
+
+    begun = asyncio.Event()
+    await node.push("work").send_many(range(5))
+    await begun.wait()
+
+asyncio.run(main())
+"""
+
+
+def test_a_loop_that_ends_gets_no_new_workers() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "handles 0\n"
+    assert "Task was destroyed" not in ended.stderr
+
+
+@pytest.mark.guarantee("G1", "G4")
+async def test_a_coroutine_that_swallows_its_cancellation_loses_its_message_and_its_word() -> None:
+    async with make() as node:
+        go_on, late = asyncio.Event(), asyncio.Event()
+        said: list[object] = []
+
+        @node.pull("work", timeout=0.02, concurrency=2)
+        async def handle(message: Message) -> None:
+            if message.attempt == 1:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                said.append(message.settled)
+                await go_on.wait()
+                late.set()  # it returns, and acks nothing
+            else:
+                said.append("second")
+
+        jobs = node.push("work", retry=Retry(max_attempts=2, backoff=0))
+        await jobs.send(1)
+        await jobs.flush(timeout=PATIENCE_S)
+        assert said == [True, "second"]
+        assert jobs.ledger() == Ledger(accepted=1, processed=1, redelivered=1)
+        go_on.set()
+        await late.wait()
+        await jobs.deliver(2, timeout=PATIENCE_S)
+
+
+@pytest.mark.guarantee("G1", "G4")
+async def test_what_waits_for_coroutines_that_do_not_end_goes_to_other_consumers() -> None:
+    async with make() as producer:
+        other = {"mesh": producer.mesh, "seeds": [producer.endpoints[0]], "mdns": False, "drain": 0}
+        async with Node("sick", **other) as sick, Node("well", **other) as well:
+            heal, ran, most = asyncio.Event(), [0], [0]
+            events = sick.events()
+
+            @sick.pull("work", timeout=0.02, concurrency=2)
+            async def suffer(message: Message) -> None:
+                ran[0] += 1
+                most[0] = max(most[0], ran[0])
+                while not heal.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await heal.wait()
+                ran[0] -= 1
+
+            jobs = producer.push("work")
+            await producer.wait_for(pull="work", timeout=PATIENCE_S)
+            await jobs.send_many(range(50))
+            while (event := await events.get(timeout=PATIENCE_S)).kind != "consumer.stuck":
+                pass
+            text = "all 2 handlers were cancelled at the timeout of 0.02 s, and do not end"
+            assert (event.queue, event.text) == ("work", text)
+            assert most == [2]  # who does not end keeps its place
+            done: list[int] = []
+
+            @well.pull("work")
+            async def work(message: Message) -> None:
+                done.append(message.body)
+
+            await jobs.flush(timeout=PATIENCE_S)
+            assert sorted(done) == list(range(50))
+            await well.close()
+            heal.set()
+            await jobs.deliver("again", timeout=PATIENCE_S)
+            assert most == [2]
+
+
+async def test_a_loop_may_end_while_a_late_handler_cleans_up() -> None:
+    """The cancellation that ends the loop is not taken for that of the timeout."""
+    async with make() as node:
+        cleaning = asyncio.Event()
+        pull = node.pull("work", timeout=0.02)
+
+        @pull
+        async def handle(message: Message) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cleaning.set()
+                await asyncio.Event().wait()
+
+        await node.push("work").send(1)
+        async with asyncio.timeout(PATIENCE_S):
+            await cleaning.wait()
+        assert isinstance(pull._workers, Workers)
+        task = pull._workers._workers[0].task
+        assert task is not None
+        task.cancel()
+        await asyncio.wait({task}, timeout=PATIENCE_S)
+        assert task.cancelled()

@@ -274,7 +274,8 @@ for _ in range(250):
     DEEP = [DEEP]
 NOT_NATURAL = [-1, 2**62 + 1, 2**64 - 1, True, 1.0, float("nan"), "1", b"1", None, [], {}, DEEP]
 NOT_LISTS = ["", "ab", b"ab", {}, {1: 2}, 1, None, msgpack.ExtType(5, b"ab")]
-NOT_NAMES = [None, 1, b"x", [], "x" * 401, *(f"a{letter}b" for letter in CONTROL)]
+NOT_QUEUES = [None, 1, b"x", [], "x" * 1001, *(f"a{letter}b" for letter in CONTROL)]
+NOT_NAMES = [*NOT_QUEUES, "x" * 401]
 NOT_IDS = ["", "a.b", "a b", "-", "x" * 65, "\x1b", 1, b"a", []]
 NOT_OFFERS = [
     None,
@@ -359,7 +360,7 @@ VALID: dict[int, list[Any]] = {
 OTHER_FIELDS: dict[tuple[int, int], list[Any]] = {
     (frames.BYE, 0): NOT_NAMES,
     (frames.OFFERS, 1): NOT_OFFERS,
-    (frames.LANE, 1): [*NOT_NAMES, "x" * 201],
+    (frames.LANE, 1): NOT_QUEUES,
     (frames.DATA, 5): NOT_RUNS,
     (frames.ACK, 5): NOT_RANGES,
     (frames.ACK, 6): NOT_VERDICTS,
