@@ -250,6 +250,20 @@ class Subscription:
             self.on_room()
         return taken
 
+    def count_fitting(self, least: int, most: int, most_bytes: int) -> int:
+        """How many messages to take at once: ``least``; up to ``most`` if they have no more than ``most_bytes``."""
+        if self.waiting_bytes <= most_bytes:
+            return max(least, most)
+        count = 0
+        for item in self._items:
+            if most_bytes <= 0 or count >= most:
+                break
+            if isinstance(item, Delivery):
+                total = len(item.bodies)
+                count += total if item.size <= most_bytes else total * most_bytes // item.size
+                most_bytes -= item.size
+        return max(least, min(count, most))
+
     def __len__(self) -> int:
         """Messages and gaps that wait, batches counted as one."""
         return len(self._items) + len(self._newest)

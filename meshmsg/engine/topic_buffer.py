@@ -131,7 +131,7 @@ class TopicBuffer(Buffer):
         if self.closing:
             return None
         if not self.opened and not self.arrivals:
-            self._refill(1 if self.subscription.latest else self._count_fitting(1, REFILL, REFILL_BYTES))
+            self._refill(1 if self.subscription.latest else self.subscription.count_fitting(1, REFILL, REFILL_BYTES))
         return super().take_one(clock)
 
     def take(self, limit: int, now: float) -> Batch:
@@ -158,7 +158,7 @@ class TopicBuffer(Buffer):
         if self.closing or max(least, most) <= 0:
             return deque()
         if not self.opened and not self.arrivals:
-            count = self._count_fitting(least, most, most_bytes)
+            count = self.subscription.count_fitting(least, most, most_bytes)
             if count > 0:
                 self._refill(count, over_gaps=over_gaps)
         return self.take_back()
@@ -171,20 +171,6 @@ class TopicBuffer(Buffer):
     def watch_extensions(self, extended: Callable[[Any, int], None]) -> None:
         """Has ``extended`` called for each ``message.extend()``."""
         self.extended = extended
-
-    def _count_fitting(self, least: int, most: int, most_bytes: int) -> int:
-        """How many messages to take out at once: ``least``; up to ``most`` if they have no more than ``most_bytes``."""
-        if self.subscription.waiting_bytes <= most_bytes:
-            return max(least, most)
-        count = 0
-        for item in self.subscription._items:
-            if most_bytes <= 0 or count >= most:
-                break
-            if isinstance(item, Delivery):
-                total = len(item.bodies)
-                count += total if item.size <= most_bytes else total * most_bytes // item.size
-                most_bytes -= item.size
-        return max(least, min(count, most))
 
     def _refill(self, limit: int, *, over_gaps: bool = True) -> None:
         """Goes on until there are messages in hand, telling gaps on the way; with a limit of 0, only gaps."""
